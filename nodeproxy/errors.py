@@ -1,0 +1,66 @@
+"""Every error that nodeproxy raises on purpose, in one tree.
+
+    NodeproxyError
+    ├── ConfigError            a setting, a mesh file, a command line: the operator's to mend
+    ├── PrivilegeError         the kernel or a capability says no: the platform's to mend
+    ├── KernelError            a bpf(2), netlink or namespace call failed
+    ├── EnrolmentError         one pod could not be steered; the others are not touched
+    ├── StateError             the state's store is damaged, full or held by somebody else
+    ├── IdentityError          a certificate or key can't be made, read or trusted
+    └── ProtocolError          a peer broke a protocol; `reason` names how
+
+An expected refusal (a policy says no, no endpoint is there) is a value, `nodeproxy.model.reason.Refusal`; exceptions are for
+surprises.  An error's text says whose fault it is and what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nodeproxy.model.reason import Reason
+
+
+class NodeproxyError(Exception):
+    """The root of the tree."""
+
+
+class ConfigError(NodeproxyError):
+    """A setting, a mesh file or a command line is wrong; nothing of it was applied."""
+
+
+class PrivilegeError(NodeproxyError):
+    """The kernel lacks a feature or the process a capability."""
+
+
+class KernelError(NodeproxyError):
+    """A call to the kernel failed; `errno` is its error number, 0 if there was none."""
+
+    def __init__(self, message: str, errno: int = 0) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class EnrolmentError(NodeproxyError):
+    """A pod could not be put under steering, or be released from it."""
+
+
+class StateError(NodeproxyError):
+    """The state's store can't be opened, read or written."""
+
+
+class IdentityError(NodeproxyError):
+    """A certificate, key or root can't be made, read or trusted."""
+
+
+class ProtocolError(NodeproxyError):
+    """A peer broke a protocol.
+
+    reason: what it is called in metric, log and `why`.
+    code: the HTTP/2 error code (RFC 9113, section 7) to tell the peer.
+    """
+
+    def __init__(self, reason: Reason, message: str, code: int = 0x1) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.code = code

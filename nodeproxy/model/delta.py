@@ -1,0 +1,34 @@
+"""What a source says: changes of state, and which pods of this node it wants enrolled."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nodeproxy.model.policy import Policy
+from nodeproxy.model.workload import Service, Workload
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """Resources that came or changed, and the keys of those that went; in any order between deltas."""
+
+    workloads: tuple[Workload, ...] = ()
+    services: tuple[Service, ...] = ()
+    policies: tuple[Policy, ...] = ()
+    removed_workloads: tuple[str, ...] = ()  # uids
+    removed_services: tuple[str, ...] = ()  # service keys
+    removed_policies: tuple[str, ...] = ()  # policy keys
+
+
+class Everything(msgspec.Struct, frozen=True):
+    """All that a source knows: what is not in it is gone.  The store turns it into the `Delta` that it amounts to."""
+
+    workloads: tuple[Workload, ...] = ()
+    services: tuple[Service, ...] = ()
+    policies: tuple[Policy, ...] = ()
+
+
+class PodSpec(msgspec.Struct, frozen=True):
+    """A pod of this node that belongs in the mesh.  netns: path of its network namespace."""
+
+    uid: str
+    netns: str
