@@ -1,0 +1,79 @@
+"""Python's view of what `bpf/nodeproxy.h` says: numbers, struct layouts, map and program names.
+
+A test compiles the header and compares it with this module, so neither can change alone.  Imports only what a worker has anyway.
+Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d; ports are in host order.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from enum import IntEnum
+from typing import Final
+
+MAX_SLOTS: Final = 16
+MAX_PODS: Final = 4096
+MARK_LAST_LEG: Final = 0x53A
+FAMILY_V4: Final = 1
+FAMILY_V6: Final = 2
+
+_MAPPED_PREFIX: Final = b"\0" * 10 + b"\xff\xff"
+
+
+class Role(IntEnum):
+    """What a listener of a worker is for."""
+
+    OUTBOUND = 0
+    HBONE = 1
+    PLAINTEXT = 2
+
+
+class Drop(IntEnum):
+    """Why the kernel's side refused something; the index into the map `drops`."""
+
+    NO_LISTENER = 0
+    UNKNOWN_ADDRESS = 1
+    ASSIGN_FAILED = 2
+    NO_FAMILY = 3
+    NO_STORAGE = 4
+    HANDOVER_FULL = 5
+    FLOWS_FULL = 6
+
+
+# struct np_…, in native byte order; `=` because every field is aligned without the compiler's help.
+CONFIG: Final = struct.Struct("=QII")  # own_cgroup_id, slots, unused
+POD: Final = struct.Struct("=4sI16s")  # address4, families, address6
+ADDRESS: Final = struct.Struct("=16s")  # ip
+OWNER: Final = struct.Struct("=Q3II")  # netns_cookie, turn × 3, unused
+DESTINATION: Final = struct.Struct("=16sII")  # ip, port, kind
+CLIENT: Final = struct.Struct("=Q16sII")  # netns_cookie, ip, port, unused
+FLOW: Final = struct.Struct("=16s16sHH")  # source_ip, destination_ip, source_port, destination_port
+LISTENER: Final = struct.Struct("=16sII")  # ip, role, slot
+IN_USE: Final = struct.Struct("=QQ")  # handover, flows
+
+MAPS: Final = (
+    "config",
+    "enrolled",
+    "pods_by_address",
+    "handover",
+    "flows",
+    "in_use",
+    "drops",
+    "listeners",
+    "client_sockets",
+    "original_destination",
+)
+
+
+def pack_ip(address: str) -> bytes:
+    """The 16 bytes of an address; IPv4 becomes IPv4-mapped."""
+    if ":" in address:
+        return socket.inet_pton(socket.AF_INET6, address)
+    return _MAPPED_PREFIX + socket.inet_pton(socket.AF_INET, address)
+
+
+def unpack_ip(ip: bytes) -> str:
+    """The canonical text of 16 bytes; an IPv4-mapped address becomes IPv4."""
+    if ip[:12] == _MAPPED_PREFIX:
+        return socket.inet_ntop(socket.AF_INET, ip[12:])
+    return socket.inet_ntop(socket.AF_INET6, ip)

@@ -1,0 +1,126 @@
+"""One build of the programs with its maps: loaded by the child, or found pinned.
+
+A new generation shares the maps of an old one when their layout is the same, so that connections, enrolments and listeners carry over; when
+it is not, what keeps pods closed (who is enrolled) is copied before the generation is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from nodeproxy.errors import KernelError, NodeproxyError, PrivilegeError
+from nodeproxy.kernel import abi, bpf
+from nodeproxy.kernel.bpf import Map
+from nodeproxy.kernel.pins import Pins, remove_tree
+from nodeproxy.kernel.programs import PROGRAMS, digest, map_digest
+
+# Compiling and loading takes 2 s on the machine that this was written on; emulated ones are fifty times slower.
+_LOAD_TIMEOUT_S = 240
+# The verifier's log of one program may be megabytes; what it objects to stands at the end.
+_MAX_ERROR_CHARS = 3000
+_LOADER_EXIT_PLATFORM = 2
+_CARRIED_OVER = ("enrolled", "pods_by_address")
+
+
+class Generation:
+    """The open programs and maps of a generation."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.maps = {name: Map.open(directory / "maps" / name) for name in abi.MAPS}
+        self.programs = {program.name: bpf.obj_get(directory / "programs" / program.name) for program in PROGRAMS}
+        self.program_ids = {name: bpf.program_id(descriptor) for name, descriptor in self.programs.items()}
+
+    def close(self) -> None:
+        """Give the descriptors back; the pins keep the objects."""
+        for opened in self.maps.values():
+            opened.close()
+        for descriptor in self.programs.values():
+            os.close(descriptor)
+        self.programs.clear()
+
+
+def wanted_name() -> str:
+    """The name of the generation that these sources make."""
+    return f"{map_digest()}-{digest()}"
+
+
+def open_or_load(pins: Pins) -> tuple[Generation, bool]:
+    """The wanted generation, and whether it was there already.  The caller holds the instance's lock."""
+    remove_tree(pins.loading)
+    whole = pins.generation(wanted_name())
+    if whole.is_dir():
+        return Generation(whole), True
+    older = max(pins.generations(), key=lambda path: path.stat().st_mtime, default=None)
+    try:
+        pins.loading.mkdir()
+        shares_maps = older is not None and older.name.startswith(map_digest())
+        if older is not None and shares_maps:
+            _share_maps(older, pins.loading)
+        _run_loader(pins.loading)
+        if older is not None and not shares_maps:
+            _carry_over(older, pins.loading)
+        pins.loading.rename(whole)
+    except OSError as error:
+        raise KernelError(f"pinning under {pins.directory}: {error.strerror}", error.errno or 0) from error
+    finally:
+        remove_tree(pins.loading)
+    return Generation(whole), False
+
+
+def _share_maps(older: Path, younger: Path) -> None:
+    (younger / "maps").mkdir()
+    for name in abi.MAPS:
+        descriptor = bpf.obj_get(older / "maps" / name)
+        try:
+            bpf.obj_pin(descriptor, younger / "maps" / name)
+        finally:
+            os.close(descriptor)
+
+
+def _carry_over(older: Path, younger: Path) -> None:
+    """Copy who is enrolled to maps of a new layout; a layout that we cannot copy is an error, for skipping it would open the pods."""
+    for name in _CARRIED_OVER:
+        source, target = Map.open(older / "maps" / name), Map.open(younger / "maps" / name)
+        try:
+            if (source.key_bytes, source.value_bytes) != (target.key_bytes, target.value_bytes):
+                raise KernelError(f"map {name} of the running generation has another layout: `nodeproxy uninstall` first, with the pods drained")
+            for key in source.keys():
+                if (value := source.get(key)) is not None:
+                    target.put(key, value)
+        finally:
+            source.close()
+            target.close()
+
+
+def _run_loader(directory: Path) -> None:
+    package_root = str(Path(__file__).resolve().parents[2])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))}
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "nodeproxy.kernel.loader", str(directory)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_LOAD_TIMEOUT_S,
+            check=False,
+            env=environment,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise KernelError(f"loading the eBPF programs took more than {_LOAD_TIMEOUT_S} s") from error
+    if child.returncode != 0:
+        raise _loader_error(child.returncode, child.stderr.strip())
+
+
+def _loader_error(status: int, said: str) -> NodeproxyError:
+    if len(said) > _MAX_ERROR_CHARS:
+        said = "…" + said[-_MAX_ERROR_CHARS:]
+    if status == _LOADER_EXIT_PLATFORM:
+        return PrivilegeError(said)
+    if "Operation not permitted" in said:
+        return PrivilegeError(f"loading the eBPF programs: CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON or CAP_SYS_ADMIN is missing; run as root\n{said}")
+    return KernelError(f"loading the eBPF programs failed (`nodeproxy check` says what this kernel lacks):\n{said}")

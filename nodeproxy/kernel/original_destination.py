@@ -1,0 +1,45 @@
+"""Where a steered connection wanted to go: read by a worker from the accepted socket's BPF storage, once a connection.
+
+One bpf(2) call over buffers made once.  Imports only what a worker has anyway.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+from nodeproxy.errors import KernelError
+from nodeproxy.kernel import abi
+from nodeproxy.kernel.bpf import Command, syscall_number
+
+
+class _Lookup(ctypes.Structure):
+    """The part of union bpf_attr that BPF_MAP_LOOKUP_ELEM uses."""
+
+    _fields_ = (("map_fd", ctypes.c_uint32), ("_", ctypes.c_uint32), ("key", ctypes.c_uint64), ("value", ctypes.c_uint64), ("flags", ctypes.c_uint64))
+
+
+class OriginalDestination:
+    """The map `original_destination`, by the descriptor that the agent gave."""
+
+    def __init__(self, map_fd: int) -> None:
+        self._key = ctypes.c_uint32()
+        self._value = (ctypes.c_ubyte * abi.DESTINATION.size)()
+        self._attribute = _Lookup(map_fd, 0, ctypes.addressof(self._key), ctypes.addressof(self._value), 0)
+        call = ctypes.CDLL(None, use_errno=True).syscall
+        call.restype = ctypes.c_long
+        call.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_long)
+        self._call = call
+        self._fixed = (syscall_number(), int(Command.MAP_LOOKUP), ctypes.addressof(self._attribute), ctypes.sizeof(self._attribute))
+
+    def get(self, sock_fd: int) -> tuple[str, int] | None:
+        """(address, port) that the application connected to; None if the connection was not steered here."""
+        self._key.value = sock_fd
+        if self._call(*self._fixed) < 0:
+            number = ctypes.get_errno()
+            if number == errno.ENOENT:
+                return None
+            raise KernelError(f"reading a connection's original destination: {os.strerror(number)}", number)
+        ip, port, _ = abi.DESTINATION.unpack(self._value)
+        return abi.unpack_ip(ip), port

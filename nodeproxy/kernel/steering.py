@@ -1,0 +1,255 @@
+"""Steering as the agent sees it: enrol a pod, let it go, say which listeners the workers have.
+
+Invariant: from the moment that a pod is enrolled until it leaves, its TCP is led to a worker or refused, whatever dies meanwhile; no step
+here, taken alone, opens it.  All state is pinned, so an agent that starts again adopts it.  Knows nothing of routes, sockets or policy.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from nodeproxy.errors import ConfigError, EnrolmentError, KernelError
+from nodeproxy.kernel import abi, bpf
+from nodeproxy.kernel.abi import Drop, Role
+from nodeproxy.kernel.generation import Generation, open_or_load
+from nodeproxy.kernel.pins import Pins, remove_tree
+from nodeproxy.kernel.programs import CGROUP_PROGRAMS, SK_LOOKUP, Program
+
+_ZERO = struct.pack("=I", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class PodSteering:
+    """A pod to enrol.  addresses: canonical text; the first of each family is where the pod's own connects are led."""
+
+    netns_fd: int
+    netns_cookie: int
+    addresses: tuple[str, ...]
+
+
+class InProgress(NamedTuple):
+    """Connections that are being made at this moment: steered ones, and last legs."""
+
+    steered: int
+    last_legs: int
+
+
+class Steering:
+    """The eBPF side of one instance.  `adopted`: it was pinned before, nothing had to be loaded."""
+
+    def __init__(self, pins: Pins, lock: int, generation: Generation, adopted: bool) -> None:
+        self.adopted = adopted
+        self._pins = pins
+        self._lock = lock
+        self._generation = generation
+        self._maps = generation.maps
+        self.original_destination_fd = self._maps["original_destination"].fd
+
+    @classmethod
+    def open(cls, instance: str, cgroup_root: Path, *, own_cgroup_id: int, workers: int) -> Steering:
+        """Load what is not there, adopt what is, attach to `cgroup_root`, and switch what an older nodeproxy left to this one.
+
+        own_cgroup_id: the cgroup (inode of its directory) of agent and workers; what runs in it is never steered.
+        """
+        if not 1 <= workers <= abi.MAX_SLOTS:
+            raise ConfigError(f"workers: {workers} is not between 1 and {abi.MAX_SLOTS}")
+        pins = Pins(instance)
+        lock = pins.lock()
+        try:
+            generation, adopted = open_or_load(pins)
+            steering = cls(pins, lock, generation, adopted)
+            steering._maps["config"].put(_ZERO, abi.CONFIG.pack(own_cgroup_id, workers, 0))
+            steering._attach_pods()
+            steering._attach_cgroup(cgroup_root)
+            for old in pins.generations():
+                if old != generation.directory:
+                    remove_tree(old)
+        except BaseException:
+            os.close(lock)
+            raise
+        return steering
+
+    def close(self) -> None:
+        """Release the instance; steering stays as it is."""
+        self._generation.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    # ── attaching ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _attach_cgroup(self, cgroup_root: Path) -> None:
+        try:
+            target = os.open(cgroup_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ConfigError(f"cgroup root {cgroup_root}: {error.strerror}") from error
+        try:
+            cgroup_id = os.fstat(target).st_ino
+            for program in CGROUP_PROGRAMS:
+                self._attach(program, self._pins.links / program.name, target, cgroup_id)
+        finally:
+            os.close(target)
+
+    def _attach_pods(self) -> None:
+        """Switch adopted pods to this generation; forget those whose network namespace has gone."""
+        for cookie in self._pins.pod_cookies():
+            path = self._pins.pod_link(cookie)
+            link = bpf.obj_get(path)
+            try:
+                info = bpf.link_info(link)
+                if info.target and info.program_id != self._generation.program_ids[SK_LOOKUP.name]:
+                    bpf.link_update(link, self._generation.programs[SK_LOOKUP.name])
+            finally:
+                os.close(link)
+            if not info.target:
+                self.leave(cookie)
+
+    def _attach(self, program: Program, path: Path, target: int, target_id: int) -> None:
+        """Have `program` attached to `target`, by a link pinned at `path`; an existing link is switched in one step."""
+        descriptor = self._generation.programs[program.name]
+        stale = False
+        if path.exists():
+            link = bpf.obj_get(path)
+            try:
+                info = bpf.link_info(link)
+                if info.target == target_id:
+                    if info.program_id != self._generation.program_ids[program.name]:
+                        bpf.link_update(link, descriptor)
+                    return
+            finally:
+                os.close(link)
+            stale = True
+        link = bpf.link_create(descriptor, target, program.attach_type)
+        try:
+            if stale:  # the new link works already: nothing is open between the two
+                _detach(path)
+            bpf.obj_pin(link, path)
+        finally:
+            os.close(link)
+
+    # ── pods ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def enrol(self, pod: PodSteering) -> None:
+        """Steer the pod's TCP from now on.  Its listeners should be set already, or its connections are refused until they are."""
+        four = [address for address in pod.addresses if ":" not in address]
+        six = [address for address in pod.addresses if ":" in address]
+        if not four and not six:
+            raise EnrolmentError("the pod has no address")
+        self._refuse_strangers(pod)
+        owners = self._maps["pods_by_address"]
+        for address in pod.addresses:
+            key = abi.pack_ip(address)
+            known = owners.get(key)
+            cookie = abi.OWNER.unpack(known)[0] if known else pod.netns_cookie
+            if cookie != pod.netns_cookie:
+                raise EnrolmentError(f"{address} belongs to another enrolled pod (netns cookie {cookie}); addresses are unique on a node")
+            owners.put(key, known or abi.OWNER.pack(pod.netns_cookie, 0, 0, 0, 0))
+        for key in self._addresses_of(pod.netns_cookie) - {abi.pack_ip(address) for address in pod.addresses}:
+            self._forget_address(key)
+        self._attach(SK_LOOKUP, self._pins.pod_link(pod.netns_cookie), pod.netns_fd, os.fstat(pod.netns_fd).st_ino)
+        families = (abi.FAMILY_V4 if four else 0) | (abi.FAMILY_V6 if six else 0)
+        value = abi.POD.pack(
+            abi.pack_ip(four[0])[12:] if four else bytes(4),
+            families,
+            abi.pack_ip(six[0]) if six else bytes(16),
+        )
+        self._maps["enrolled"].put(struct.pack("=Q", pod.netns_cookie), value)
+
+    def leave(self, netns_cookie: int) -> None:
+        """Steer the pod no longer; new connections are plain.  Nothing happens if it is not enrolled."""
+        self._maps["enrolled"].delete(struct.pack("=Q", netns_cookie))
+        path = self._pins.pod_link(netns_cookie)
+        if path.exists():
+            _detach(path)
+        for key in self._addresses_of(netns_cookie):
+            self._forget_address(key)
+
+    def enrolled_cookies(self) -> frozenset[int]:
+        """The network namespaces that are steered, those that a former agent left included."""
+        enrolled = {struct.unpack("=Q", key)[0] for key in self._maps["enrolled"].keys()}
+        return frozenset(enrolled.union(self._pins.pod_cookies()))
+
+    def _refuse_strangers(self, pod: PodSteering) -> None:
+        """Another sk_lookup program in the pod could hand its connections to somebody else."""
+        try:
+            attached = bpf.attached_programs(pod.netns_fd, SK_LOOKUP.attach_type)
+        except KernelError as error:
+            raise EnrolmentError(f"the pod's network namespace cannot be used: {error}") from error
+        strangers = [number for number in attached if number != self._generation.program_ids[SK_LOOKUP.name]]
+        if strangers:
+            raise EnrolmentError(
+                f"the pod is steered by somebody else already (sk_lookup program {strangers[0]}; `bpftool prog show id {strangers[0]}`): "
+                "another instance of nodeproxy? Let it leave there first"
+            )
+
+    def _addresses_of(self, netns_cookie: int) -> set[bytes]:
+        owners = self._maps["pods_by_address"]
+        found = set()
+        for key in owners.keys():
+            value = owners.get(key)
+            if value and abi.OWNER.unpack(value)[0] == netns_cookie:
+                found.add(key)
+        return found
+
+    def _forget_address(self, key: bytes) -> None:
+        self._maps["pods_by_address"].delete(key)
+        for role in Role:
+            for slot in range(abi.MAX_SLOTS):
+                self._maps["listeners"].delete(abi.LISTENER.pack(key, role, slot))
+
+    # ── listeners ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def set_listener(self, address: str, role: Role, slot: int, listener_fd: int) -> None:
+        """Let connections of `role` to this address of a pod reach the worker `slot`.  A listener that closes leaves by itself."""
+        if not 0 <= slot < abi.MAX_SLOTS:
+            raise ConfigError(f"worker slot {slot} is not between 0 and {abi.MAX_SLOTS - 1}")
+        self._maps["listeners"].put(abi.LISTENER.pack(abi.pack_ip(address), role, slot), struct.pack("=I", listener_fd))
+
+    def clear_listener(self, address: str, role: Role, slot: int) -> None:
+        """Take the worker out of the turn; nothing happens if it was not in it."""
+        self._maps["listeners"].delete(abi.LISTENER.pack(abi.pack_ip(address), role, slot))
+
+    # ── looking ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def drop_counters(self) -> dict[str, int]:
+        """How often the kernel's side refused, by reason, since the maps were made."""
+        drops = self._maps["drops"]
+        return {drop.name.lower(): drops.per_cpu_sum(drop) for drop in Drop}
+
+    def in_progress(self) -> InProgress:
+        """Connections that are being made now."""
+        value = self._maps["in_use"].get(_ZERO)
+        return InProgress(*abi.IN_USE.unpack(value)) if value else InProgress(0, 0)
+
+    @staticmethod
+    def uninstall(instance: str) -> None:
+        """Detach and unpin everything of an instance that nobody runs.  Pods are plain afterwards."""
+        pins = Pins(instance)
+        if not pins.directory.is_dir():
+            return
+        lock = pins.lock()
+        try:
+            names = [program.name for program in reversed(CGROUP_PROGRAMS)]
+            for path in [pins.links / name for name in names] + [pins.pod_link(cookie) for cookie in pins.pod_cookies()]:
+                if path.exists():
+                    _detach(path)
+            remove_tree(pins.directory)
+        finally:
+            os.close(lock)
+
+
+def _detach(path: Path) -> None:
+    link = bpf.obj_get(path)
+    try:
+        bpf.link_detach(link)
+    except KernelError as error:
+        if error.errno != errno.ENOLINK:  # its cgroup or namespace has gone
+            raise
+    finally:
+        os.close(link)
+    path.unlink()

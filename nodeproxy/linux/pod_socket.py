@@ -1,0 +1,46 @@
+"""The sockets that a worker makes in a pod's network namespace.  Call within `netns.inside(…)`; a socket keeps the namespace it was made in.
+
+The marks steer answers through the pod's routing table; they exempt nothing from steering (the worker's cgroup does).
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Final
+
+# Every socket of the proxy's that leaves the pod carries Istio's mark (1337), so that operators recognise it.
+MARK_OUTBOUND: Final = 0x539
+# Another one for the last leg: a socket that leaves the pod would be routed to lo with it.
+MARK_LAST_LEG: Final = 0x53A
+
+_IP_TRANSPARENT: Final = 19  # <linux/in.h>; not in Python's socket module before 3.13
+_IPV6_TRANSPARENT: Final = 75  # <linux/in6.h>
+_IP_BIND_ADDRESS_NO_PORT: Final = 24  # the port is chosen at connect(), by the whole 4-tuple: else a client's address has but 28,000
+
+
+def outbound_socket(family: int) -> socket.socket:
+    """A TCP socket towards other pods, nodes and the world."""
+    made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_OUTBOUND)
+    return made
+
+
+def last_leg_socket(family: int, client_ip: str) -> socket.socket:
+    """A TCP socket to the application in this pod that has the client's address; `family` is the one of `client_ip`."""
+    made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
+    try:
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_LAST_LEG)
+        # Without it the application could not bind a port that one of these happens to have.
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+        else:
+            made.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
+        made.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+        made.bind((client_ip, 0))
+    except OSError:
+        made.close()
+        raise
+    return made
