@@ -1,0 +1,139 @@
+"""One line for each ended connection, in the form that ztunnel writes (head parted by tabs, then `key=value`), or as JSON.
+
+Invariants: a line is one line, whatever a peer sent: every value is quoted and escaped unless it consists of an address's
+characters only; and it is short enough that a pipe takes it whole.  It must not know where lines go.  Workers import it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+from nodeproxy.model.connection import Connection, Direction, Party, Security
+
+# pipe(7): "Writes of less than PIPE_BUF bytes must be atomic", 4,096 on Linux: lines of several workers never mix within one
+# pipe.
+MAX_LINE_BYTES = 4096
+# The longest identity that Kubernetes allows has 8 + 255 + 4 + 63 + 4 + 253 characters, other names at most 253.
+MAX_VALUE_CHARACTERS = 600
+# What is left for each value when a line with long ones would pass MAX_LINE_BYTES: 14 values, their keys and the head stay below
+# it.
+_SHORT_VALUE_CHARACTERS = 150
+# An escaped character takes up to 12 bytes ("\ud83d\ude00").
+_ESCAPED_BYTES = 12
+_ADDRESS = re.compile(r"[A-Za-z0-9.:\[\]_-]+")
+_ADDRESSES = frozenset({"src.addr", "dst.addr", "dst.hbone_addr"})
+_MESSAGE = "connection complete"
+
+
+def format_text(connection: Connection) -> bytes:
+    """The line as ztunnel writes it: time, level, "access", message, and the fields."""
+    head = f"{_timestamp(connection.ended)}\t{_level(connection)}\taccess\t{_MESSAGE}\t"
+    line = head + " ".join(_text_fields(connection, MAX_VALUE_CHARACTERS))
+    if len(line) >= MAX_LINE_BYTES:
+        line = head + " ".join(_text_fields(connection, _SHORT_VALUE_CHARACTERS))
+    return line.encode("ascii") + b"\n"
+
+
+def format_json(connection: Connection) -> bytes:
+    """The same as one JSON object."""
+    head = f'{{"level":"{_level(connection)}","time":"{_timestamp(connection.ended)}","scope":"access","message":"{_MESSAGE}",'
+    line = head + ",".join(_json_fields(connection, MAX_VALUE_CHARACTERS))
+    if len(line) + 1 >= MAX_LINE_BYTES:
+        line = head + ",".join(_json_fields(connection, _SHORT_VALUE_CHARACTERS))
+    return line.encode("ascii") + b"}\n"
+
+
+def _level(connection: Connection) -> str:
+    return "info" if connection.reason is None else "error"
+
+
+def _timestamp(when_s: float) -> str:
+    microseconds = int(when_s * 1e6)
+    return f"{_second(microseconds // 1_000_000)}.{microseconds % 1_000_000:06d}Z"
+
+
+@lru_cache(maxsize=4)  # connections end in the order of time: most share their second with the one before
+def _second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+def _text_fields(connection: Connection, limit: int) -> Iterator[str]:
+    fields = list(_fields(connection))
+    quoted = _quoter(fields, limit)
+    for name, value in fields:
+        if isinstance(value, int) or (name in _ADDRESSES and len(value) <= limit and _ADDRESS.fullmatch(value)):
+            yield f"{name}={value}"
+        else:
+            yield f"{name}={quoted(value, limit)}"
+
+
+def _json_fields(connection: Connection, limit: int) -> Iterator[str]:
+    fields = list(_fields(connection))
+    quoted = _quoter(fields, limit)
+    for name, value in fields:
+        yield f'"{name}":{value}' if isinstance(value, int) else f'"{name}":{quoted(value, limit)}'
+
+
+def _fields(connection: Connection) -> Iterator[tuple[str, str | int]]:
+    """What is known, in ztunnel's order; what is not known is left out, as there."""
+    yield "src.addr", connection.source.address
+    yield from _party("src", connection.source, connection.source.identity)
+    destination = connection.destination
+    yield "dst.addr", destination.address
+    if connection.hbone_address:
+        yield "dst.hbone_addr", connection.hbone_address
+    if connection.service is not None:
+        yield "dst.service", connection.service.hostname
+    identity = destination.identity
+    if not identity and destination.workload is not None and connection.security is Security.MUTUAL_TLS:
+        identity = destination.workload.identity
+    yield from _party("dst", destination, identity)
+    yield "direction", connection.direction.value
+    # Istio's metrics count from the source's request; its logs from the reporting proxy's side, so for outbound they swap.
+    sent, received = connection.sent_bytes, connection.received_bytes
+    if connection.direction is Direction.OUTBOUND:
+        sent, received = received, sent
+    yield "bytes_sent", sent
+    yield "bytes_recv", received
+    yield "duration", f"{max(int((connection.ended - connection.started) * 1000), 0)}ms"
+    if connection.reason is not None:
+        yield "error", f"{connection.reason.value}: {connection.detail}" if connection.detail else connection.reason.value
+
+
+def _party(side: str, party: Party, identity: str) -> Iterator[tuple[str, str]]:
+    workload = party.workload
+    if workload is not None:
+        yield f"{side}.workload", workload.name or workload.canonical_name
+        yield f"{side}.namespace", workload.namespace
+    if identity:
+        yield f"{side}.identity", identity
+    if workload is not None and workload.cluster:
+        yield f"{side}.cluster", workload.cluster
+
+
+def _quoter(fields: list[tuple[str, str | int]], limit: int) -> Callable[[str, int], str]:
+    """How to quote these values: nearly always all are plain, and one look at all of them saves a third of a line's cost."""
+    together = "".join([value for _, value in fields if isinstance(value, str)])
+    return _bare if len(together) <= limit and _is_plain(together) else _quoted
+
+
+def _is_plain(text: str) -> bool:
+    """Printable ASCII but the quotation mark and the backslash: what stands within quotation marks as it is."""
+    return text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
+
+
+def _bare(value: str, _limit: int) -> str:
+    return f'"{value}"'
+
+
+def _quoted(value: str, limit: int) -> str:
+    """In quotation marks, ASCII only, as JSON escapes; cut so that it is no longer than `limit`, its escapes counted."""
+    if _is_plain(value):
+        return f'"{value[:limit]}"'
+    # DEL is the one control character that JSON lets through.
+    whole = json.dumps(value[:limit]).replace("\x7f", "\\u007f")
+    return whole if len(whole) <= limit + 2 else json.dumps(value[: limit // _ESCAPED_BYTES]).replace("\x7f", "\\u007f")

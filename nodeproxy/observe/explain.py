@@ -1,0 +1,185 @@
+"""What would happen to a connection, for `why`: the very decisions that a worker makes, asked to tell their steps.
+
+Invariant: nothing is decided here.  The way out is `decide.outbound`'s, the destination's answer `decide.inbound`'s; a
+destination whose node is another is judged by the policies that this node knows, which is what that node does with the same
+state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from nodeproxy.decide.inbound import Admission, admit_hbone, admit_local, parse_authority
+from nodeproxy.decide.outbound import Route, RouteKind, format_address, outbound
+from nodeproxy.decide.trace import Step, Trace, note
+from nodeproxy.errors import ConfigError
+from nodeproxy.model.reason import Refusal
+from nodeproxy.model.workload import Service, Workload
+from nodeproxy.policy.address import canonical_ip
+from nodeproxy.state.balance import Balancer
+from nodeproxy.state.view import View
+
+_MAX_EXAMPLES = 5
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """steps: what was asked, in order.  outcome: one sentence.  refusal: why it would not be, None if it would.
+
+    destination: the ip:port that was asked for, after names were resolved.
+    """
+
+    source: str
+    destination: str
+    steps: tuple[Step, ...]
+    outcome: str
+    refusal: Refusal | None = None
+
+
+def explain(view: View, balancer: Balancer, source: str, destination: str, is_local: Callable[[str], bool]) -> Explanation:
+    """What would become of a connection from `source` to `destination`.
+
+    source: a workload's uid, "name.namespace", "namespace/name", name or address.
+    destination: "ADDRESS:PORT", "HOST:PORT" of a service ("name.namespace" will do), or a workload as above, "WORKLOAD[:PORT]".
+    Raises ConfigError if one of them names nothing, or several.
+    """
+    steps: Trace = []
+    pod = find_workload(view, source)
+    ip, port = _resolve(view, pod, destination, steps)
+    route = outbound(view, pod, ip, port, balancer, is_local, steps)
+    refusal = route if isinstance(route, Refusal) else _at_destination(view, pod, route, steps)
+    if refusal is not None:
+        outcome = f"refused ({refusal.reason}): {refusal.detail}"
+    else:
+        outcome = _describe(route)
+    return Explanation(
+        source=pod.uid, destination=format_address(ip, port), steps=tuple(steps), outcome=outcome, refusal=refusal
+    )
+
+
+def find_workload(view: View, text: str) -> Workload:
+    """The workload that a person means: by uid, address, "name.namespace", "namespace/name" or name.  Raises ConfigError."""
+    found = view.workload(text) or _by_address(view, text)
+    if found is not None:
+        return found
+    named = [workload for workload in view.workloads() if text in _names(workload)]
+    if len(named) == 1:
+        return named[0]
+    if not named:
+        raise ConfigError(f"no workload is called {text!r}; `nodeproxy status` lists what this node knows")
+    raise ConfigError(f"{len(named)} workloads are called {text!r}; say which: {', '.join(_examples(named))}")
+
+
+def _examples(workloads: Iterable[Workload]) -> list[str]:
+    shown = [workload.uid for workload in workloads]
+    return shown[:_MAX_EXAMPLES] + (["…"] if len(shown) > _MAX_EXAMPLES else [])
+
+
+def _names(workload: Workload) -> tuple[str, str, str]:
+    return workload.name, f"{workload.name}.{workload.namespace}", f"{workload.namespace}/{workload.name}"
+
+
+def _by_address(view: View, text: str) -> Workload | None:
+    try:
+        ip = canonical_ip(text)
+    except ValueError:
+        return None
+    return view.workload_at("", ip) or next((workload for workload in view.workloads() if ip in workload.addresses), None)
+
+
+def _resolve(view: View, source: Workload, destination: str, steps: Trace) -> tuple[str, int]:
+    """The ip:port that a client which asks for `destination` connects to."""
+    parsed = parse_authority(destination)
+    if parsed is not None and parsed[2]:
+        return parsed[0], parsed[1]
+    name, port = (parsed[0], parsed[1]) if parsed is not None else (destination, 0)
+    service = _find_service(view, name, source.namespace)
+    if service is not None:
+        return _service_address(view, source, service, port, steps)
+    # A uid may have upper-case letters and slashes, which an authority has not.
+    text, _, tail = destination.rpartition(":")
+    if parsed is None and tail.isascii() and tail.isdigit() and text:
+        name, port = text, int(tail)
+    workload = find_workload(view, name)
+    if not workload.addresses:
+        raise ConfigError(f"workload {workload.uid} has no address; name an address and a port")
+    if not port:
+        listed = sorted({target or listed for ports in workload.services.values() for listed, target in ports.items()})
+        if not listed:
+            raise ConfigError(f"which port of {workload.uid}? write {destination}:PORT")
+        port = listed[0]
+    note(steps, f"who is {name}?", f"workload {workload.name} at {workload.addresses[0]}", workload.uid)
+    return workload.addresses[0], port
+
+
+def _find_service(view: View, name: str, namespace: str) -> Service | None:
+    """By hostname; else by "name.namespace" or a name in the client's namespace."""
+    found = view.service_by_host(name, namespace)
+    if found is not None:
+        return found
+    wanted = (name, f"{name}.{namespace}")
+    for service in view.services():
+        if f"{service.name}.{service.namespace}" in wanted and _visible(service, namespace):
+            return service
+    return None
+
+
+def _visible(service: Service, namespace: str) -> bool:
+    return service.namespace == namespace or not service.namespace_only
+
+
+def _service_address(view: View, source: Workload, service: Service, port: int, steps: Trace) -> tuple[str, int]:
+    if not port:
+        if not service.ports:
+            raise ConfigError(f"service {service.key} has no ports; write HOST:PORT")
+        port = min(service.ports)
+    vips = [vip.partition("/") for vip in service.vips]
+    for network, _, ip in vips:
+        if network in (source.network, ""):
+            note(steps, f"who is {service.hostname}?", f"a service at {ip}", service.key)
+            return ip, port
+    # A headless service: DNS answers with an endpoint's address.
+    for workload, own in view.endpoints(service.key):
+        if workload.addresses:
+            note(steps, f"who is {service.hostname}?", f"a headless service, e.g. {workload.addresses[0]}", service.key)
+            return workload.addresses[0], own.get(port, 0) or service.ports.get(port, 0) or port
+    raise ConfigError(f"service {service.key} has neither a virtual address nor an endpoint; nothing can connect to it")
+
+
+def _at_destination(view: View, source: Workload, route: Route, steps: Trace) -> Refusal | None:
+    """What the destination, or the waypoint before it, says."""
+    pod = route.destination
+    source_ip = source.addresses[0] if source.addresses else ""
+    if pod is None:
+        return None
+    if route.kind is RouteKind.PLAIN:
+        note(steps, "what does policy say?", "nothing: no proxy stands before a workload outside the mesh", pod.uid)
+        return None
+    answer: Admission | Refusal
+    if route.kind is RouteKind.HBONE:
+        answer = admit_hbone(view, pod, route.authority, route.peer[0], source.identity, source_ip, steps)
+    else:
+        answer = admit_local(view, pod, *route.address, source, source_ip, steps)
+    if isinstance(answer, Refusal):
+        return answer
+    for refusal in answer.dry_run:
+        note(steps, "what would dry-run policies say?", refusal.detail, refusal.resource)
+    if route.via_waypoint:
+        note(steps, "and then?", "the waypoint decides; what it sends on is judged once more where it arrives", pod.uid)
+    return None
+
+
+def _describe(route: Route | Refusal) -> str:
+    if isinstance(route, Refusal):
+        return route.detail
+    target = format_address(*route.address)
+    name = route.destination.name if route.destination is not None else ""
+    if route.kind is RouteKind.PASSTHROUGH:
+        return f"passed through to {target}, untouched"
+    if route.kind is RouteKind.LOCAL:
+        return f"connected to {name} at {target} on this node"
+    if route.kind is RouteKind.PLAIN:
+        return f"connected to {name} at {target} in plain TCP, outside the mesh"
+    via = f"through waypoint {name}" if route.via_waypoint else f"to {name}"
+    return f"tunnelled {via} at {format_address(*route.peer)} in mutual TLS, for {target}"
