@@ -1,0 +1,244 @@
+"""Which pods of this node are in the mesh, and putting them in and out.
+
+Two wishes make the set: what the source says (`want`), and what an administrator says by command (`enrol`, `leave`), which wins until the
+source says something new about that pod.  `reconcile` brings the node there, pod by pod.
+Order, so that no connection is lost or passes unseen: listeners, then the pod's sk_lookup link, then its netns cookie; out in reverse.
+A pod that can't be enrolled is tried again, and is a named error in `status` until then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from nodeproxy.errors import EnrolmentError, NodeproxyError
+from nodeproxy.kernel.abi import Role
+from nodeproxy.kernel.steering import PodSteering, Steering
+from nodeproxy.linux.addresses import pod_addresses
+from nodeproxy.linux.netns import netns_cookie, netns_inode, open_netns, refuse_node_netns
+from nodeproxy.linux.routes import disable_last_leg, enable_last_leg
+from nodeproxy.linux.sockets import open_listeners
+from nodeproxy.model.delta import PodSpec
+from nodeproxy.model.messages import PodAdded, PodRemoved
+
+log = logging.getLogger(__name__)
+
+# How often pods are looked at for a namespace that has gone or been replaced, and failed ones are tried again.
+_WATCH_INTERVAL_S = 1.0
+_RETRY_S = 5.0
+
+Tell = Callable[[int, msgspec.Struct, tuple[int, ...]], bool]
+
+
+@dataclass(slots=True)
+class EnrolledPod:
+    """A pod under steering."""
+
+    spec: PodSpec
+    netns_fd: int
+    inode: int
+    cookie: int
+    addresses: tuple[str, ...]
+    since: float
+
+
+@dataclass(slots=True)
+class FailedPod:
+    """A pod that should be in and is not."""
+
+    spec: PodSpec
+    error: str
+    retry_at: float
+
+
+class Enrolment:
+    """`tell(slot, message, fds)` reaches a worker; `on_change(uid)` is called after a pod came or went."""
+
+    def __init__(self, steering: Steering, slots: int, tell: Tell, on_change: Callable[[str], None]) -> None:
+        self.pods: dict[str, EnrolledPod] = {}
+        self.failed: dict[str, FailedPod] = {}
+        self._steering = steering
+        self._slots = slots
+        self._tell = tell
+        self._on_change = on_change
+        self._wanted: dict[str, PodSpec] = {}
+        self._by_command: dict[str, PodSpec | None] = {}
+        self._lock = asyncio.Lock()
+
+    # ── wishes ──
+
+    async def want(self, specs: tuple[PodSpec, ...]) -> None:
+        """The source's pods of this node.  Where it says something new about a pod, a former command about it is over."""
+        wanted = {spec.uid: spec for spec in specs}
+        for uid in list(self._by_command):
+            if self._wanted.get(uid) != wanted.get(uid) and self._wanted:
+                del self._by_command[uid]
+        self._wanted = wanted
+        await self.reconcile()
+
+    async def enrol(self, spec: PodSpec) -> None:
+        """By command.  Raises EnrolmentError when it can't be done; then nothing is remembered."""
+        async with self._lock:
+            if (present := self.pods.get(spec.uid)) is not None and present.spec != spec:
+                await self._remove(present, abort=False)
+            if spec.uid not in self.pods:
+                await self._add(spec)
+            self._by_command[spec.uid] = spec
+
+    async def leave(self, uid: str) -> bool:
+        """By command.  False: it was not in."""
+        async with self._lock:
+            self._by_command[uid] = None
+            self.failed.pop(uid, None)
+            pod = self.pods.get(uid)
+            if pod is not None:
+                await self._remove(pod, abort=False)
+            return pod is not None
+
+    @property
+    def commands(self) -> dict[str, PodSpec | None]:
+        """What was said by command: uid → pod, or None for "stay out".  To be kept over a restart."""
+        return dict(self._by_command)
+
+    def restore(self, commands: dict[str, PodSpec | None]) -> None:
+        """What was said by command to the agent before this one."""
+        self._by_command = dict(commands)
+
+    # ── bringing the node there ──
+
+    async def reconcile(self) -> None:
+        """Enrol what should be in, release what should not; one pod's failure is its own."""
+        async with self._lock:
+            target = self._target()
+            for uid, pod in list(self.pods.items()):
+                if target.get(uid) != pod.spec:
+                    await self._remove(pod, abort=False)
+            for uid in list(self.failed):
+                if uid not in target:
+                    del self.failed[uid]
+            for uid, spec in target.items():
+                if uid not in self.pods:
+                    await self._try(spec)
+
+    async def release_strangers(self) -> None:
+        """Steering that a former agent left pinned for pods that are no longer wanted."""
+        ours = {pod.cookie for pod in self.pods.values()}
+        for cookie in self._steering.enrolled_cookies() - ours:
+            self._steering.leave(cookie)
+
+    async def watch(self) -> None:
+        """Until cancelled: notice namespaces that have gone, try again what failed."""
+        while True:
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+            for pod in list(self.pods.values()):
+                if not _is_there(pod):
+                    async with self._lock:
+                        log.info("pod %s: its network namespace %s has gone; it is forgotten", pod.spec.uid, pod.spec.netns)
+                        await self._remove(pod, abort=True)
+                        self._fail(pod.spec, f"its network namespace {pod.spec.netns} has gone or been replaced")
+            now = time.monotonic()
+            for failed in list(self.failed.values()):
+                if failed.retry_at <= now:
+                    async with self._lock:
+                        if failed.spec.uid in self._target():
+                            await self._try(failed.spec)
+
+    def attach_worker(self, slot: int) -> None:
+        """A new worker took `slot`: give it listeners in every pod."""
+        for pod in self.pods.values():
+            try:
+                self._listen(pod, slot)
+            except (NodeproxyError, OSError) as error:
+                log.error("pod %s: worker %d gets no listeners: %s", pod.spec.uid, slot, error)
+
+    # ── inside ──
+
+    def _target(self) -> dict[str, PodSpec]:
+        target = dict(self._wanted)
+        for uid, spec in self._by_command.items():
+            if spec is None:
+                target.pop(uid, None)
+            else:
+                target[uid] = spec
+        return target
+
+    async def _try(self, spec: PodSpec) -> None:
+        try:
+            await self._add(spec)
+        except (NodeproxyError, OSError) as error:
+            if spec.uid not in self.failed or self.failed[spec.uid].error != str(error):
+                log.error("pod %s can't be enrolled and its traffic is NOT in the mesh: %s", spec.uid, error)
+            self._fail(spec, str(error))
+
+    def _fail(self, spec: PodSpec, error: str) -> None:
+        self.failed[spec.uid] = FailedPod(spec, error, time.monotonic() + _RETRY_S)
+
+    async def _add(self, spec: PodSpec) -> None:
+        pod = await asyncio.to_thread(_prepare, spec)
+        try:
+            for other in self.pods.values():
+                if other.cookie == pod.cookie:
+                    raise EnrolmentError(f"{spec.netns} is the network namespace of {other.spec.uid}, which is enrolled already")
+            for slot in range(self._slots):
+                self._listen(pod, slot)
+            self._steering.enrol(PodSteering(pod.netns_fd, pod.cookie, pod.addresses))
+        except BaseException:
+            for slot in range(self._slots):
+                self._tell(slot, PodRemoved(spec.uid, abort=True), ())
+            os.close(pod.netns_fd)
+            raise
+        self.pods[spec.uid] = pod
+        self.failed.pop(spec.uid, None)
+        log.info("pod %s is in the mesh: %s, %s", spec.uid, spec.netns, ", ".join(pod.addresses))
+        self._on_change(spec.uid)
+
+    def _listen(self, pod: EnrolledPod, slot: int) -> None:
+        listeners = open_listeners(pod.netns_fd)
+        try:
+            fds = tuple(sock.fileno() for sock in listeners)
+            if not self._tell(slot, PodAdded(pod.spec.uid, pod.addresses), (pod.netns_fd, *fds)):
+                return  # no worker is there; `attach_worker` comes when one is
+            for address in pod.addresses:
+                for role in Role:
+                    self._steering.set_listener(address, role, slot, fds[role])
+        finally:
+            # The worker's copies are the ones that count: when it dies, so do its listeners, and the kernel passes that slot over.
+            for sock in listeners:
+                sock.close()
+
+    async def _remove(self, pod: EnrolledPod, abort: bool) -> None:
+        uid = pod.spec.uid
+        self._steering.leave(pod.cookie)
+        for slot in range(self._slots):
+            self._tell(slot, PodRemoved(uid, abort), ())
+        del self.pods[uid]
+        log.info("pod %s has left the mesh", uid)
+        self._on_change(uid)
+        if not abort:
+            await asyncio.to_thread(disable_last_leg, pod.netns_fd)
+        os.close(pod.netns_fd)
+
+
+def _prepare(spec: PodSpec) -> EnrolledPod:
+    """What is done inside the pod's namespace; in a thread, because netlink is asked by a library with an event loop of its own."""
+    netns_fd = open_netns(spec.netns)
+    try:
+        refuse_node_netns(netns_fd, spec.netns)
+        enable_last_leg(netns_fd)
+        return EnrolledPod(spec, netns_fd, netns_inode(netns_fd), netns_cookie(netns_fd), pod_addresses(netns_fd), time.time())
+    except BaseException:
+        os.close(netns_fd)
+        raise
+
+
+def _is_there(pod: EnrolledPod) -> bool:
+    try:
+        return os.stat(pod.spec.netns).st_ino == pod.inode
+    except OSError:
+        return False

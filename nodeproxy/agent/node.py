@@ -1,0 +1,180 @@
+"""The agent's parts joined: what the source says goes to the store and the workers, pods in and out go to certificates and workers.
+
+Nothing here decides about a connection, and nothing waits for a worker that does not answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import msgspec
+
+from nodeproxy.agent.enrolment import Enrolment
+from nodeproxy.agent.identities import Identities
+from nodeproxy.agent.sources.mesh_file import Mesh
+from nodeproxy.agent.workers import Workers
+from nodeproxy.errors import ConfigError
+from nodeproxy.identity.certificate import CertificateAuthority
+from nodeproxy.kernel.steering import Steering
+from nodeproxy.model.delta import PodSpec
+from nodeproxy.model.messages import StateChanged, WorkerSettings
+from nodeproxy.observe.counters import Totals
+from nodeproxy.observe.metrics import Metrics, StateStatistics
+from nodeproxy.state.balance import Balancer
+from nodeproxy.state.store import StateWriter
+
+log = logging.getLogger(__name__)
+
+_PODS = "pods"  # keys of the store's meta table
+_COMMANDS = "commands"
+_RECEIVED = "received"
+
+
+class Node:
+    """One node's agent.  Made before anything is steered; `start` brings it to work, `drain` ends it."""
+
+    def __init__(
+        self,
+        *,
+        store: Path,
+        steering: Steering,
+        authority: CertificateAuthority,
+        workers: int,
+        log_json: bool,
+        version: str,
+        source: str,
+    ) -> None:
+        self.source_error = ""
+        self.started = time.time()
+        self.steering = steering
+        self.state = StateWriter(store)
+        self.reader = self.state.reader()
+        self.balancer = Balancer()
+        self.totals = Totals()
+        self._source = source
+        self._received = 0.0
+        self._reconciled = False
+        settings = WorkerSettings(slot=0, store=str(store), log_json=log_json)
+        self.workers = Workers(workers, settings, steering.original_destination_fd, self.totals, self._tell_new_worker)
+        self.identities = Identities(authority, self.workers.broadcast)
+        self.enrolment = Enrolment(steering, workers, self.workers.send, self._pods_changed)
+        self.metrics = Metrics(self.totals, version=version)
+        self.metrics.certificates = self.identities.manager.statistics
+        self.metrics.state = self.state_statistics
+        self.metrics.kernel_drops = steering.drop_counters
+        self._restore_commands()
+
+    # ── life ──
+
+    async def start(self) -> None:
+        """Workers first, so that a pod that is enrolled is served at once."""
+        await self.workers.start()
+
+    async def drain(self, grace_s: float) -> None:
+        """Let connections end; steering stays pinned, so that the node is closed until the next agent comes."""
+        await self.workers.drain(grace_s)
+        self.steering.close()
+        self.state.close()
+
+    @property
+    def has_last_state(self) -> bool:
+        """Whether an agent before this one left a state to go on with."""
+        return self.state.get_meta(_PODS) is not None
+
+    async def go_on_with_last_state(self) -> None:
+        """The source does not answer: serve what it said last."""
+        received = self.state.get_meta(_RECEIVED)
+        self._received = msgspec.msgpack.decode(received, type=float) if received else 0.0
+        pods = self.state.get_meta(_PODS) or b"\x90"
+        await self._reconcile(msgspec.msgpack.decode(pods, type=tuple[PodSpec, ...]))
+
+    # ── the source ──
+
+    async def apply_mesh(self, mesh: Mesh) -> None:
+        """The mesh file, new or changed.  Policy first: who is put in after it is already judged by it."""
+        before = self.state.epoch
+        self._received = time.time()
+        self.source_error = ""
+        self.state.replace(mesh.everything)
+        if self.state.epoch != before:
+            self._assign_identities()
+            self.workers.broadcast(StateChanged())
+        self.state.put_meta(_PODS, msgspec.msgpack.encode(mesh.pods))
+        self.state.put_meta(_RECEIVED, msgspec.msgpack.encode(self._received))
+        await self._reconcile(mesh.pods)
+        counts = self.reader.view().counts()
+        log.info("state %d: %s; %d pods here", self.state.epoch, ", ".join(f"{count} {kind}" for kind, count in counts.items()), len(mesh.pods))
+
+    def refuse_mesh(self, error: ConfigError) -> None:
+        """A broken edit: the last good state stays."""
+        self.source_error = str(error)
+        log.error("%s; nothing of it was applied, the last good state stays in use", error)
+
+    # ── commands ──
+
+    async def enrol(self, spec: PodSpec) -> float:
+        """By an administrator's command; how long it took, in milliseconds."""
+        before = time.monotonic()
+        await self.enrolment.enrol(spec)
+        self._keep_commands()
+        return (time.monotonic() - before) * 1000
+
+    async def leave(self, uid: str) -> bool:
+        """By an administrator's command; False: it was not in."""
+        was_in = await self.enrolment.leave(uid)
+        self._keep_commands()
+        return was_in
+
+    # ── what can be asked ──
+
+    def pending(self) -> list[str]:
+        """What stands between this node and ready; empty: it is."""
+        pending = []
+        if not self._received:
+            pending.append("state: the source has not answered")
+        if not self._reconciled:
+            pending.append("pods: not all looked at yet")
+        if not self.workers.all_ready:
+            pending.append("workers: not all run")
+        pending += [f"certificate: none for {identity}" for identity in self.identities.missing()]
+        return pending
+
+    def state_statistics(self) -> StateStatistics:
+        """The state's source, age and size."""
+        counts = self.reader.view().counts()
+        return StateStatistics(source=self._source, received=self._received, epoch=self.state.epoch, **counts)
+
+    # ── inside ──
+
+    async def _reconcile(self, pods: tuple[PodSpec, ...]) -> None:
+        await self.enrolment.want(pods)
+        if not self._reconciled:
+            await self.enrolment.release_strangers()
+            self._reconciled = True
+
+    def _pods_changed(self, uid: str) -> None:
+        self.metrics.enrolled_pods = len(self.enrolment.pods)
+        self._assign_identities()
+
+    def _assign_identities(self) -> None:
+        view = self.reader.view()
+        workloads = ((uid, view.workload(uid)) for uid in self.enrolment.pods)
+        self.identities.assign((uid, workload.identity) for uid, workload in workloads if workload is not None)
+
+    def _tell_new_worker(self, slot: int) -> None:
+        self.metrics.worker_restarts = sum(self.workers.restarts)
+        for message in self.identities.messages():
+            self.workers.send(slot, message)
+        self.enrolment.attach_worker(slot)
+
+    def _restore_commands(self) -> None:
+        kept = self.state.get_meta(_COMMANDS)
+        if kept:
+            self.enrolment.restore(msgspec.msgpack.decode(kept, type=dict[str, PodSpec | None]))
+
+    def _keep_commands(self) -> None:
+        self.state.put_meta(_COMMANDS, msgspec.msgpack.encode(self.enrolment.commands))
+
+

@@ -1,0 +1,1 @@
+"""Sources of state: each produces what `nodeproxy.model.delta` describes, and nothing else."""

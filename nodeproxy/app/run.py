@@ -1,0 +1,156 @@
+"""`nodeproxy run`: what must be so before the first pod is steered, then the agent, then an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+from pathlib import Path
+
+import uvloop
+
+from nodeproxy import __version__
+from nodeproxy.agent.admin import Admin
+from nodeproxy.agent.endpoints import Endpoints
+from nodeproxy.agent.node import Node
+from nodeproxy.agent.sources.mesh_file import Mesh
+from nodeproxy.agent.sources.mesh_watch import MeshFile
+from nodeproxy.config import RunConfig
+from nodeproxy.errors import ConfigError, PrivilegeError
+from nodeproxy.identity.local_ca import LocalAuthority
+from nodeproxy.kernel.steering import Steering
+from nodeproxy.linux import cgroup
+from nodeproxy.linux.bpffs import ensure_bpffs
+
+log = logging.getLogger("nodeproxy")
+
+_LOCK_FILE = "lock"
+
+
+def run(config: RunConfig) -> int:
+    """Serve until SIGTERM or SIGINT.  Raises what makes a start impossible; returns the exit status."""
+    _set_up_logging(config.log_format)
+    if os.geteuid() != 0:
+        raise PrivilegeError("nodeproxy run needs root: it loads eBPF programs and enters pods' network namespaces; try `sudo nodeproxy run …`")
+    lock = _own_run_dir(config.run_dir, config.instance)
+    authority = LocalAuthority(config.ca)
+    root = config.cgroup_root or cgroup.cgroup2_mount()
+    own = cgroup.instance_cgroup(root, config.instance)
+    own_id = cgroup.enter(own)
+    try:
+        ensure_bpffs()
+        steering = Steering.open(config.instance, root, own_cgroup_id=own_id, workers=config.workers)
+        log.info("steering is %s", "adopted from the agent before" if steering.adopted else "compiled and loaded")
+        uvloop.run(_serve(config, steering, authority))
+    finally:
+        cgroup.leave_and_remove(own)
+        os.close(lock)
+    return 0
+
+
+async def _serve(config: RunConfig, steering: Steering, authority: LocalAuthority) -> None:
+    node = Node(
+        store=config.run_dir / "state",
+        steering=steering,
+        authority=authority,
+        workers=config.workers,
+        log_json=config.log_format == "json",
+        version=__version__,
+        source=f"file {config.mesh}",
+    )
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    endpoints = Endpoints()
+    identification = {"version": __version__, "instance": config.instance, "run_dir": str(config.run_dir)}
+    admin = Admin(node, identification=identification, name=config.node, stop=stopping.set)
+    await endpoints.serve_admin(admin, config.run_dir, config.admin)
+    if config.metrics is not None:
+        await endpoints.serve_metrics(node, config.metrics)
+    if config.ready is not None:
+        await endpoints.serve_ready(node, config.ready)
+    await node.start()
+    tasks = [
+        loop.create_task(node.identities.manager.run(), name="certificates"),
+        loop.create_task(_follow(node, MeshFile(config.mesh)), name="mesh file"),
+        loop.create_task(node.enrolment.watch(), name="pods"),
+        loop.create_task(_note_ready(node), name="readiness"),
+    ]
+    ending = loop.create_task(stopping.wait(), name="signal")
+    await asyncio.wait([*tasks, ending], return_when=asyncio.FIRST_COMPLETED)
+    failed = [task for task in tasks if task.done() and task.exception() is not None]
+    log.info("ending: connections get %.0f s; pods stay closed until the next start or `nodeproxy uninstall`", config.drain_s)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await node.drain(config.drain_s)
+    await endpoints.stop()
+    for task in failed:
+        task.result()
+
+
+async def _follow(node: Node, file: MeshFile) -> None:
+    """The first reading decides whether there is anything to serve; after that, a broken file changes nothing."""
+    changes: asyncio.Queue[Mesh | ConfigError] = asyncio.Queue()
+    watching = asyncio.create_task(file.watch(changes.put_nowait, changes.put_nowait))
+    try:
+        while True:
+            change = await changes.get()
+            if isinstance(change, ConfigError):
+                if not node.state_statistics().received:
+                    if not node.has_last_state:
+                        raise change
+                    await node.go_on_with_last_state()
+                node.refuse_mesh(change)
+            else:
+                await node.apply_mesh(change)
+    finally:
+        watching.cancel()
+
+
+async def _note_ready(node: Node) -> None:
+    while node.pending():
+        await asyncio.sleep(0.05)
+    log.info("ready: %d pods in the mesh", len(node.enrolment.pods))
+    await asyncio.Event().wait()
+
+
+def _own_run_dir(run_dir: Path, instance: str) -> int:
+    """Make it, and lock it against a second agent.  A stale one, whose agent is dead, is simply taken over."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        run_dir.chmod(0o700)
+        fd = os.open(run_dir / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"--run-dir {run_dir}: {error.strerror}; give a directory that root can write") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(fd, 32).decode(errors="replace").strip() or "?"
+        os.close(fd)
+        raise ConfigError(
+            f"instance {instance} runs already, as process {holder}; stop it, or choose another name with --instance and --run-dir"
+        ) from error
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def _set_up_logging(log_format: str) -> None:
+    if log_format == "json":
+        text = '{"time":"%(asctime)s","level":"%(levelname)s","scope":"%(name)s","message":%(quoted)s}'
+        logging.basicConfig(level=logging.INFO, format=text)
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_quote)
+    else:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s\t%(levelname)s\t%(name)s\t%(message)s")
+
+
+def _quote(record: logging.LogRecord) -> bool:
+    import json  # noqa: PLC0415 - only for this format
+
+    record.quoted = json.dumps(record.getMessage())
+    return True

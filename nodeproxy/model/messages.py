@@ -1,0 +1,136 @@
+"""What the agent, the zygote and the workers say to each other: one message a packet of a Unix SOCK_SEQPACKET pair, in msgpack.
+
+Descriptors ride in the same packet (SCM_RIGHTS), in the order that the message's docstring gives.  A message is at most
+`MAX_MESSAGE_BYTES` long; what could be longer (a list of connections) is sent in pages.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from nodeproxy.model.connection import Connection
+
+# The default of net.core.wmem_max (212,992 bytes) bounds a packet of a Unix socket; half of it leaves room for the kernel's own bookkeeping.
+MAX_MESSAGE_BYTES = 106_496
+MAX_DESCRIPTORS = 8
+CONNECTIONS_A_PAGE = 50
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker must know from its first instruction; it never changes in a worker's life."""
+
+    slot: int
+    store: str  # directory of the state's store
+    log_json: bool = False
+    original_destination_fd: int = -1  # set by the zygote: the BPF map's descriptor
+    max_pod_connections: int = 32_768
+
+
+# ── agent → zygote ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Fork(msgspec.Struct, frozen=True, tag=True):
+    """Make a worker.  Descriptors: the worker's end of its socket pair, the original-destination map."""
+
+    settings: WorkerSettings
+
+
+# ── zygote → agent ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Forked(msgspec.Struct, frozen=True, tag=True):
+    """The worker of `slot` runs as `pid`."""
+
+    slot: int
+    pid: int
+
+
+class Exited(msgspec.Struct, frozen=True, tag=True):
+    """The worker `pid` ended; `status` as `os.waitstatus_to_exitcode` gives it (negative: by that signal)."""
+
+    pid: int
+    status: int
+
+
+ZygoteReply = Forked | Exited
+
+# ── agent → worker ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class PodAdded(msgspec.Struct, frozen=True, tag=True):
+    """Serve this pod.  Descriptors: its netns, then its outbound, HBONE and plaintext listeners."""
+
+    uid: str
+    addresses: tuple[str, ...]
+
+
+class PodRemoved(msgspec.Struct, frozen=True, tag=True):
+    """Take no new connection of this pod; `abort`: end those that it has."""
+
+    uid: str
+    abort: bool
+
+
+class CertificateIssued(msgspec.Struct, frozen=True, tag=True):
+    """A certificate of a pod of this node, or a newer one, with the roots that its peers are checked by (all PEM)."""
+
+    identity: str
+    chain: bytes
+    key: bytes
+    roots: bytes
+
+
+class CertificateDropped(msgspec.Struct, frozen=True, tag=True):
+    """The last pod of this identity has left."""
+
+    identity: str
+
+
+class StateChanged(msgspec.Struct, frozen=True, tag=True):
+    """The store has a new epoch: look at live connections again."""
+
+
+class ReportWanted(msgspec.Struct, frozen=True, tag=True):
+    """Answer with a `Report` now."""
+
+    request: int
+
+
+class ConnectionsWanted(msgspec.Struct, frozen=True, tag=True):
+    """Answer with `Connections`, page by page."""
+
+    request: int
+
+
+class Drain(msgspec.Struct, frozen=True, tag=True):
+    """Close the listeners, say GOAWAY, end when the last connection has ended or `grace_s` is over."""
+
+    grace_s: float
+
+
+ToWorker = PodAdded | PodRemoved | CertificateIssued | CertificateDropped | StateChanged | ReportWanted | ConnectionsWanted | Drain
+
+# ── worker → agent ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The worker serves."""
+
+
+class Report(msgspec.Struct, frozen=True, tag=True):
+    """A page of counters since the last report (`observe.counters` packs them); `last` closes it.  request 0: unasked."""
+
+    request: int
+    counters: bytes
+    last: bool
+
+
+class Connections(msgspec.Struct, frozen=True, tag=True):
+    """A page of the live connections; `last` closes the answer."""
+
+    request: int
+    connections: tuple[Connection, ...]
+    last: bool
+
+
+FromWorker = Ready | Report | Connections

@@ -1,0 +1,124 @@
+"""A tunnel that a pod of this node opened: it asks for CONNECT streams and reads the answers."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from nodeproxy.identity.tls import verify_server
+from nodeproxy.model.reason import Reason, Refusal
+from nodeproxy.proxy.buffers import Budget
+from nodeproxy.proxy.poller import Poller
+from nodeproxy.proxy.pool import MAX_STREAMS_A_TUNNEL, Pool, PoolKey
+from nodeproxy.proxy.tunnel import Headers, Tunnel
+from nodeproxy.proxy.tunnel_stream import TunnelStream
+from nodeproxy.wire.connection import Role
+from nodeproxy.wire.stream import Stream
+
+if TYPE_CHECKING:
+    from nodeproxy.proxy.session import Session
+
+_OK = b"200"
+_UNAUTHORIZED = b"401"
+
+
+class ClientStream(TunnelStream):
+    """A CONNECT that was asked for.  `on_answer` is called once with None for 200 or with the refusal."""
+
+    __slots__ = ("on_answer",)
+
+    def __init__(self, tunnel: Tunnel, session: Session, on_answer: Callable[[Refusal | None], None]) -> None:
+        super().__init__(tunnel, session)
+        self.on_answer: Callable[[Refusal | None], None] | None = on_answer
+
+    def answered(self, refusal: Refusal | None) -> None:
+        """The peer said yes or no."""
+        on_answer, self.on_answer = self.on_answer, None
+        if on_answer is not None:
+            on_answer(refusal)
+
+
+class ClientTunnel(Tunnel):
+    """Established, it belongs to the pool under `key` until it is lost, drained by GOAWAY or idle."""
+
+    role = Role.CLIENT
+
+    def __init__(self, poller: Poller, budget: Budget, sock: socket.socket, context: ssl.SSLContext, key: PoolKey, pool: Pool) -> None:
+        self._key = key
+        self._pool = pool
+        self._pooled = True
+        self.idle_since = poller.clock()
+        self.peer_identity = ""
+        super().__init__(poller, budget, sock, context)
+        self.start_handshake()
+
+    # ── what the pool asks ──
+
+    @property
+    def free_streams(self) -> int:
+        """See `PooledTunnel`."""
+        if not self.established or self.closed or not self.codec.can_open:
+            return 0
+        return MAX_STREAMS_A_TUNNEL - self.codec.active_streams
+
+    @property
+    def active_streams(self) -> int:
+        """See `PooledTunnel`."""
+        return self.codec.active_streams
+
+    def leave_pool(self) -> None:
+        """Take no new stream; end with the last one."""
+        self._pooled = False
+        if not self.closed and self.active_streams == 0:
+            self.shut()
+
+    # ── opening ──
+
+    def connect(self, half: ClientStream, block: bytes) -> None:
+        """Ask for a stream by the encoded header `block`; `half.answered` follows."""
+        half.stream = self.codec.open_stream(block, half)
+        self.mark_dirty()
+
+    # ── what the tunnel says ──
+
+    def verify_peer(self) -> None:
+        """The server must be whom the state says it is."""
+        self.peer_identity = verify_server(self.tls, self._key.identities)
+
+    def on_established(self) -> None:
+        """Serve who waits."""
+        self._pool.ready(self._key, self)
+
+    def on_lost(self, refusal: Refusal) -> None:
+        """Tell who waits, or leave the pool."""
+        if self.established:
+            self._pool.drop(self._key, self)
+        else:
+            self._pool.failed(self._key, refusal)
+
+    def on_response(self, stream: Stream, headers: Headers, end_stream: bool) -> None:
+        """The answer to a CONNECT."""
+        half: ClientStream = stream.owner
+        status = next((value for name, value in headers if name == b":status"), b"")
+        if status == _OK:
+            half.answered(None)
+            return
+        peer = f"{self._key.peer[0]}:{self._key.peer[1]}"
+        if status == _UNAUTHORIZED:
+            half.answered(Refusal(Reason.HBONE_DENIED, f"the destination's policy denied it ({peer} answered 401); `why` on its node names the policy"))
+        else:
+            text = status[:8].decode("ascii", "replace") or "no status"
+            half.answered(Refusal(Reason.HBONE_REFUSED, f"{peer} answered {text}; its own log says why"))
+
+    def on_goaway(self, last_stream_id: int, code: int) -> None:
+        """The peer drains: open streams go on, new ones go elsewhere."""
+        self._pool.drop(self._key, self)
+        self.leave_pool()
+
+    def released(self, half: TunnelStream) -> None:
+        """A relay has ended."""
+        self.idle_since = self._poller.clock()
+        if not self._pooled and not self.closed and self.codec.active_streams == 0:
+            self.shut()

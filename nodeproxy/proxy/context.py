@@ -1,0 +1,79 @@
+"""What every part of a worker works with, handed down from where the worker is put together."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nodeproxy.linux.pod_socket import last_leg_socket, outbound_socket
+from nodeproxy.model.address import join_address
+from nodeproxy.model.connection import Connection, Direction, Party
+from nodeproxy.model.reason import Refusal
+from nodeproxy.model.workload import Workload
+from nodeproxy.proxy.buffers import Budget
+from nodeproxy.proxy.certificates import Certificates
+from nodeproxy.proxy.dial import Dial, OnDone, connect_refusal
+from nodeproxy.proxy.pods import Pod
+from nodeproxy.proxy.poller import Poller
+from nodeproxy.proxy.sessions import Sessions
+from nodeproxy.state.balance import Balancer
+from nodeproxy.state.reader import StateReader
+
+_LOOPBACK = frozenset({"127.0.0.1", "::1"})
+
+
+@dataclass(slots=True)
+class Context:
+    """The worker's parts."""
+
+    poller: Poller
+    state: StateReader
+    balancer: Balancer
+    sessions: Sessions
+    certificates: Certificates
+    max_pod_connections: int
+    budget: Budget = field(default_factory=Budget)
+    pods: dict[str, Pod] = field(default_factory=dict)
+
+    def is_local(self, uid: str) -> bool:
+        """Whether the workload is a pod of this node that takes connections."""
+        pod = self.pods.get(uid)
+        return pod is not None and not pod.leaving
+
+    def record(self, direction: Direction, source: Party, destination: Party) -> Connection:
+        """The record of a connection that begins."""
+        return Connection(id=self.sessions.new_id(), direction=direction, source=source, destination=destination)
+
+    def refuse_full(self, pod: Pod, peer: tuple[str, int], direction: Direction, refusal: Refusal) -> None:
+        """A connection that could not even be looked at."""
+        record = self.record(direction, Party(join_address(*peer)), Party(""))
+        self.sessions.refused_unheard(record, refusal)
+
+    def dial_from(self, pod: Pod, address: tuple[str, int], on_done: OnDone) -> Dial | None:
+        """Connect from the pod's namespace to somewhere else, as the pod itself would."""
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        return self._dial(pod, lambda: outbound_socket(family), address, on_done)
+
+    def dial_application(self, pod: Pod, client_ip: str, address: tuple[str, int], on_done: OnDone) -> Dial | None:
+        """Connect to the pod's application, with the client's address as source.
+
+        A client whose address *is* the pod's (it called itself through a service) or is of the other family can't be shown; an
+        application tunnel on loopback is told by its PROXY header.
+        """
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        if client_ip == address[0] or (":" in client_ip) != (":" in address[0]) or address[0] in _LOOPBACK:
+            return self.dial_from(pod, address, on_done)
+        return self._dial(pod, lambda: last_leg_socket(family, client_ip), address, on_done)
+
+    def _dial(self, pod: Pod, make: Callable[[], socket.socket], address: tuple[str, int], on_done: OnDone) -> Dial | None:
+        try:
+            sock = pod.socket(make)
+        except OSError as error:
+            on_done(None, connect_refusal(error.errno or 0, address))
+            return None
+        return Dial(self.poller, sock, address, on_done)
+
+    def workload(self, uid: str) -> Workload | None:
+        """The pod's workload as the state has it now."""
+        return self.state.view().workload(uid)

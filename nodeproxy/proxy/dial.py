@@ -1,0 +1,88 @@
+"""One non-blocking connect on its way, with its deadline."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+
+from nodeproxy.model.reason import Reason, Refusal
+from nodeproxy.proxy.poller import OUT, Poller
+
+# ztunnel's connect timeout; a SYN is then sent four times (after 1, 3 and 7 s).
+CONNECT_TIMEOUT_S = 10.0
+
+OnDone = Callable[[socket.socket | None, Refusal | None], None]
+
+_UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL}
+
+
+class Dial:
+    """Connects `sock` to `address` and calls `on_done` once, with the connected socket or with a refusal (the socket is then closed)."""
+
+    __slots__ = ("_address", "_fd", "_on_done", "_poller", "_sock", "_timer")
+
+    def __init__(self, poller: Poller, sock: socket.socket, address: tuple[str, int], on_done: OnDone) -> None:
+        self._poller = poller
+        self._sock = sock
+        self._address = address
+        self._on_done = on_done
+        self._fd = sock.fileno()
+        error = sock.connect_ex(address)
+        self._timer = poller.later(CONNECT_TIMEOUT_S, self._timed_out)
+        if error in (0, errno.EINPROGRESS):
+            poller.add(self._fd, self, OUT)
+        else:
+            # Not from within the constructor: the caller has not kept us yet.
+            poller.defer(lambda: self._fail(error))
+
+    def cancel(self) -> None:
+        """Nobody wants it any more."""
+        if self._fd >= 0:
+            self._let_go()
+            self._sock.close()
+
+    def on_event(self, events: int) -> None:
+        """The handshake is through, or failed."""
+        error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self._fail(error)
+        else:
+            self._let_go()
+            self._on_done(self._sock, None)
+
+    def on_fault(self, error: Exception) -> None:
+        """A defect of ours in `on_done`, which owns the socket by then."""
+
+    def _timed_out(self) -> None:
+        self._fail(errno.ETIMEDOUT)
+
+    def _fail(self, error: int) -> None:
+        if self._fd < 0:
+            return
+        self._let_go()
+        self._sock.close()
+        self._on_done(None, connect_refusal(error, self._address))
+
+    def _let_go(self) -> None:
+        self._poller.remove(self._fd)
+        self._fd = -1
+        self._timer.cancel()
+
+
+def connect_refusal(error: int, address: tuple[str, int]) -> Refusal:
+    """What a failed connect to `address` is called."""
+    where = f"{address[0]}:{address[1]}"
+    if error == errno.ECONNREFUSED:
+        return Refusal(Reason.CONNECT_REFUSED, f"{where} refused the connection: nothing listens there")
+    if error == errno.ETIMEDOUT:
+        return Refusal(Reason.CONNECT_TIMEOUT, f"{where} did not answer in {CONNECT_TIMEOUT_S:.0f} s")
+    if error in _UNREACHABLE:
+        return Refusal(Reason.CONNECT_UNREACHABLE, f"{where} can't be reached from the pod: {_strerror(error)}")
+    if error in (errno.EMFILE, errno.ENFILE):
+        return Refusal(Reason.NO_DESCRIPTORS, "the worker has no file descriptor left; raise its limit of open files")
+    return Refusal(Reason.CONNECT_UNREACHABLE, f"connect to {where} failed: {_strerror(error)}")
+
+
+def _strerror(error: int) -> str:
+    return OSError(error, errno.errorcode.get(error, "?")).strerror or errno.errorcode.get(error, str(error))

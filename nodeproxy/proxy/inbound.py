@@ -1,0 +1,92 @@
+"""What reaches a pod: tunnels on port 15008, and everything else in plain."""
+
+from __future__ import annotations
+
+import socket
+
+from nodeproxy.decide.inbound import admit_plain
+from nodeproxy.linux.pod_socket import MARK_LAST_LEG
+from nodeproxy.model.address import join_address
+from nodeproxy.model.connection import Direction, Party
+from nodeproxy.model.reason import Reason, Refusal
+from nodeproxy.model.workload import Workload
+from nodeproxy.proxy.app_socket import AppSocket, reset_and_close
+from nodeproxy.proxy.context import Context
+from nodeproxy.proxy.pods import Pod, plain_address
+from nodeproxy.proxy.server_tunnel import ServerTunnel
+from nodeproxy.proxy.session import Session
+from nodeproxy.state.view import View
+
+# Handshakes at once of one pod in one worker: each holds some 50 KB of TLS state, and 10 s are enough for all of them on one core.
+MAX_HANDSHAKES = 1024
+
+
+class Inbound:
+    """Serves the HBONE and plaintext listeners of all pods of a worker."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def accepted_tunnel(self, pod: Pod, sock: socket.socket, peer: tuple[str, int]) -> None:
+        """A connection to port 15008."""
+        context = self._context
+        workload = context.workload(pod.uid)
+        contexts = context.certificates.get(workload.identity) if workload else None
+        local = plain_address(sock.getsockname())
+        refusal = None
+        if local[0] not in pod.addresses:
+            refusal = Refusal(Reason.ILLEGAL_PORT, f"{join_address(*local)} is no address of the pod")
+        elif workload is None:
+            refusal = Refusal(Reason.UNKNOWN_WORKLOAD, f"this pod's workload {pod.uid} is not in the state")
+        elif contexts is None:
+            refusal = Refusal(Reason.NO_CERTIFICATE, f"there is no certificate for {workload.identity} yet; `status` says what the CA answers")
+        elif pod.handshakes >= MAX_HANDSHAKES:
+            refusal = Refusal(Reason.TOO_MANY_CONNECTIONS, f"{MAX_HANDSHAKES} TLS handshakes with this pod are under way in one worker: the limit")
+        if refusal is not None or workload is None or contexts is None:
+            record = context.record(Direction.INBOUND, Party(join_address(*peer)), Party(join_address(*local), workload))
+            reset_and_close(sock)
+            context.sessions.refused_unheard(record, refusal or Refusal(Reason.INTERNAL, "no reason was given"))
+            return
+        pod.tunnels[ServerTunnel(context, pod, workload, sock, contexts.server, peer, local)] = None
+
+    def accepted_plain(self, pod: Pod, sock: socket.socket, peer: tuple[str, int]) -> None:
+        """Any other connection to the pod."""
+        context = self._context
+        local = plain_address(sock.getsockname())
+        view = context.state.view()
+        workload = view.workload(pod.uid)
+        record = context.record(Direction.INBOUND, Party(join_address(*peer)), Party(join_address(*local), workload))
+        session = Session(context.sessions, pod, record)
+        session.source = AppSocket(context.poller, sock, session)
+        if workload is None:
+            session.refuse(Refusal(Reason.UNKNOWN_WORKLOAD, f"this pod's workload {pod.uid} is not in the state"))
+        elif sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == MARK_LAST_LEG:
+            # tcp_fwmark_accept shows the mark of the SYN: this is our own last leg, which the flow table should have let through.
+            session.refuse(Refusal(Reason.FLOW_TABLE_FULL, "the kernel's table of flows is full: too many connections on this node at once"))
+        elif local[0] not in pod.addresses:
+            session.refuse(Refusal(Reason.ILLEGAL_PORT, f"{join_address(*local)} is no address of the pod"))
+        elif pod.connections > context.max_pod_connections:
+            session.refuse(Refusal(Reason.TOO_MANY_CONNECTIONS, f"the pod has {context.max_pod_connections} connections open in one worker: its limit"))
+        else:
+            record.source = Party(record.source.address, view.workload_at(workload.network, peer[0]))
+            self._judge(session, view, workload, local, peer)
+
+    def _judge(self, session: Session, view: View, workload: Workload, local: tuple[str, int], peer: tuple[str, int]) -> None:
+        context = self._context
+        admission = admit_plain(view, workload, local[0], local[1], peer[0])
+        if isinstance(admission, Refusal):
+            session.refuse(admission)
+            return
+        context.sessions.dry_run(admission.dry_run)
+        session.subject = admission.subject
+        session.destination_uid = workload.uid
+        session.record.service = admission.service
+        context.dial_application(session.pod, peer[0], admission.address, lambda upstream, refusal: self._joined(session, upstream, refusal))
+
+    def _joined(self, session: Session, upstream: socket.socket | None, refusal: Refusal | None) -> None:
+        if upstream is None:
+            session.refuse(refusal or Refusal(Reason.INTERNAL, "the connect ended without a result"))
+        elif session.ended:
+            reset_and_close(upstream)
+        elif session.source is not None:
+            session.relay(session.source, AppSocket(self._context.poller, upstream, session))

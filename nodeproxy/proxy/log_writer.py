@@ -1,0 +1,64 @@
+"""Where a worker's lines go: its standard output, which all workers and the agent share.
+
+Invariant: writing never blocks the data path.  Whole lines are written together at the end of a pass, at most PIPE_BUF bytes at a time, so
+that lines of several processes do not mix; what a slow reader does not take is kept up to a limit and then dropped, and counted.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+
+# POSIX: a write of at most PIPE_BUF bytes to a pipe is atomic.
+_ATOMIC_BYTES = select.PIPE_BUF
+MAX_KEPT_BYTES = 1 << 20
+
+
+class LogWriter:
+    """Buffered lines on a descriptor of our own.  `dropped`: lines that nobody took."""
+
+    def __init__(self, fd: int) -> None:
+        self.dropped = 0
+        self._lines: list[bytes] = []
+        self._kept_bytes = 0
+        try:
+            # O_NONBLOCK belongs to the open file description, which others share: open one of our own.
+            self._fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            # A socket (systemd's journal, say) can't be opened anew; it takes lines as fast as we write them.
+            self._fd = os.dup(fd)
+
+    def write(self, line: bytes) -> None:
+        """Keep `line` (with its newline) for the next `flush`."""
+        if self._kept_bytes + len(line) > MAX_KEPT_BYTES:
+            self.dropped += 1
+            return
+        self._lines.append(line)
+        self._kept_bytes += len(line)
+
+    @property
+    def pending(self) -> bool:
+        """Whether lines wait."""
+        return bool(self._lines)
+
+    def flush(self) -> None:
+        """Write what the reader takes."""
+        lines = self._lines
+        while lines:
+            count, size = 0, 0
+            for line in lines:
+                if count and size + len(line) > _ATOMIC_BYTES:
+                    break
+                count, size = count + 1, size + len(line)
+            try:
+                os.write(self._fd, b"".join(lines[:count]))
+            except BlockingIOError:
+                return
+            except OSError:
+                # Nobody will ever read it again (a closed pipe): the data path must not end for that.
+                self.dropped += len(lines)
+                lines.clear()
+                self._kept_bytes = 0
+                return
+            del lines[:count]
+            self._kept_bytes -= size

@@ -1,0 +1,124 @@
+"""Client tunnels that are kept and shared: one handshake for all who wait, at most 100 streams each, released after 5 idle minutes.
+
+Key: source pod (its address and identity), peer address and the identities that the peer may show.  So no connection ever travels in a
+tunnel that was made for another identity, in either direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from nodeproxy.model.reason import Refusal
+
+# Envoy and ztunnel clients open no more than 100 streams on one connection, whatever the server allows.
+MAX_STREAMS_A_TUNNEL = 100
+# ztunnel releases a pooled connection after 5 minutes without use.
+IDLE_S = 300.0
+
+
+class PoolKey(msgspec.Struct, frozen=True):
+    """What two connections must have in common to share a tunnel."""
+
+    pod_uid: str
+    source_identity: str
+    peer: tuple[str, int]
+    identities: frozenset[str]
+
+
+class PooledTunnel(Protocol):
+    """What the pool must know of a tunnel."""
+
+    idle_since: float
+
+    @property
+    def free_streams(self) -> int:
+        """How many streams may still be opened on it, 0 while its handshake runs."""
+
+    @property
+    def active_streams(self) -> int:
+        """Streams that are open."""
+
+    def shut(self) -> None:
+        """End it in good order."""
+
+
+Waiter = Callable[["PooledTunnel | None", "Refusal | None"], None]
+MakeTunnel = Callable[[PoolKey], None]
+
+
+class Pool:
+    """`make(key)` must lead to `ready` or `failed`, later or at once."""
+
+    def __init__(self, make: MakeTunnel, clock: Callable[[], float]) -> None:
+        self._make = make
+        self._clock = clock
+        self._tunnels: dict[PoolKey, list[PooledTunnel]] = {}
+        self._waiters: dict[PoolKey, list[Waiter]] = {}
+        self._making: dict[PoolKey, int] = {}
+
+    def acquire(self, key: PoolKey, waiter: Waiter) -> None:
+        """Call `waiter` with a tunnel that has a stream free, or with why there is none."""
+        for tunnel in self._tunnels.get(key, ()):
+            if tunnel.free_streams > 0:
+                waiter(tunnel, None)
+                return
+        waiters = self._waiters.setdefault(key, [])
+        waiters.append(waiter)
+        if len(waiters) > self._making.get(key, 0) * MAX_STREAMS_A_TUNNEL:
+            self._making[key] = self._making.get(key, 0) + 1
+            self._make(key)
+
+    def ready(self, key: PoolKey, tunnel: PooledTunnel) -> None:
+        """A tunnel that `make` began is established: serve who waits, as many as it has streams."""
+        self._made(key)
+        self._tunnels.setdefault(key, []).append(tunnel)
+        waiters = self._waiters.pop(key, [])
+        while waiters and tunnel.free_streams > 0:
+            waiters.pop(0)(tunnel, None)
+        if waiters:
+            for waiter in waiters:
+                self.acquire(key, waiter)
+
+    def failed(self, key: PoolKey, refusal: Refusal) -> None:
+        """A tunnel that `make` began will not be: so many of who waits hear why."""
+        others = self._made(key)
+        waiters = self._waiters.pop(key, [])
+        kept = waiters[: others * MAX_STREAMS_A_TUNNEL]
+        if kept:
+            self._waiters[key] = kept
+        for waiter in waiters[len(kept) :]:
+            waiter(None, refusal)
+
+    def drop(self, key: PoolKey, tunnel: PooledTunnel) -> None:
+        """The tunnel is lost, or takes no new streams."""
+        tunnels = self._tunnels.get(key)
+        if tunnels and tunnel in tunnels:
+            tunnels.remove(tunnel)
+            if not tunnels:
+                del self._tunnels[key]
+
+    def release_idle(self) -> None:
+        """Shut what nobody has used for `IDLE_S`; called now and then."""
+        before = self._clock() - IDLE_S
+        for key, tunnels in list(self._tunnels.items()):
+            for tunnel in [each for each in tunnels if each.active_streams == 0 and each.idle_since < before]:
+                self.drop(key, tunnel)
+                tunnel.shut()
+
+    def shut_idle(self, pod_uid: str | None = None) -> None:
+        """Shut every tunnel without streams (of one pod, or all) and hand none out any more; those in use end with their last stream."""
+        for key, tunnels in list(self._tunnels.items()):
+            if pod_uid in (None, key.pod_uid):
+                del self._tunnels[key]
+                for tunnel in tunnels:
+                    if tunnel.active_streams == 0:
+                        tunnel.shut()
+
+    def _made(self, key: PoolKey) -> int:
+        others = self._making.pop(key, 1) - 1
+        if others:
+            self._making[key] = others
+        return others

@@ -1,0 +1,143 @@
+"""One connection of a pod, from accept to its end: the record of it, its two halves, and the one place where it ends.
+
+States: deciding or connecting (no halves or one), relaying (two), ended.  Whatever goes wrong on either half, in the tunnel or by
+policy comes here, once, and leaves with one reason for log and metric.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from nodeproxy.model.connection import Connection
+from nodeproxy.model.reason import Reason, Refusal
+from nodeproxy.proxy.app_socket import AppSocket
+from nodeproxy.proxy.half import Half
+from nodeproxy.proxy.tunnel_stream import TunnelStream
+from nodeproxy.wire.frames import ErrorCode
+
+if TYPE_CHECKING:
+    from nodeproxy.observe.counters import Series
+    from nodeproxy.observe.labels import Reporter
+    from nodeproxy.policy.match import Subject
+    from nodeproxy.proxy.pods import Pod
+    from nodeproxy.proxy.sessions import Sessions
+
+AnyHalf = AppSocket | TunnelStream
+
+
+class Session:
+    """`source` is the half towards who connected, `destination` the half towards whom it wanted.
+
+    pod: the pod of this node that the connection is accounted to.
+    subject: what policy is asked about again when it changes; None where policy is the other node's to judge.
+    destination_pod: the workload uid whose policies hold, with `subject`.
+    """
+
+    __slots__ = ("_relaying", "_sessions", "destination", "destination_uid", "ended", "pod", "record", "reported", "series", "source", "subject")
+
+    def __init__(self, sessions: Sessions, pod: Pod, record: Connection) -> None:
+        self._sessions = sessions
+        self._relaying = False
+        self.pod = pod
+        self.record = record
+        self.source: AnyHalf | None = None
+        self.destination: AnyHalf | None = None
+        self.subject: Subject | None = None
+        self.destination_uid = ""
+        self.ended = False
+        self.series: list[tuple[Reporter, Series]] = []  # what it counts in, from when it opened
+        self.reported = (0, 0)  # bytes that the counters have already
+        record.started = time.time()
+        sessions.add(self)
+
+    # ── the way up ──
+
+    def relay(self, source: AnyHalf, destination: AnyHalf) -> None:
+        """Both ends stand: move bytes until both directions have ended."""
+        self.source, self.destination = source, destination
+        self._relaying = True
+        self._sessions.opened(self)
+        source.peer = destination
+        destination.peer = source
+        for half in (source, destination):
+            if isinstance(half, AppSocket):
+                half.start()
+            elif not self.ended:
+                half.joined()
+
+    @property
+    def relaying(self) -> bool:
+        """Both ends stand."""
+        return self._relaying
+
+    def transferred(self) -> tuple[int, int]:
+        """Bytes that came from the source, bytes that came from the destination."""
+        if not self._relaying or self.source is None or self.destination is None:
+            return (0, 0)
+        return (self.source.read_bytes, self.destination.read_bytes)
+
+    # ── the ways down ──
+
+    def half_ended(self) -> None:
+        """One direction has ended; when both have, so has the connection, in good order."""
+        source, destination = self.source, self.destination
+        if self.ended or source is None or destination is None or not (source.done and destination.done):
+            return
+        self._end(None)
+        source.close()
+        destination.close()
+
+    def refuse(self, refusal: Refusal) -> None:
+        """End it by a named refusal; both sides see a reset, a tunnel's peer the status or code that belongs to it."""
+        if self.ended:
+            return
+        self._end(refusal)
+        for half in (self.source, self.destination):
+            if half is not None:
+                half.abort()
+
+    def reset_by(self, half: Half) -> None:
+        """`half` was reset: reset the other one."""
+        if self.ended:
+            return
+        reason = Reason.RESET_BY_SOURCE if half is self.source else Reason.RESET_BY_DESTINATION
+        self._end(Refusal(reason, "the connection was reset by its " + ("source" if half is self.source else "destination")))
+        for each in (self.source, self.destination):
+            if each is not None:
+                each.abort()
+
+    def tunnel_reset(self, half: TunnelStream, code: int) -> None:
+        """The tunnel's peer reset the stream."""
+        if self._relaying:
+            self.reset_by(half)
+        elif not (code == ErrorCode.REFUSED_STREAM and half.ask_again()):
+            self.refuse(Refusal(Reason.HBONE_REFUSED, f"the peer reset the stream before it answered ({_code_name(code)})"))
+
+    def tunnel_lost(self, half: TunnelStream, refusal: Refusal) -> None:
+        """The tunnel that the stream was on is gone."""
+        lost = refusal.reason is Reason.RESET_BY_DESTINATION
+        if lost and self._relaying:
+            self.reset_by(half)
+        elif not (lost and half.ask_again()):
+            self.refuse(refusal)
+
+    def fault(self, error: Exception) -> None:
+        """A defect of ours hit this connection."""
+        self.refuse(Refusal(Reason.INTERNAL, f"nodeproxy failed on this connection: {error!r}; please report it with the log's traceback"))
+
+    def _end(self, refusal: Refusal | None) -> None:
+        self.ended = True
+        record = self.record
+        record.received_bytes, record.sent_bytes = self.transferred()
+        record.ended = time.time()
+        if refusal is not None:
+            record.reason, record.detail = refusal.reason, refusal.detail
+        self._sessions.remove(self)
+
+
+def _code_name(code: int) -> str:
+    try:
+        return ErrorCode(code).name
+    except ValueError:
+        return f"code {code:#x}"

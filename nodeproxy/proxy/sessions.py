@@ -1,0 +1,138 @@
+"""All live connections of a worker: what is counted, logged, listed and judged again when policy changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from nodeproxy.decide.inbound import recheck
+from nodeproxy.model.connection import Connection, Direction
+from nodeproxy.model.reason import Reason, Refusal
+from nodeproxy.observe.counters import Counters
+from nodeproxy.observe.labels import Reporter, tcp_labels
+from nodeproxy.proxy.session import Session
+from nodeproxy.state.view import View
+
+WriteLog = Callable[[Connection], None]
+
+
+class Sessions:
+    """The registry.  Every connection is in it from accept to its end, and leaves it through `remove`, once."""
+
+    def __init__(self, counters: Counters, write_log: WriteLog) -> None:
+        self._counters = counters
+        self._write_log = write_log
+        self._live: dict[int, Session] = {}
+        self._last_id = 0
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._live.values()))
+
+    def new_id(self) -> int:
+        """An id that no other connection of this worker has had."""
+        self._last_id += 1
+        return self._last_id
+
+    # ── what sessions say ──
+
+    def add(self, session: Session) -> None:
+        """A connection was accepted."""
+        self._live[session.record.id] = session
+        session.pod.connections += 1
+
+    def opened(self, session: Session) -> None:
+        """Both ends stand."""
+        for reporter in _reporters(session):
+            labels = tcp_labels(session.record, reporter)
+            session.series.append((reporter, self._counters.open(labels)))
+
+    def remove(self, session: Session) -> None:
+        """A connection has ended."""
+        del self._live[session.record.id]
+        session.pod.connections -= 1
+        self._count_bytes(session)
+        for reporter, series in session.series:
+            self._counters.close(series, tcp_labels(session.record, reporter))
+        if not session.series:
+            self._failed(session.record)
+        elif session.record.reason is not None:
+            self._counters.refused(session.record.reason, session.record.direction)
+        self._write_log(session.record)
+
+    def _failed(self, record: Connection) -> None:
+        self._counters.fail(tcp_labels(record))
+        if record.reason is not None:
+            self._counters.refused(record.reason, record.direction)
+
+    def refused_unheard(self, record: Connection, refusal: Refusal) -> None:
+        """A connection that never became a session: a failed handshake, a full table."""
+        record.reason, record.detail = refusal.reason, refusal.detail
+        record.started = record.started or time.time()
+        record.ended = time.time()
+        self._failed(record)
+        self._write_log(record)
+
+    def dry_run(self, refusals: tuple[Refusal, ...]) -> None:
+        """Dry-run policies that would have refused."""
+        for refusal in refusals:
+            self._counters.dry_run(refusal.resource, denied=True)
+
+    # ── what the worker asks ──
+
+    def recheck(self, view: View) -> None:
+        """Policy or membership has changed: end what they would not let begin now."""
+        for session in self:
+            if session.subject is None or session.ended:
+                continue
+            destination = view.workload(session.destination_uid)
+            if destination is None:
+                session.refuse(Refusal(Reason.UNKNOWN_WORKLOAD, "the destination's workload was removed from the state"))
+                continue
+            refusal = recheck(view, destination, session.subject)
+            if refusal is not None:
+                session.refuse(refusal)
+
+    def end_pod(self, pod_uid: str) -> None:
+        """The pod is gone: so are its connections, and those towards it."""
+        for session in self:
+            if pod_uid in (session.pod.uid, session.destination_uid) and not session.ended:
+                session.refuse(Refusal(Reason.POD_LEFT, "the pod has left the mesh or ended"))
+
+    def end_all(self, refusal: Refusal) -> None:
+        """The grace period is over."""
+        for session in self:
+            session.refuse(refusal)
+
+    def take_counters(self) -> list[bytes]:
+        """What was counted since the last time, live connections' bytes included."""
+        for session in self._live.values():
+            if session.relaying:
+                self._count_bytes(session)
+        return self._counters.take()
+
+    def snapshot(self) -> list[Connection]:
+        """Records of the live connections, with their bytes as of now."""
+        records = []
+        for session in self._live.values():
+            session.record.received_bytes, session.record.sent_bytes = session.transferred()
+            records.append(session.record)
+        return records
+
+    def _count_bytes(self, session: Session) -> None:
+        received, sent = session.transferred()
+        before = session.reported
+        if (received, sent) != before:
+            session.reported = (received, sent)
+            for _, series in session.series:
+                series.received_bytes += received - before[0]
+                series.sent_bytes += sent - before[1]
+
+
+def _reporters(session: Session) -> tuple[Reporter, ...]:
+    """Who reports it: this node's pod, and for two pods of this node both."""
+    if session.record.direction is Direction.INBOUND:
+        return (Reporter.DESTINATION,)
+    return (Reporter.SOURCE,) if session.subject is None else (Reporter.SOURCE, Reporter.DESTINATION)

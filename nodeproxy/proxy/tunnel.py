@@ -1,0 +1,334 @@
+"""One HBONE connection: a TCP socket, TLS 1.3 over memory BIOs, HTTP/2, and the CONNECT streams on it.
+
+`ClientTunnel` and `ServerTunnel` say what a stream means; here is what both share: the handshake with its deadline, decryption into the
+shared buffer, one send a pass, back-pressure, keep-alive, and an end that no stream misses.  A `MemoryBIO` and not an `SSLSocket`:
+measured, it is 6 to 13 per cent faster.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable
+
+from nodeproxy.errors import ProtocolError
+from nodeproxy.identity.tls import tls_refusal
+from nodeproxy.model.reason import Reason, Refusal
+from nodeproxy.proxy import buffers
+from nodeproxy.proxy.poller import ERR, HUP, IN, OUT, Poller, Timer
+from nodeproxy.proxy.tunnel_stream import TunnelStream
+from nodeproxy.wire.connection import HboneConnection, Role
+from nodeproxy.wire.stream import Stream
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+# A handshake is two round trips; who needs longer holds a descriptor and a TLS state for nothing.
+HANDSHAKE_TIMEOUT_S = 10.0
+# ztunnel's and Envoy's keep-alive for HBONE: PING each 10 s, dead after 20 s.
+_PING_INTERVAL_S = 10.0
+_PING_MISSED = 2
+_PING = b"nodeprxy"
+# Cipher text is handed to the socket at the end of a pass, or when this much is there.
+_FLUSH_BYTES = 4 << 20
+_RECORD_BYTES = 16_384
+
+
+class Tunnel:
+    """What both roles share.  `established`: TLS is done and the peer is who it must be."""
+
+    role: Role
+
+    def __init__(self, poller: Poller, budget: buffers.Budget, sock: socket.socket, context: ssl.SSLContext) -> None:
+        self.sock = sock
+        self.budget = budget
+        self.codec = HboneConnection(self.role, self)
+        self.established = False
+        self.closed = False
+        self.opened_at = poller.clock()
+        self.waiting: dict[TunnelStream, None] = {}
+        self._poller = poller
+        self._fd = sock.fileno()
+        self._events = IN
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=self.role is Role.SERVER)
+        self._unsent: memoryview | None = None
+        self._dirty = False
+        self._heard = False
+        self._pings_missed = 0
+        self._timer: Timer = poller.later(HANDSHAKE_TIMEOUT_S, self._handshake_timed_out)
+        poller.add(self._fd, self, IN)
+
+    # ── for the roles to fill in ──
+
+    def verify_peer(self) -> None:
+        """TLS is done: check who it is.  Raises ProtocolError."""
+        raise NotImplementedError
+
+    def on_established(self) -> None:
+        """The peer is verified and the first SETTINGS are on their way."""
+
+    def on_lost(self, refusal: Refusal) -> None:
+        """The tunnel is gone; streams are told after this."""
+
+    def released(self, half: TunnelStream) -> None:
+        """A relay over this tunnel has ended."""
+
+    # ── what halves call ──
+
+    @property
+    def blocked(self) -> bool:
+        """The socket takes no more for now."""
+        return self._unsent is not None
+
+    def wait(self, half: TunnelStream) -> None:
+        """Resume `half`'s peer when windows and socket allow."""
+        self.waiting[half] = None
+
+    def write(self, framed: memoryview) -> None:
+        """Encrypt `framed`, behind what the codec has to say; it is sent at the end of the pass."""
+        if self.codec.out:
+            self.tls.write(self.codec.take_out())
+        self.tls.write(framed)
+        if self._outgoing.pending > _FLUSH_BYTES:
+            self.flush()
+        else:
+            self.mark_dirty()
+
+    def mark_dirty(self) -> None:
+        """Something is to be sent at the end of this pass."""
+        if not self._dirty and not self.closed:
+            self._dirty = True
+            self._poller.defer(self.flush)
+
+    # ── what the poller calls ──
+
+    def on_event(self, events: int) -> None:
+        """Receive and send."""
+        if events & OUT:
+            self.flush()
+        if events & (IN | HUP | ERR) and not self.closed:
+            self._receive()
+
+    def on_fault(self, error: Exception) -> None:
+        """A defect of ours: this tunnel ends."""
+        self.lose(Refusal(Reason.INTERNAL, f"nodeproxy failed on this tunnel: {error!r}; please report it with the log's traceback"))
+
+    def _receive(self) -> None:
+        raw = buffers.raw
+        try:
+            count = self.sock.recv_into(raw)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.lose(self._connection_lost(f"the tunnel's connection failed: {error.strerror}"))
+            return
+        if count == 0:
+            self.lose(self._connection_lost("the tunnel was closed by its other end"))
+            return
+        self._heard = True
+        self._incoming.write(raw[:count])
+        try:
+            if self.established or self._handshake():
+                self._decrypt()
+        except ProtocolError as error:
+            self._send_last_words()
+            self.lose(Refusal(error.reason, str(error)))
+        except ssl.SSLError as error:
+            self._send_last_words()
+            self.lose(tls_refusal(error))
+        else:
+            self.mark_dirty()
+
+    def _connection_lost(self, detail: str) -> Refusal:
+        return Refusal(Reason.RESET_BY_DESTINATION if self.established else Reason.TLS_FAILURE, detail)
+
+    # ── TLS ──
+
+    def start_handshake(self) -> None:
+        """A client speaks first."""
+        self._handshake()
+        self.mark_dirty()
+
+    def _handshake(self) -> bool:
+        try:
+            self.tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        if self.tls.selected_alpn_protocol() != "h2":
+            raise ProtocolError(Reason.NO_ALPN, "the peer did not agree to speak HTTP/2 (ALPN h2): it is no HBONE endpoint")
+        self.verify_peer()
+        self.established = True
+        self._timer.cancel()
+        self._timer = self._poller.later(_PING_INTERVAL_S, self._keep_alive)
+        self.on_established()
+        return not self.closed
+
+    def _decrypt(self) -> None:
+        """All records that are there, into the shared buffer, to the codec in as few calls as possible."""
+        plain, tls, incoming, receive = buffers.plain, self.tls, self._incoming, self.codec.receive
+        # With a buffer, `read` returns how much it put there; typeshed knows only the form without.
+        read: Callable[[int, memoryview], int] = tls.read  # type: ignore[assignment]
+        filled = 0
+        ended = False
+        while incoming.pending or tls.pending():
+            try:
+                count = read(_RECORD_BYTES, plain[filled:])
+            except ssl.SSLWantReadError:
+                break
+            except ssl.SSLZeroReturnError:
+                ended = True
+                break
+            if count == 0:
+                ended = True
+                break
+            filled += count
+            if filled >= buffers.SHARED_BYTES:
+                receive(plain[:filled])
+                filled = 0
+                if self.closed:
+                    return
+        if filled:
+            receive(plain[:filled])
+        if ended and not self.closed:
+            self.lose(self._connection_lost("the tunnel was closed by its other end"))
+
+    # ── sending ──
+
+    def flush(self) -> None:
+        """Hand the socket what is there; ask for EPOLLOUT if it takes only part."""
+        self._dirty = False
+        if self.closed:
+            return
+        try:
+            complete = self._send_all()
+        except OSError as error:
+            self.lose(self._connection_lost(f"the tunnel's connection failed: {error.strerror}"))
+            return
+        self._watch(IN if complete else IN | OUT)
+        if complete and self.waiting:
+            self._resume_waiting()
+
+    def _send_all(self) -> bool:
+        while True:
+            if self._unsent is not None:
+                try:
+                    sent = self.sock.send(self._unsent)
+                except BlockingIOError:
+                    return False
+                if sent < len(self._unsent):
+                    self._unsent = self._unsent[sent:]
+                    return False
+                self._unsent = None
+            if self.established and self.codec.out:
+                self.tls.write(self.codec.take_out())
+            if not self._outgoing.pending:
+                return True
+            self._unsent = memoryview(self._outgoing.read())
+
+    def _send_last_words(self) -> None:
+        """GOAWAY or a TLS alert, if the socket takes it: the peer should know why."""
+        try:
+            self._send_all()
+        except (OSError, ssl.SSLError):
+            # The peer is gone; who is left to be told is told by `lose`.
+            return
+
+    def _watch(self, events: int) -> None:
+        if events != self._events:
+            self._events = events
+            self._poller.change(self._fd, events)
+
+    def _resume_waiting(self) -> None:
+        waiting, self.waiting = self.waiting, {}
+        for half in waiting:
+            if half.stream is not None:
+                half.peer.resume()
+
+    # ── what the codec calls for both roles ──
+
+    def on_data(self, stream: Stream, chunk: memoryview) -> None:
+        """DATA of a stream, valid during the call."""
+        stream.owner.on_data(chunk)
+
+    def on_end(self, stream: Stream) -> None:
+        """END_STREAM."""
+        stream.owner.on_end()
+
+    def on_reset(self, stream: Stream, code: int) -> None:
+        """The stream is gone, by the peer's RST_STREAM or by a violation."""
+        half: TunnelStream = stream.owner
+        half.on_gone()
+        half.session.tunnel_reset(half, code)
+
+    def on_window(self, stream: Stream | None) -> None:
+        """Sending may go on."""
+        if stream is None:
+            if not self.blocked:
+                self._resume_waiting()
+        elif stream.owner in self.waiting:
+            del self.waiting[stream.owner]
+            stream.owner.peer.resume()
+
+    def on_request(self, stream: Stream, headers: Headers, end_stream: bool) -> None:
+        """A server's to answer."""
+        raise NotImplementedError
+
+    def on_response(self, stream: Stream, headers: Headers, end_stream: bool) -> None:
+        """A client's to read."""
+        raise NotImplementedError
+
+    def on_settings(self) -> None:
+        """The peer's SETTINGS came."""
+
+    def on_goaway(self, last_stream_id: int, code: int) -> None:
+        """The peer takes no new stream."""
+
+    def on_pong(self, payload: bytes) -> None:
+        """`_heard` says it already."""
+
+    # ── life ──
+
+    def _keep_alive(self) -> None:
+        if self.closed:
+            return
+        self._pings_missed = 0 if self._heard else self._pings_missed + 1
+        if self._pings_missed >= _PING_MISSED:
+            self.lose(Refusal(Reason.H2_TIMEOUT, "the tunnel's other end did not answer two PINGs in 20 s: its node or the way to it is down"))
+            return
+        self._heard = False
+        self.codec.ping(_PING)
+        self.mark_dirty()
+        self._timer = self._poller.later(_PING_INTERVAL_S, self._keep_alive)
+
+    def _handshake_timed_out(self) -> None:
+        self.lose(Refusal(Reason.TLS_TIMEOUT, f"the TLS handshake was not done in {HANDSHAKE_TIMEOUT_S:.0f} s; the peer stalls or is overloaded"))
+
+    def say_goaway(self) -> None:
+        """Ask the peer to open no new stream."""
+        if self.established and not self.closed:
+            self.codec.goaway(0)
+            self.mark_dirty()
+
+    def lose(self, refusal: Refusal) -> None:
+        """End the tunnel; every stream on it ends by `refusal`."""
+        if self.closed:
+            return
+        self.closed = True
+        self._timer.cancel()
+        self._poller.remove(self._fd)
+        self.sock.close()
+        self.on_lost(refusal)
+        for stream in list(self.codec.streams.values()):
+            half: TunnelStream = stream.owner
+            half.on_gone()
+            half.session.tunnel_lost(half, refusal)
+        self.waiting.clear()
+
+    def shut(self) -> None:
+        """End an idle tunnel in good order: GOAWAY, close_notify, FIN."""
+        self.codec.goaway(0)
+        self._send_last_words()
+        self.lose(Refusal(Reason.DRAINED, "the tunnel was idle"))
+
+

@@ -1,0 +1,243 @@
+"""One worker process: its parts put together, what the agent tells it, and its end.
+
+It is told of pods, certificates and new state, and tells counters and its connections.  It never asks: what it must decide by stands in
+the state's store.  When the agent's end of the channel closes, the worker ends: a node without an agent is closed.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import traceback
+from collections import deque
+
+import msgspec
+
+from nodeproxy.kernel.abi import Role
+from nodeproxy.kernel.original_destination import OriginalDestination
+from nodeproxy.model.channel import Channel
+from nodeproxy.model.connection import Connection, Direction
+from nodeproxy.model.messages import (
+    CONNECTIONS_A_PAGE,
+    CertificateDropped,
+    CertificateIssued,
+    Connections,
+    ConnectionsWanted,
+    Drain,
+    PodAdded,
+    PodRemoved,
+    Ready,
+    Report,
+    ReportWanted,
+    StateChanged,
+    ToWorker,
+    WorkerSettings,
+)
+from nodeproxy.model.reason import Reason, Refusal
+from nodeproxy.observe.access_log import format_json, format_text
+from nodeproxy.observe.counters import Counters
+from nodeproxy.proxy.certificates import Certificates
+from nodeproxy.proxy.context import Context
+from nodeproxy.proxy.inbound import Inbound
+from nodeproxy.proxy.log_writer import LogWriter
+from nodeproxy.proxy.outbound import Outbound
+from nodeproxy.proxy.pods import Listener, Pod, Spare
+from nodeproxy.proxy.poller import IN, OUT, Poller
+from nodeproxy.proxy.sessions import Sessions
+from nodeproxy.state.balance import Balancer
+from nodeproxy.state.reader import StateReader
+
+log = logging.getLogger(__name__)
+
+# Unasked reports: what is lost of the counters when a worker is killed.
+_REPORT_INTERVAL_S = 1.0
+_POOL_SWEEP_S = 10.0
+
+
+class Worker:
+    """`run` serves until the drain is over or the agent is gone."""
+
+    def __init__(self, settings: WorkerSettings, channel: socket.socket, log_fd: int) -> None:
+        channel.setblocking(False)
+        self._channel: Channel[ToWorker] = Channel(channel, ToWorker)
+        self._outbox: deque[msgspec.Struct] = deque()
+        self._log = LogWriter(log_fd)
+        self._format = format_json if settings.log_json else format_text
+        self._poller = Poller(_log_defect, self._before_waiting)
+        self._counters = Counters()
+        self._state = StateReader(settings.store)
+        self._context = Context(
+            poller=self._poller,
+            state=self._state,
+            balancer=Balancer(),
+            sessions=Sessions(self._counters, self._write_log),
+            certificates=Certificates(),
+            max_pod_connections=settings.max_pod_connections,
+        )
+        self._outbound = Outbound(self._context, OriginalDestination(settings.original_destination_fd))
+        self._inbound = Inbound(self._context)
+        self._spare = Spare()
+        self._draining = False
+
+    def run(self) -> None:
+        """Serve."""
+        self._poller.add(self._channel.sock.fileno(), self, IN)
+        self._poller.later(_REPORT_INTERVAL_S, self._report_regularly)
+        self._poller.later(_POOL_SWEEP_S, self._sweep)
+        self._send(Ready())
+        self._poller.run()
+        self._log.flush()
+
+    # ── the channel ──
+
+    def on_event(self, events: int) -> None:
+        """The agent speaks, or listens again."""
+        if events & OUT:
+            self._send_outbox()
+        while True:
+            try:
+                received = self._channel.receive()
+            except BlockingIOError:
+                return
+            except OSError:
+                received = None
+            if received is None:
+                self._poller.stop()
+                return
+            self._handle(*received)
+
+    def on_fault(self, error: Exception) -> None:
+        """A message that can't be acted upon: the agent must not believe that it was.  End; the agent makes another worker."""
+        self._poller.stop()
+
+    def _handle(self, message: ToWorker, fds: list[int]) -> None:
+        match message:
+            case PodAdded():
+                self._add_pod(message, fds)
+            case PodRemoved():
+                self._remove_pod(message)
+            case CertificateIssued():
+                self._context.certificates.put(message)
+            case CertificateDropped():
+                self._context.certificates.drop(message.identity)
+            case StateChanged():
+                self._outbound.forget()
+                self._context.sessions.recheck(self._state.view())
+            case ReportWanted():
+                self._report(message.request)
+            case ConnectionsWanted():
+                self._send_connections(message.request)
+            case Drain():
+                self._drain(message.grace_s)
+
+    def _send(self, message: msgspec.Struct) -> None:
+        self._outbox.append(message)
+        self._send_outbox()
+
+    def _send_outbox(self) -> None:
+        outbox = self._outbox
+        fd = self._channel.sock.fileno()
+        while outbox:
+            try:
+                self._channel.send(outbox[0])
+            except BlockingIOError:
+                self._poller.change(fd, IN | OUT)
+                return
+            except OSError:
+                # The agent is gone: reading the channel says so too.
+                outbox.clear()
+                return
+            outbox.popleft()
+        self._poller.change(fd, IN)
+
+    # ── pods ──
+
+    def _add_pod(self, message: PodAdded, fds: list[int]) -> None:
+        netns_fd, *listener_fds = fds
+        pod = Pod(message.uid, message.addresses, netns_fd)
+        self._context.pods[message.uid] = pod
+        accepted = {Role.OUTBOUND: self._outbound.accepted, Role.HBONE: self._inbound.accepted_tunnel, Role.PLAINTEXT: self._inbound.accepted_plain}
+        for role, fd in zip(Role, listener_fds, strict=True):
+            sock = socket.socket(fileno=fd)
+            pod.listeners.append(Listener(self._poller, pod, sock, self._spare, accepted[role], self._table_full))
+
+    def _remove_pod(self, message: PodRemoved) -> None:
+        pod = self._context.pods.get(message.uid)
+        if pod is None:
+            return
+        self._retire(pod)
+        if message.abort:
+            self._context.sessions.end_pod(message.uid)
+            for tunnel in list(pod.tunnels):
+                tunnel.lose(Refusal(Reason.POD_LEFT, "the pod has left the mesh or ended"))
+        # Streams and sockets that stand hold the namespace themselves; nothing new is made in it.
+        del self._context.pods[message.uid]
+        pod.close()
+
+    def _retire(self, pod: Pod) -> None:
+        pod.leaving = True
+        pod.close_listeners()
+        self._outbound.pool.shut_idle(pod.uid)
+        for tunnel in list(pod.tunnels):
+            tunnel.say_goaway()
+
+    def _table_full(self, pod: Pod, peer: tuple[str, int]) -> None:
+        detail = "the worker has no file descriptor left; raise its limit of open files"
+        self._context.refuse_full(pod, peer, Direction.INBOUND, Refusal(Reason.NO_DESCRIPTORS, detail))
+
+    # ── reports ──
+
+    def _write_log(self, connection: Connection) -> None:
+        self._log.write(self._format(connection))
+
+    def _before_waiting(self) -> None:
+        if self._log.pending:
+            self._log.flush()
+        self._state.release()
+
+    def _report(self, request: int) -> None:
+        for page in self._context.sessions.take_counters():
+            self._send(Report(request, page, last=False))
+        if request:
+            self._send(Report(request, b"", last=True))
+
+    def _report_regularly(self) -> None:
+        self._report(0)
+        self._poller.later(_REPORT_INTERVAL_S, self._report_regularly)
+
+    def _send_connections(self, request: int) -> None:
+        records = self._context.sessions.snapshot()
+        for start in range(0, len(records), CONNECTIONS_A_PAGE):
+            self._send(Connections(request, tuple(records[start : start + CONNECTIONS_A_PAGE]), last=False))
+        self._send(Connections(request, (), last=True))
+
+    def _sweep(self) -> None:
+        self._outbound.pool.release_idle()
+        self._poller.later(_POOL_SWEEP_S, self._sweep)
+
+    # ── the end ──
+
+    def _drain(self, grace_s: float) -> None:
+        self._draining = True
+        for pod in self._context.pods.values():
+            self._retire(pod)
+        self._poller.later(grace_s, self._grace_is_over)
+        self._leave_when_empty()
+
+    def _leave_when_empty(self) -> None:
+        if len(self._context.sessions) == 0:
+            self._finish()
+        else:
+            self._poller.later(0.1, self._leave_when_empty)
+
+    def _grace_is_over(self) -> None:
+        self._context.sessions.end_all(Refusal(Reason.DRAINED, "the node's proxy was told to end and the grace period is over"))
+        self._poller.defer(self._finish)
+
+    def _finish(self) -> None:
+        self._report(0)
+        self._poller.stop()
+
+
+def _log_defect(error: Exception) -> None:
+    log.error("a defect, which ended one connection: %r\n%s", error, "".join(traceback.format_exception(error)))

@@ -1,0 +1,91 @@
+"""What holds for every test: its tier, the order of tiers, what needs root, and that a skip cannot look like a pass.
+
+A test's tier is the folder it is in.  `kernel`, `mesh` and `peers` need root; without it they are skipped, and the run says so.
+With --no-skips a skipped test fails the run, unless its reason begins with "kernel lacks:": such a test shows nothing on this
+kernel and no change of ours can make it.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+TIERS = ("unit", "fuzz", "kernel", "mesh", "peers")  # the order in which they run: the cheapest news first
+ROOT_TIERS = frozenset({"kernel", "mesh", "peers"})
+NEEDS_ROOT = "needs root: sudo ./dev test"
+KERNEL_LACKS = "kernel lacks:"
+
+
+def tier_of(item: pytest.Item) -> str | None:
+    """The tier that a test belongs to, None outside of all (e.g. tests/bench)."""
+    tests = item.config.rootpath / "tests"
+    folder = item.path.relative_to(tests).parts[0] if item.path.is_relative_to(tests) else ""
+    return folder if folder in TIERS else None
+
+
+def skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Why a test or a whole file was skipped."""
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")
+
+
+class SkipLedger:
+    """Keeps every skip of the session and, if asked, fails the session for them."""
+
+    def __init__(self, forbidden: bool) -> None:
+        self.forbidden = forbidden
+        self.skipped: dict[str, str] = {}
+
+    def _note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if report.skipped and not hasattr(report, "wasxfail"):
+            self.skipped[report.nodeid] = skip_reason(report)
+
+    def unexcused(self) -> dict[str, str]:
+        """The skips that a run with --no-skips does not accept: node id and reason."""
+        return {node: reason for node, reason in self.skipped.items() if not reason.startswith(KERNEL_LACKS)}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._note(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._note(report)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if self.forbidden and self.unexcused() and exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        without_root = {node.split("/")[1] for node, reason in self.skipped.items() if reason == NEEDS_ROOT}
+        if without_root:
+            tiers = " ".join(tier for tier in TIERS if tier in without_root)
+            terminalreporter.write_line(f"NOT RUN, for want of root: {tiers}.  For all: sudo ./dev test", yellow=True, bold=True)
+        if self.forbidden and (unexcused := self.unexcused()):
+            terminalreporter.section("skipped, which --no-skips forbids", red=True)
+            for node, reason in unexcused.items():
+                terminalreporter.write_line(f"{node}: {reason}")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--no-skips", action="store_true", help=f'a skip fails the run, unless its reason begins with "{KERNEL_LACKS}"'
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(SkipLedger(config.getoption("--no-skips")), "skip-ledger")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest's own -m chooses by the markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    is_root = os.geteuid() == 0
+    for item in items:
+        tier = tier_of(item)
+        if tier is None:
+            continue
+        item.add_marker(tier)
+        if tier in ROOT_TIERS and not is_root:
+            item.add_marker(pytest.mark.skip(reason=NEEDS_ROOT))
+    order = {tier: place for place, tier in enumerate(TIERS)}
+    items.sort(key=lambda item: order.get(tier_of(item) or "", len(TIERS)))  # stable: within a tier nothing moves

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from nodeproxy import config
+from nodeproxy.config import Address, LogFormat, RunConfig, address, load
+from nodeproxy.errors import ConfigError
+
+FLAGS = {"node": "n1", "mesh": "/m.yaml", "ca": "/ca"}
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "nodeproxy.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_least_that_must_be_said_and_the_defaults():
+    loaded = load(FLAGS, {})
+    assert loaded == RunConfig(
+        node="n1",
+        mesh=Path("/m.yaml"),
+        ca=Path("/ca"),
+        instance="default",
+        cgroup_root=None,
+        admin=Address("127.0.0.1", 15000),
+        metrics=Address("0.0.0.0", 15020),
+        ready=Address("0.0.0.0", 15021),
+        workers=min(2, len(os.sched_getaffinity(0))),
+        run_dir=Path("/run/nodeproxy/default"),
+        log_format=LogFormat.TEXT,
+        grace_s=30,
+    )
+
+
+@pytest.mark.parametrize(("missing", "variables"), [("node", "NODEPROXY_NODE or NODE_NAME"), ("ca", "NODEPROXY_CA")])
+def test_what_is_missing_is_named_with_all_its_sources(missing: str, variables: str):
+    flags = {name: value for name, value in FLAGS.items() if name != missing}
+    with pytest.raises(
+        ConfigError, match=f"^{missing} is not set: give --{missing}, {variables}, or '{missing}' in the --config file$"
+    ):
+        load(flags, {})
+
+
+def test_command_line_over_environment_over_istio_name_over_file_over_default(tmp_path: Path):
+    file = written(tmp_path, "grace-s: 11\nlog_format: json\nnode: of-file\n")
+    environ = {"NODEPROXY_GRACE_S": "13", "TERMINATION_GRACE_PERIOD_SECONDS": "12"}
+    base = {"mesh": "/m", "ca": "/ca", "node": None}
+    assert load(base | {"grace_s": "14"}, environ, file).grace_s == 14
+    assert load(base, environ, file).grace_s == 13
+    assert load(base, {"TERMINATION_GRACE_PERIOD_SECONDS": "12"}, file).grace_s == 12
+    from_file = load(base, {}, file)
+    assert (from_file.grace_s, from_file.log_format, from_file.node) == (11, LogFormat.JSON, "of-file")
+
+
+def test_every_setting_can_come_from_every_source(tmp_path: Path):
+    given = {
+        "node": "n2",
+        "mesh": "/mesh",
+        "ca": "/authority",
+        "instance": "blue",
+        "cgroup_root": "/sys/fs/cgroup/x",
+        "admin": "[::1]:1",
+        "metrics": "off",
+        "ready": "10.0.0.1:3",
+        "workers": "16",
+        "run_dir": "/r",
+        "log_format": "json",
+        "grace_s": "9",
+    }
+    assert set(given) == {field.name for field in dataclasses.fields(RunConfig)}
+    by_flag = load(given, {})
+    by_environment = load({}, {f"NODEPROXY_{name.upper()}": value for name, value in given.items()})
+    lines = "".join(f"{name.replace('_', '-')}: '{value}'\n" for name, value in given.items())
+    by_file = load({}, {"NODEPROXY_CONFIG": str(written(tmp_path, lines))})
+    assert by_flag == by_environment == by_file
+    assert (by_flag.metrics, by_flag.admin, by_flag.workers) == (None, Address("::1", 1), 16)
+
+
+def test_istio_names_that_charts_set():
+    environ = {"NODE_NAME": "n", "LOCAL_XDS_PATH": "/x", "LOG_FORMAT": "plain", "TERMINATION_GRACE_PERIOD_SECONDS": "60"}
+    loaded = load({"ca": "/ca"}, environ)
+    assert (loaded.node, loaded.mesh, loaded.log_format, loaded.grace_s) == ("n", Path("/x"), LogFormat.TEXT, 60)
+
+
+def test_run_directory_follows_the_instance():
+    assert load(FLAGS | {"instance": "blue"}, {}).run_dir == Path("/run/nodeproxy/blue")
+    assert load(FLAGS | {"instance": "blue", "run_dir": "/here"}, {}).run_dir == Path("/here")
+
+
+@pytest.mark.parametrize(("grace_s", "drain_s"), [("30", 25), ("6", 1), ("5", 1), ("1", 1)])
+def test_drain_leaves_the_agent_five_seconds(grace_s: str, drain_s: int):
+    assert load(FLAGS | {"grace_s": grace_s}, {}).drain_s == drain_s
+
+
+def test_paths_are_relative_to_who_named_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = written(tmp_path, "mesh: m.yaml\n")
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    loaded = load({"node": "n", "ca": "../ca"}, {}, file)
+    assert (loaded.mesh, loaded.ca) == (tmp_path / "m.yaml", tmp_path / "ca")
+
+
+def test_one_core_gets_one_worker_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {3})
+    assert load(FLAGS, {}).workers == 1
+    assert load(FLAGS | {"workers": "4"}, {}).workers == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "message"),
+    [
+        ({}, {"NODEPROXY_WORKERS": "abc"}, "NODEPROXY_WORKERS=abc: must be a number from 1 to 16"),
+        ({"workers": "17"}, {}, "--workers 17: must be a number from 1 to 16"),
+        ({"workers": "0"}, {}, "--workers 0: must be a number from 1 to 16"),
+        ({"workers": "²"}, {}, "--workers ²: must be a number from 1 to 16"),
+        ({"grace_s": "-1"}, {}, "--grace-s -1: must be a number from 1 to 86400"),
+        ({}, {"LOG_FORMAT": "xml"}, "LOG_FORMAT=xml: must be text or json"),
+        ({"instance": "A_b"}, {}, "--instance A_b: an instance's name has 1 to 40 of a-z, 0-9 and '-', not 'A_b'"),
+        ({"instance": "x" * 41}, {}, f"--instance {'x' * 41}: an instance's name"),
+        ({"instance": ""}, {}, "--instance : an instance's name"),
+        ({"node": "a b"}, {}, "--node a b: a node's name has"),
+        ({"admin": "1.2.3.4"}, {}, "--admin 1.2.3.4: '1.2.3.4' is not ADDR:PORT with a port from 1 to 65535, nor 'off'"),
+        ({}, {"NODEPROXY_WORKER": "2"}, "NODEPROXY_WORKER: there is no such setting; did you mean NODEPROXY_WORKERS?"),
+        ({}, {"NODEPROXY_ZZZZZZZ": "2"}, "NODEPROXY_ZZZZZZZ: there is no such setting; unset it"),
+    ],
+)
+def test_a_wrong_value_names_the_source_that_gave_it(flags: dict[str, str], environ: dict[str, str], message: str):
+    with pytest.raises(ConfigError, match="^" + re.escape(message)):
+        load(FLAGS | flags, environ)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("node: n\nworkerz: 2\n", ":2: there is no setting 'workerz'; did you mean workers?"),
+        ("node: n\nrun_dri: 2\n", ":2: there is no setting 'run_dri'; did you mean run-dir?"),
+        ("qqqqqq: 2\n", ":1: there is no setting 'qqqqqq'; remove it"),
+        ("node: n\nnode: m\n", ":2: node is there twice; remove one"),
+        ("\nnode: [n]\n", ":2: node must be a single value"),
+        ("[1]: n\n", ":1: there is no setting"),
+        ("- node\n", ":1: must be a map of settings"),
+        ("node: 'n\n", ":2: not YAML: found unexpected end of stream; mend the syntax"),
+        ("\n\nworkers: many\n", ":3: workers: many: must be a number from 1 to 16"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(tmp_path: Path, text: str, message: str):
+    file = written(tmp_path, text)
+    with pytest.raises(ConfigError, match="^" + re.escape(f"{file}{message}")):
+        load(FLAGS, {}, file)
+
+
+def test_a_file_that_is_not_there_or_is_something_else(tmp_path: Path):
+    with pytest.raises(ConfigError, match="can't be read: No such file or directory"):
+        load(FLAGS, {}, tmp_path / "none")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load(FLAGS, {}, written(tmp_path, "\x00"))
+    large = written(tmp_path, "")
+    os.truncate(large, config.MAX_FILE_BYTES + 1)
+    with pytest.raises(ConfigError, match="larger than 1 MiB; is it a configuration file"):
+        load(FLAGS, {}, large)
+
+
+def test_empty_values_say_nothing(tmp_path: Path):
+    file = written(tmp_path, "workers:\ngrace-s: ~\nmetrics: off\n")
+    loaded = load(FLAGS, {"NODEPROXY_INSTANCE": "", "LOG_FORMAT": ""}, file)
+    assert (loaded.grace_s, loaded.instance, loaded.metrics) == (30, "default", None)
+    assert load(FLAGS, {}, written(tmp_path, "# nothing\n")).node == "n1"
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "NODEPROXY_ADMIN_TOKEN",
+        "NODEPROXY_SERVICE_HOST",
+        "NODEPROXY_SERVICE_PORT_METRICS",
+        "NODEPROXY_PORT",
+        "NODEPROXY_PORT_15020_TCP_ADDR",
+        "NODEPROXY_METRICS_PORT_15020_TCP",
+    ],
+)
+def test_variables_of_other_parts_and_of_kubernetes_services_are_let_be(variable: str):
+    assert load(FLAGS, {variable: "tcp://10.0.0.1:80"}) == load(FLAGS, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("127.0.0.1:15000", "127.0.0.1", 15000),
+        ("[::1]:1", "::1", 1),
+        ("[FE80:0::1]:65535", "fe80::1", 65535),
+        ("node-1.example:80", "node-1.example", 80),
+    ],
+)
+def test_addresses(text: str, host: str, port: int):
+    assert address(text) == (host, port)
+    assert address(str(address(text))) == (host, port)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("::1:80", "brackets"),
+        ("[1.2.3.4]:80", "only IPv6"),
+        (":80", "0.0.0.0:80"),
+        ("1.2.3:80", "like 127.0.0.1:15000"),
+        ("1.2.3.4:0", "port"),
+        ("1.2.3.4:65536", "port"),
+        ("1.2.3.4:x", "port"),
+        ("", "port"),
+        ("[::g]:1", "like"),
+    ],
+)
+def test_wrong_addresses(text: str, message: str):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        address(text)
