@@ -1,0 +1,43 @@
+"""The root of the commands: which there are, in the order in which one meets them."""
+
+from __future__ import annotations
+
+import click
+
+from nodeproxy import __version__
+from nodeproxy.cli import ca, check, connections, demo, enrolment, run, status, uninstall, version, why
+
+
+class _InOrder(click.Group):
+    """Lists its commands as they were added: by the order of use, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="nodeproxy")
+def nodeproxy() -> None:
+    """Put the pods of a node into a mesh: mutual TLS, identity and policy by eBPF, without touching them.
+
+    \b
+    Try it:            nodeproxy demo
+    Will it run here?  nodeproxy check
+    Run a node:        nodeproxy ca init DIR, then nodeproxy run
+    """
+
+
+for _command in (
+    demo.demo,
+    check.check,
+    ca.ca,
+    run.run,
+    status.status,
+    connections.connections,
+    why.why,
+    enrolment.enrol,
+    enrolment.leave,
+    uninstall.uninstall,
+    version.version,
+):
+    nodeproxy.add_command(_command)

@@ -1,0 +1,54 @@
+"""`nodeproxy run`: the settings' flags.  What they mean, their checks and their other sources are in `nodeproxy.config`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nodeproxy import config
+from nodeproxy.cli.options import Command
+from nodeproxy.errors import ConfigError
+
+
+@click.command(
+    cls=Command,
+    examples="""
+        nodeproxy ca init /etc/nodeproxy/ca
+        nodeproxy run --node "$(hostname)" --mesh /etc/nodeproxy/mesh.yaml --ca /etc/nodeproxy/ca
+        NODEPROXY_LOG_FORMAT=json nodeproxy run --config /etc/nodeproxy/nodeproxy.yaml
+        nodeproxy run --node b --mesh b.yaml --ca ca --instance b --admin off --metrics off --ready off
+    """,
+)
+@click.option("--config", "config_path", metavar="FILE", help="A YAML file with settings: the options' names without dashes in front.")
+@click.option("--node", metavar="NAME", help="This node's name, as the mesh file's workloads have it.  [required]")
+@click.option("--mesh", metavar="FILE", help="The mesh file; it is read again when it changes.  [required]")
+@click.option("--ca", metavar="DIR", help="The CA's directory, made by `nodeproxy ca init`.  [required]")
+@click.option("--instance", metavar="NAME", help="Tells agents on one machine apart: a-z, 0-9, '-'.  [default: default]")
+@click.option("--cgroup-root", metavar="PATH", help="Steer only pods below this cgroup (v2).  [default: all]")
+@click.option("--admin", metavar="ADDR:PORT", help="Admin over TCP, or off; the Unix socket is always there.  [default: 127.0.0.1:15000]")
+@click.option("--metrics", metavar="ADDR:PORT", help="Prometheus metrics, or off.  [default: 0.0.0.0:15020]")
+@click.option("--ready", metavar="ADDR:PORT", help="Readiness, or off.  [default: 0.0.0.0:15021]")
+@click.option("--workers", metavar="N", help="Processes that carry traffic, 1 to 16.  [default: 2, at most one a core]")
+@click.option("--run-dir", metavar="DIR", help=f"State, socket and token.  [default: {config.RUN_ROOT}/INSTANCE]")
+@click.option("--log-format", metavar="text|json", help="How log lines are written.  [default: text]")
+@click.option("--grace-s", metavar="SECONDS", help="From SIGTERM to SIGKILL; connections get it less 5 s to end.  [default: 30]")
+@click.pass_context
+def run(ctx: click.Context, config_path: str | None, **flags: Any) -> None:
+    """Run this node's agent, in the foreground.
+
+    Each setting is also an environment variable (--run-dir is NODEPROXY_RUN_DIR) and a key of the --config file (run-dir); the
+    command line wins over the environment, and that over the file.  Of Istio's names, NODE_NAME, LOCAL_XDS_PATH, LOG_FORMAT and
+    TERMINATION_GRACE_PERIOD_SECONDS are understood.
+
+    SIGTERM drains and ends it.  Pods stay steered, and closed, until it runs again or `nodeproxy uninstall`.
+    """
+    try:
+        settings = config.load(flags, os.environ, None if config_path is None else Path(config_path))
+    except ConfigError as exc:
+        raise click.UsageError(str(exc), ctx) from exc
+    from nodeproxy.app.run import run as run_agent
+
+    ctx.exit(run_agent(settings))
