@@ -22,7 +22,7 @@ from nodeproxy.errors import ConfigError
 ENVIRONMENT_PREFIX = "NODEPROXY_"
 RUN_ROOT = Path("/run/nodeproxy")
 # A cluster's DNS label has 63 characters; what is left is room for the names that are made of it (pins, cgroups, sockets).
-INSTANCE = re.compile(r"[a-z0-9-]{1,40}")
+INSTANCE = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 # More than this many interpreters on one node say that something is mistaken; it is also what the kernel's maps have room for.
 MAX_WORKERS = 16
 MAX_GRACE_S = 86_400
@@ -132,7 +132,7 @@ def address(text: str) -> Address:
 def instance_name(text: str) -> str:
     """Check the name of an instance.  Raises ConfigError."""
     if not INSTANCE.fullmatch(text):
-        raise ConfigError(f"an instance's name has 1 to 40 of a-z, 0-9 and '-', not {text!r}")
+        raise ConfigError(f"an instance's name has 1 to 40 of a-z, 0-9 and '-', not '-' first, not {text!r}")
     return text
 
 

@@ -6,20 +6,21 @@ from pathlib import Path
 
 import click
 
-from nodeproxy.cli.options import Command, output_option
+from nodeproxy.cli.options import Command, Group, output_option
 from nodeproxy.cli.output import plural, print_json
 
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group()
+@click.group(cls=Group, short_help="Make and renew a mesh's certificate authority.")
 def ca() -> None:
     """The certificate authority of a mesh without istiod: a directory that all its nodes have."""
 
 
 @ca.command(
     cls=Command,
+    short_help="Make a CA.",
     examples="""
         nodeproxy ca init /etc/nodeproxy/ca
         nodeproxy ca init ./ca --trust-domain example.org
@@ -47,6 +48,7 @@ def init(directory: Path, trust_domain: str, root_cert: Path | None, root_key: P
 
 @ca.command(
     cls=Command,
+    short_help="Make a new root; the old one stays trusted.",
     examples="""
         nodeproxy ca rotate /etc/nodeproxy/ca
     """,
@@ -62,11 +64,14 @@ def rotate(directory: Path, output: str) -> None:
         print_json({"directory": str(directory), "root": root})
         return
     click.echo(f"{root} signs from now on; the former root is still trusted.")
-    click.echo("Copy the directory to every node.  A day later, when no certificate of the former root is alive: nodeproxy ca retire")
+    click.echo(
+        "Copy the directory to every node.  A day later, when no certificate of the former root is alive: nodeproxy ca retire"
+    )
 
 
 @ca.command(
     cls=Command,
+    short_help="Trust only the root that signs.",
     examples="""
         nodeproxy ca retire /etc/nodeproxy/ca
     """,

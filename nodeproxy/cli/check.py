@@ -10,6 +10,7 @@ from nodeproxy.cli.output import mark, print_json
 
 @click.command(
     cls=Command,
+    short_help="See whether this machine can run a node.",
     examples="""
         sudo nodeproxy check
         sudo nodeproxy check -o json

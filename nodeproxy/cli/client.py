@@ -85,7 +85,9 @@ class Client:
                 f"can't read the admin token in {path}: {exc}; be root on the agent's machine, or set NODEPROXY_ADMIN_TOKEN"
             ) from exc
 
-    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None) -> Any:
+    def _call(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
+    ) -> Any:
         connection = self._transport.open()
         try:
             try:
@@ -110,7 +112,9 @@ class Client:
         except ValueError:
             value = None
         if not isinstance(value, dict):
-            raise NodeproxyError(f"{self._transport.name} is no nodeproxy: it answers {call} with status {status} and no JSON object")
+            raise NodeproxyError(
+                f"{self._transport.name} is no nodeproxy: it answers {call} with status {status} and no JSON object"
+            )
         if status == http.HTTPStatus.BAD_REQUEST:
             raise click.UsageError(str(value.get("error")))
         if status >= http.HTTPStatus.MULTIPLE_CHOICES:
@@ -140,7 +144,11 @@ class _UnixTransport:
     def unreachable(self, exc: OSError) -> NodeproxyError:
         if exc.errno in (errno.EACCES, errno.EPERM):
             return NodeproxyError(f"this user may not open {self._path}: use sudo, or --admin ADDR:PORT to read only")
-        what = "is there, but nobody listens: its agent has ended" if exc.errno == errno.ECONNREFUSED else f"can't be reached ({exc.strerror or exc})"
+        what = (
+            "is there, but nobody listens: its agent has ended"
+            if exc.errno == errno.ECONNREFUSED
+            else f"can't be reached ({exc.strerror or exc})"
+        )
         return NodeproxyError(f"no agent answers: {self._path} {what}.  {_how_to_choose(self._path)}")
 
 
@@ -159,10 +167,14 @@ class _TcpTransport:
 def _how_to_choose(tried: Path | None) -> str:
     """What to do when nobody answered; names the instances that have a socket."""
     try:
-        found = sorted(path for path in (*config.RUN_ROOT.glob(SOCKET_NAME), *config.RUN_ROOT.glob(f"*/{SOCKET_NAME}")) if path != tried)
+        found = sorted(
+            path for path in (*config.RUN_ROOT.glob(SOCKET_NAME), *config.RUN_ROOT.glob(f"*/{SOCKET_NAME}")) if path != tried
+        )
     except OSError:  # an ordinary user may not look
         found = []
     if found:
-        others = ", ".join(f"--instance {path.parent.name}" if path.parent != config.RUN_ROOT else f"--run-dir {path.parent}" for path in found)
+        others = ", ".join(
+            f"--instance {path.parent.name}" if path.parent != config.RUN_ROOT else f"--run-dir {path.parent}" for path in found
+        )
         return f"Did you mean {others}?"
     return "Start one (nodeproxy run --help), or name the one that runs by --instance, --run-dir or --admin."

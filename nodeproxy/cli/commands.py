@@ -6,16 +6,10 @@ import click
 
 from nodeproxy import __version__
 from nodeproxy.cli import ca, check, connections, demo, enrolment, run, status, uninstall, version, why
+from nodeproxy.cli.options import Group
 
 
-class _InOrder(click.Group):
-    """Lists its commands as they were added: by the order of use, not of the alphabet."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-
-@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="nodeproxy")
 def nodeproxy() -> None:
     """Put the pods of a node into a mesh: mutual TLS, identity and policy by eBPF, without touching them.

@@ -11,11 +11,22 @@ from nodeproxy.cli.options import Command, connect, instance_options, output_opt
 from nodeproxy.cli.output import ago, is_terminal, plural, print_json, print_table, size
 
 WATCH_S = 1.0
-_HEADERS = ("source", "destination", "source identity", "destination identity", "direction", "security", "from source", "to source", "opened")
+_HEADERS = (
+    "source",
+    "destination",
+    "source identity",
+    "destination identity",
+    "direction",
+    "security",
+    "from source",
+    "to source",
+    "opened",
+)
 
 
 @click.command(
     cls=Command,
+    short_help="List the live connections.",
     examples="""
         sudo nodeproxy connections
         sudo nodeproxy connections --pod Kubernetes//Pod/shop/frontend --watch

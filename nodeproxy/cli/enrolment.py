@@ -13,6 +13,7 @@ from nodeproxy.cli.output import print_json
 
 @click.command(
     cls=Command,
+    short_help="Put a pod into the mesh.",
     examples="""
         sudo nodeproxy enrol Kubernetes//Pod/shop/frontend /run/netns/frontend
         sudo nodeproxy enrol Kubernetes//Pod/shop/frontend /proc/4711/ns/net --instance blue
@@ -36,6 +37,7 @@ def enrol(uid: str, netns: str, output: str, **where: Any) -> None:
 
 @click.command(
     cls=Command,
+    short_help="Take a pod out of the mesh.",
     examples="""
         sudo nodeproxy leave Kubernetes//Pod/shop/frontend
     """,

@@ -16,6 +16,14 @@ from nodeproxy.errors import ConfigError
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+class Group(click.Group):
+    """Lists its commands as they were added: in the order of use, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands' names."""
+        return list(self.commands)
+
+
 class Command(click.Command):
     """A command whose help ends with examples."""
 
@@ -45,9 +53,23 @@ def output_option(function: _F) -> _F:
 def instance_options(function: _F) -> _F:
     """How to reach a running agent: `instance`, `run_dir` and `admin`, for `connect`."""
     for option in (
-        click.option("--admin", metavar="ADDR:PORT", help="Reach it over TCP instead, where it was told to listen (run --admin)."),
-        click.option("--run-dir", metavar="DIR", envvar="NODEPROXY_RUN_DIR", help=f"Its run directory.  [default: {config.RUN_ROOT}/INSTANCE]"),
-        click.option("--instance", metavar="NAME", envvar="NODEPROXY_INSTANCE", default="default", show_default=True, help="Which agent of this machine."),
+        click.option(
+            "--admin", metavar="ADDR:PORT", help="Reach it over TCP instead, where it was told to listen (run --admin)."
+        ),
+        click.option(
+            "--run-dir",
+            metavar="DIR",
+            envvar="NODEPROXY_RUN_DIR",
+            help=f"Its run directory.  [default: {config.RUN_ROOT}/INSTANCE]",
+        ),
+        click.option(
+            "--instance",
+            metavar="NAME",
+            envvar="NODEPROXY_INSTANCE",
+            default="default",
+            show_default=True,
+            help="Which agent of this machine.",
+        ),
     ):
         function = option(function)
     return function

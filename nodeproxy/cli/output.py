@@ -45,7 +45,9 @@ def _print_rich(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, header_style="cyan", pad_edge=False)
+    table = Table(
+        title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, header_style="cyan", pad_edge=False
+    )
     for header in headers:
         table.add_column(header, overflow="fold")
     for row in rows:

@@ -15,6 +15,7 @@ from nodeproxy.errors import ConfigError
 
 @click.command(
     cls=Command,
+    short_help="Run this node's agent.",
     examples="""
         nodeproxy ca init /etc/nodeproxy/ca
         nodeproxy run --node "$(hostname)" --mesh /etc/nodeproxy/mesh.yaml --ca /etc/nodeproxy/ca
@@ -22,13 +23,17 @@ from nodeproxy.errors import ConfigError
         nodeproxy run --node b --mesh b.yaml --ca ca --instance b --admin off --metrics off --ready off
     """,
 )
-@click.option("--config", "config_path", metavar="FILE", help="A YAML file with settings: the options' names without dashes in front.")
+@click.option(
+    "--config", "config_path", metavar="FILE", help="A YAML file with settings: the options' names without dashes in front."
+)
 @click.option("--node", metavar="NAME", help="This node's name, as the mesh file's workloads have it.  [required]")
 @click.option("--mesh", metavar="FILE", help="The mesh file; it is read again when it changes.  [required]")
 @click.option("--ca", metavar="DIR", help="The CA's directory, made by `nodeproxy ca init`.  [required]")
 @click.option("--instance", metavar="NAME", help="Tells agents on one machine apart: a-z, 0-9, '-'.  [default: default]")
 @click.option("--cgroup-root", metavar="PATH", help="Steer only pods below this cgroup (v2).  [default: all]")
-@click.option("--admin", metavar="ADDR:PORT", help="Admin over TCP, or off; the Unix socket is always there.  [default: 127.0.0.1:15000]")
+@click.option(
+    "--admin", metavar="ADDR:PORT", help="Admin over TCP, or off; the Unix socket is always there.  [default: 127.0.0.1:15000]"
+)
 @click.option("--metrics", metavar="ADDR:PORT", help="Prometheus metrics, or off.  [default: 0.0.0.0:15020]")
 @click.option("--ready", metavar="ADDR:PORT", help="Readiness, or off.  [default: 0.0.0.0:15021]")
 @click.option("--workers", metavar="N", help="Processes that carry traffic, 1 to 16.  [default: 2, at most one a core]")
@@ -36,7 +41,7 @@ from nodeproxy.errors import ConfigError
 @click.option("--log-format", metavar="text|json", help="How log lines are written.  [default: text]")
 @click.option("--grace-s", metavar="SECONDS", help="From SIGTERM to SIGKILL; connections get it less 5 s to end.  [default: 30]")
 @click.pass_context
-def run(ctx: click.Context, config_path: str | None, **flags: Any) -> None:
+def run(ctx: click.Context, /, config_path: str | None, **flags: Any) -> None:
     """Run this node's agent, in the foreground.
 
     Each setting is also an environment variable (--run-dir is NODEPROXY_RUN_DIR) and a key of the --config file (run-dir); the

@@ -12,6 +12,7 @@ from nodeproxy.cli.output import ago, ahead, mark, plural, print_json, print_tab
 
 @click.command(
     cls=Command,
+    short_help="Show how the agent and its pods are.",
     examples="""
         sudo nodeproxy status
         sudo nodeproxy status --instance blue
@@ -30,16 +31,7 @@ def status(output: str, **where: Any) -> None:
         print_json(found)
         return
     _summary(found)
-    if found["pods"]:
-        headers = ("pod", "addresses", "identity", "enrolled", "certificate ends", "error")
-        print_table("Pods", headers, [_pod(pod) for pod in found["pods"]])
-    headers = ("worker", "pid", "ready", "restarts")
-    print_table("Workers", headers, [(f"{w['slot']}", f"{w['pid']}", _yes(w["ready"]), f"{w['restarts']}") for w in found["workers"]])
-    if found["certificates"]:
-        headers = ("identity", "pods", "ends", "renewing", "failures", "why")
-        print_table("Certificates", headers, [_certificate(entry) for entry in found["certificates"]])
-    if drops := [(name, f"{count}") for name, count in found["kernel"]["drops"].items() if count]:
-        print_table("Refused by the kernel's side", ("reason", "count"), drops)
+    _tables(found)
 
 
 def _summary(found: dict[str, Any]) -> None:
@@ -49,14 +41,29 @@ def _summary(found: dict[str, Any]) -> None:
     else:
         click.echo(f"{mark(False)} {name} is not ready; it waits for: {', '.join(found['pending']) or 'nothing that it names'}.")
     state = found["state"]
-    counts = ", ".join(plural(state[f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"], word) for word in ("workload", "service", "policy"))
+    numbers = ((state["workloads"], "workload"), (state["services"], "service"), (state["policies"], "policy"))
+    counts = ", ".join(plural(count, word) for count, word in numbers)
     received = f"last changed {ago(state['received'])}" if state["received"] else "never received"
-    click.echo(f"{mark(not state['error'] and bool(state['received']))} State from {state['source']}: {counts}; {received} (epoch {state['epoch']}).")
+    good = mark(bool(state["received"]) and not state["error"])
+    click.echo(f"{good} State from {state['source']}: {counts}; {received} (epoch {state['epoch']}).")
     if state["error"]:
         click.echo(f"  The last edit was refused, the state before it stays: {state['error']}")
     failed = [pod for pod in found["pods"] if pod["error"]]
-    inside = len(found["pods"]) - len(failed)
-    click.echo(f"{mark(not failed)} {plural(inside, 'pod')} enrolled" + (f", {len(failed)} failed." if failed else "."))
+    inside = plural(len(found["pods"]) - len(failed), "pod")
+    click.echo(f"{mark(not failed)} {inside} enrolled" + (f", {len(failed)} failed." if failed else "."))
+
+
+def _tables(found: dict[str, Any]) -> None:
+    if found["pods"]:
+        columns: tuple[str, ...] = ("pod", "addresses", "identity", "enrolled", "certificate ends", "error")
+        print_table("Pods", columns, [_pod(pod) for pod in found["pods"]])
+    workers = [(f"{each['slot']}", f"{each['pid']}", _yes(each["ready"]), f"{each['restarts']}") for each in found["workers"]]
+    print_table("Workers", ("worker", "pid", "ready", "restarts"), workers)
+    if found["certificates"]:
+        columns = ("identity", "pods", "ends", "renewing", "failures", "why")
+        print_table("Certificates", columns, [_certificate(entry) for entry in found["certificates"]])
+    if drops := [(name, f"{count}") for name, count in found["kernel"]["drops"].items() if count]:
+        print_table("Refused by the kernel's side", ("reason", "count"), drops)
 
 
 def _pod(pod: dict[str, Any]) -> tuple[str, ...]:

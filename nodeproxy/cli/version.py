@@ -13,6 +13,7 @@ from nodeproxy.cli.output import print_json
 
 @click.command(
     cls=Command,
+    short_help="Say which version this is.",
     examples="""
         nodeproxy version
         nodeproxy version -o json

@@ -100,7 +100,7 @@ class _Decision:
         if port in OWN_PORTS and (service or workload or ip == "::1" or ip.startswith("127.")):
             note(self.trace, f"is {port} a port of the proxy's own?", "yes: refused")
             return Refusal(Reason.ILLEGAL_PORT, f"port {port} is the proxy's own; connect to the application's port")
-        if service is not None and service.load_balancer.mode is not Balancing.PASSTHROUGH:
+        if service is not None and (service.load_balancer.mode is not Balancing.PASSTHROUGH or _has_waypoint(service)):
             note(self.trace, f"who is {ip}?", "a service's virtual address", service.key)
             return self._to_service(service)
         if workload is None:
@@ -202,6 +202,10 @@ class _Decision:
             destination=workload,
             service=service,
         )
+
+
+def _has_waypoint(service: Service) -> bool:
+    return service.waypoint is not None or bool(service.weighted_waypoints)
 
 
 def _ports(service: Service) -> str:

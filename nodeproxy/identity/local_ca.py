@@ -140,7 +140,7 @@ class LocalAuthority:
         return self._ca.trust_domain
 
     async def issue(self, identity: str) -> IssuedCertificate:
-        """See `CertificateAuthority`.  It runs inline: key and signature took 0.28 ms, as a thread's hand-over might."""
+        """See `CertificateAuthority`.  It runs inline: key and signature take 0.3 ms [measured]."""
         return self._current().issue(identity, self._lifetime_s)
 
     def roots(self) -> bytes:

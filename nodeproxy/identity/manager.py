@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 # A stat of four files; new roots matter at the scale of minutes (`rotation` needs no order).
 ROOTS_POLL_S = 2.0
-# istiod signs within a second; a request that hangs must give its place back to the others.
+# A request that hangs must give its place back to the others; HBONE's connect timeout is as long.
 REQUEST_TIMEOUT_S = 10.0
 
 

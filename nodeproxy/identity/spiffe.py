@@ -12,7 +12,7 @@ import msgspec
 
 from nodeproxy.errors import IdentityError
 
-# SPIFFE-ID, section 2.4: "a SPIFFE implementation MUST support SPIFFE URIs up to 2048 bytes in length".
+# SPIFFE-ID, section 2.3: "SPIFFE implementations MUST support SPIFFE URIs up to 2048 bytes in length".
 MAX_SPIFFE_BYTES = 2048
 # SPIFFE-ID, section 2.1: a trust domain's name is made of lower-case letters, digits, ".", "-" and "_", at most 255 bytes.
 MAX_TRUST_DOMAIN_BYTES = 255

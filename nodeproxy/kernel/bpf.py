@@ -98,7 +98,9 @@ def obj_pin(descriptor: int, path: Path) -> None:
 
 def link_create(program: int, target: int, attach_type: AttachType) -> int:
     """Attach a program to a cgroup (directory's descriptor) or network namespace; the link's descriptor."""
-    return call(Command.LINK_CREATE, struct.pack("=IIII", program, target, attach_type, 0), f"attaching {attach_type.name.lower()}")
+    return call(
+        Command.LINK_CREATE, struct.pack("=IIII", program, target, attach_type, 0), f"attaching {attach_type.name.lower()}"
+    )
 
 
 def link_update(link: int, program: int) -> None:
@@ -125,7 +127,10 @@ def _info(descriptor: int, what: str) -> bytes:
 
 
 def link_info(link: int) -> LinkInfo:
-    """What a cgroup's or netns's link connects.  struct bpf_link_info: type, id, prog_id, padding, then u64 cgroup_id or u32 netns_ino."""
+    """What a cgroup's or netns's link connects.
+
+    Struct bpf_link_info: type, id, prog_id, padding, then u64 cgroup_id or u32 netns_ino.
+    """
     kind, _, program_id, target64 = struct.unpack_from("=IIIxxxxQ", data := _info(link, "asking about a link"))
     is_netns = kind == 5  # BPF_LINK_TYPE_NETNS
     return LinkInfo(program_id, struct.unpack_from("=I", data, 16)[0] if is_netns else target64)
@@ -163,7 +168,9 @@ class Map:
         self.fd = descriptor
         self.name = name
         # struct bpf_map_info: type, id, key_size, value_size, max_entries, …
-        self.type, _, self.key_bytes, self.value_bytes, self.max_entries = struct.unpack_from("=5I", _info(descriptor, f"map {name}"))
+        self.type, _, self.key_bytes, self.value_bytes, self.max_entries = struct.unpack_from(
+            "=5I", _info(descriptor, f"map {name}")
+        )
         self._key = ctypes.create_string_buffer(self.key_bytes)
         self._value = ctypes.create_string_buffer(self.value_bytes)
 
@@ -213,7 +220,7 @@ class Map:
             raise
         return True
 
-    def keys(self) -> Iterator[bytes]:
+    def all_keys(self) -> Iterator[bytes]:
         """The keys, as a walk of the kernel gives them; collected first, so that the caller may delete."""
         found: list[bytes] = []
         following = ctypes.create_string_buffer(self.key_bytes)

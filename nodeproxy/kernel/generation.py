@@ -1,7 +1,7 @@
 """One build of the programs with its maps: loaded by the child, or found pinned.
 
-A new generation shares the maps of an old one when their layout is the same, so that connections, enrolments and listeners carry over; when
-it is not, what keeps pods closed (who is enrolled) is copied before the generation is whole.
+A new generation shares the maps of an old one when their layout is the same, so that connections, enrolments and listeners
+carry over; when it is not, what keeps pods closed (who is enrolled) is copied before the generation is whole.
 """
 
 from __future__ import annotations
@@ -82,13 +82,18 @@ def _share_maps(older: Path, younger: Path) -> None:
 
 
 def _carry_over(older: Path, younger: Path) -> None:
-    """Copy who is enrolled to maps of a new layout; a layout that we cannot copy is an error, for skipping it would open the pods."""
+    """Copy who is enrolled to maps of a new layout.
+
+    A layout that we cannot copy is an error, for skipping it would open the pods.
+    """
     for name in _CARRIED_OVER:
         source, target = Map.open(older / "maps" / name), Map.open(younger / "maps" / name)
         try:
             if (source.key_bytes, source.value_bytes) != (target.key_bytes, target.value_bytes):
-                raise KernelError(f"map {name} of the running generation has another layout: `nodeproxy uninstall` first, with the pods drained")
-            for key in source.keys():
+                raise KernelError(
+                    f"map {name} of the running generation has another layout: `nodeproxy uninstall` first, with the pods drained"
+                )
+            for key in source.all_keys():
                 if (value := source.get(key)) is not None:
                     target.put(key, value)
         finally:
@@ -122,5 +127,7 @@ def _loader_error(status: int, said: str) -> NodeproxyError:
     if status == _LOADER_EXIT_PLATFORM:
         return PrivilegeError(said)
     if "Operation not permitted" in said:
-        return PrivilegeError(f"loading the eBPF programs: CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON or CAP_SYS_ADMIN is missing; run as root\n{said}")
+        return PrivilegeError(
+            f"loading the eBPF programs: CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON or CAP_SYS_ADMIN is missing; run as root\n{said}"
+        )
     return KernelError(f"loading the eBPF programs failed (`nodeproxy check` says what this kernel lacks):\n{said}")

@@ -1,7 +1,7 @@
 """Where BCC finds kernel headers.
 
-Our programs use only what the kernel promises to user space, so any recent headers do (Debian's 6.1 serve a 6.18 kernel).  The running
-kernel's own are taken when they are there, else the newest of /usr/src.
+Our programs use only what the kernel promises to user space, so any recent headers do (Debian's 6.1 serve a 6.18 kernel).
+The running kernel's own are taken when they are there, else the newest of /usr/src.
 """
 
 from __future__ import annotations
@@ -40,7 +40,12 @@ def kernel_headers() -> Headers:
         common = built.with_name(built.name.removesuffix(debian_name) + "common")
         if not (common / "include" / "linux" / "kconfig.h").is_file():
             continue
-        generated = [f"arch/{kernel_name}/include/generated", f"arch/{kernel_name}/include/generated/uapi", "include", "include/generated/uapi"]
+        generated = [
+            f"arch/{kernel_name}/include/generated",
+            f"arch/{kernel_name}/include/generated/uapi",
+            "include",
+            "include/generated/uapi",
+        ]
         flags = [f"-I{built / directory}" for directory in generated if (built / directory).is_dir()]
         return Headers({"BCC_KERNEL_SOURCE": os.fspath(common)}, flags, str(built))
     raise PrivilegeError(f"no kernel headers for {release} and none in /usr/src: apt-get install linux-headers-{debian_name}")

@@ -2,9 +2,9 @@
 
     python -m nodeproxy.kernel.loader DIRECTORY
 
-DIRECTORY is on a BPF file system; `maps/` in it may already hold maps to share.  Nothing is attached here: a loader that is killed leaves
-a directory that nobody uses.  What goes wrong is said on stderr, the verifier's log with it; exit status 1, or 2 for what the platform
-lacks.
+DIRECTORY is on a BPF file system; `maps/` in it may already hold maps to share.  Nothing is attached here: a loader that is
+killed leaves a directory that nobody uses.  What goes wrong is said on stderr, the verifier's log with it; exit status 1,
+or 2 for what the platform lacks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _load(directory: Path) -> None:
         from bcc import BPF
     except ImportError as error:
         raise PrivilegeError(
-            f"bcc is missing ({error}): apt-get install python3-bpfcc, and use a virtual environment made with --system-site-packages"
+            f"bcc is missing ({error}): apt-get install python3-bpfcc, and make the venv with --system-site-packages"
         ) from error
     (directory / "maps").mkdir(exist_ok=True)
     (directory / "programs").mkdir()
@@ -34,7 +34,7 @@ def _load(directory: Path) -> None:
     os.environ.update(headers.environment)
     module = BPF(
         text=source_text(),
-        # BCC's own headers and the kernel's are full of these on a clang newer than they are; an error still is one.
+        # BCC's own headers and the kernel's are full of warnings on a clang newer than they are; an error still is one.
         cflags=[f'-DNP_PINS="{directory / "maps"}"', "-Wno-everything", *headers.compiler_flags],
     )
     for program in PROGRAMS:

@@ -17,7 +17,13 @@ from nodeproxy.kernel.bpf import Command, syscall_number
 class _Lookup(ctypes.Structure):
     """The part of union bpf_attr that BPF_MAP_LOOKUP_ELEM uses."""
 
-    _fields_ = (("map_fd", ctypes.c_uint32), ("_", ctypes.c_uint32), ("key", ctypes.c_uint64), ("value", ctypes.c_uint64), ("flags", ctypes.c_uint64))
+    _fields_ = (
+        ("map_fd", ctypes.c_uint32),
+        ("_", ctypes.c_uint32),
+        ("key", ctypes.c_uint64),
+        ("value", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+    )
 
 
 class OriginalDestination:
@@ -31,7 +37,12 @@ class OriginalDestination:
         call.restype = ctypes.c_long
         call.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_long)
         self._call = call
-        self._fixed = (syscall_number(), int(Command.MAP_LOOKUP), ctypes.addressof(self._attribute), ctypes.sizeof(self._attribute))
+        self._fixed = (
+            syscall_number(),
+            int(Command.MAP_LOOKUP),
+            ctypes.addressof(self._attribute),
+            ctypes.sizeof(self._attribute),
+        )
 
     def get(self, sock_fd: int) -> tuple[str, int] | None:
         """(address, port) that the application connected to; None if the connection was not steered here."""

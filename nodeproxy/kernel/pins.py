@@ -5,8 +5,8 @@
         MAPDIGEST-DIGEST/           a generation: maps/ and programs/
         loading/                    a generation that is not whole; nothing uses it
 
-A generation gets its name by one rename when it is whole, so whoever is killed leaves either all of it or something to throw away.  One
-process at a time holds an instance, by a lock on its directory that ends with the process.
+A generation gets its name by one rename when it is whole, so whoever is killed leaves either all of it or something to
+throw away.  One process at a time holds an instance, by a lock on its directory that ends with the process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Pins:
             self.links.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except PermissionError as error:
-            raise PrivilegeError(f"{self.directory}: {error.strerror}; run as root, with a BPF file system on /sys/fs/bpf") from error
+            raise PrivilegeError(
+                f"{self.directory}: {error.strerror}; run as root, with a BPF file system on /sys/fs/bpf"
+            ) from error
         except OSError as error:
             raise KernelError(f"{self.directory}: {error.strerror}", error.errno or 0) from error
         try:
@@ -50,7 +52,8 @@ class Pins:
         except OSError as error:
             os.close(descriptor)
             raise KernelError(
-                f"instance {self.instance!r} is in use by another nodeproxy on this machine; stop it, or give this one another --instance",
+                f"instance {self.instance!r} is in use by another nodeproxy on this machine; "
+                "stop it, or give this one another --instance",
                 error.errno or 0,
             ) from error
         return descriptor

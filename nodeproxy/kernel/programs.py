@@ -44,7 +44,9 @@ def source_directory() -> Path:
     for directory in (_PACKAGE / "bpf", _PACKAGE.parent / "bpf"):
         if (directory / _HEADER).is_file():
             return directory
-    raise ConfigError(f"the eBPF sources are missing: neither {_PACKAGE / 'bpf'} nor {_PACKAGE.parent / 'bpf'} has {_HEADER}; install again")
+    raise ConfigError(
+        f"the eBPF sources are missing: neither {_PACKAGE / 'bpf'} nor {_PACKAGE.parent / 'bpf'} has {_HEADER}; install again"
+    )
 
 
 def source_text() -> str:

@@ -1,7 +1,8 @@
 """Steering as the agent sees it: enrol a pod, let it go, say which listeners the workers have.
 
-Invariant: from the moment that a pod is enrolled until it leaves, its TCP is led to a worker or refused, whatever dies meanwhile; no step
-here, taken alone, opens it.  All state is pinned, so an agent that starts again adopts it.  Knows nothing of routes, sockets or policy.
+Invariant: from the moment that a pod is enrolled until it leaves, its TCP is led to a worker or refused, whatever dies
+meanwhile; no step here, taken alone, opens it.  All state is pinned, so an agent that starts again adopts it.  Knows
+nothing of routes, sockets or policy.
 """
 
 from __future__ import annotations
@@ -77,11 +78,12 @@ class Steering:
     def close(self) -> None:
         """Release the instance; steering stays as it is."""
         self._generation.close()
+        self.original_destination_fd = -1
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
-    # ── attaching ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── attaching ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _attach_cgroup(self, cgroup_root: Path) -> None:
         try:
@@ -132,10 +134,13 @@ class Steering:
         finally:
             os.close(link)
 
-    # ── pods ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── pods ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def enrol(self, pod: PodSteering) -> None:
-        """Steer the pod's TCP from now on.  Its listeners should be set already, or its connections are refused until they are."""
+        """Steer the pod's TCP from now on.
+
+        Its listeners should be set already, or its connections are refused until they are.
+        """
         four = [address for address in pod.addresses if ":" not in address]
         six = [address for address in pod.addresses if ":" in address]
         if not four and not six:
@@ -147,7 +152,9 @@ class Steering:
             known = owners.get(key)
             cookie = abi.OWNER.unpack(known)[0] if known else pod.netns_cookie
             if cookie != pod.netns_cookie:
-                raise EnrolmentError(f"{address} belongs to another enrolled pod (netns cookie {cookie}); addresses are unique on a node")
+                raise EnrolmentError(
+                    f"{address} belongs to another enrolled pod (netns cookie {cookie}); addresses are unique on a node"
+                )
             owners.put(key, known or abi.OWNER.pack(pod.netns_cookie, 0, 0, 0, 0))
         for key in self._addresses_of(pod.netns_cookie) - {abi.pack_ip(address) for address in pod.addresses}:
             self._forget_address(key)
@@ -171,7 +178,7 @@ class Steering:
 
     def enrolled_cookies(self) -> frozenset[int]:
         """The network namespaces that are steered, those that a former agent left included."""
-        enrolled = {struct.unpack("=Q", key)[0] for key in self._maps["enrolled"].keys()}
+        enrolled = {struct.unpack("=Q", key)[0] for key in self._maps["enrolled"].all_keys()}
         return frozenset(enrolled.union(self._pins.pod_cookies()))
 
     def _refuse_strangers(self, pod: PodSteering) -> None:
@@ -183,14 +190,14 @@ class Steering:
         strangers = [number for number in attached if number != self._generation.program_ids[SK_LOOKUP.name]]
         if strangers:
             raise EnrolmentError(
-                f"the pod is steered by somebody else already (sk_lookup program {strangers[0]}; `bpftool prog show id {strangers[0]}`): "
-                "another instance of nodeproxy? Let it leave there first"
+                f"the pod is steered by somebody else already (sk_lookup program {strangers[0]}, `bpftool prog show id "
+                f"{strangers[0]}`): another instance of nodeproxy? Let it leave there first"
             )
 
     def _addresses_of(self, netns_cookie: int) -> set[bytes]:
         owners = self._maps["pods_by_address"]
         found = set()
-        for key in owners.keys():
+        for key in owners.all_keys():
             value = owners.get(key)
             if value and abi.OWNER.unpack(value)[0] == netns_cookie:
                 found.add(key)
@@ -202,10 +209,13 @@ class Steering:
             for slot in range(abi.MAX_SLOTS):
                 self._maps["listeners"].delete(abi.LISTENER.pack(key, role, slot))
 
-    # ── listeners ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── listeners ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def set_listener(self, address: str, role: Role, slot: int, listener_fd: int) -> None:
-        """Let connections of `role` to this address of a pod reach the worker `slot`.  A listener that closes leaves by itself."""
+        """Let connections of `role` to this address of a pod reach the worker `slot`.
+
+        A listener that closes leaves by itself.
+        """
         if not 0 <= slot < abi.MAX_SLOTS:
             raise ConfigError(f"worker slot {slot} is not between 0 and {abi.MAX_SLOTS - 1}")
         self._maps["listeners"].put(abi.LISTENER.pack(abi.pack_ip(address), role, slot), struct.pack("=I", listener_fd))
@@ -214,7 +224,7 @@ class Steering:
         """Take the worker out of the turn; nothing happens if it was not in it."""
         self._maps["listeners"].delete(abi.LISTENER.pack(abi.pack_ip(address), role, slot))
 
-    # ── looking ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def drop_counters(self) -> dict[str, int]:
         """How often the kernel's side refused, by reason, since the maps were made."""

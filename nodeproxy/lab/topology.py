@@ -7,8 +7,8 @@
       fd00:10:0::/64      fd00:10:1::/64
       pods .2 …           pods .2 …
 
-Everything is in namespaces of its own, so networks of different prefixes never meet, whatever their addresses.  Closing leaves nothing
-behind: namespaces, and the processes that were started in them by `popen`.  Knows nothing of nodeproxy.
+Everything is in namespaces of its own, so networks of different prefixes never meet, whatever their addresses.  Closing
+leaves nothing behind: namespaces, and the processes that were started in them by `popen`.  Knows nothing of nodeproxy.
 """
 
 from __future__ import annotations
@@ -85,11 +85,14 @@ class Host:
 
     def popen(self, argv: Sequence[str], *, cgroup: Path | None = None, **options: Any) -> subprocess.Popen[bytes]:
         """Start a program here (and in a cgroup of version 2); it is ended with the network if it still runs then."""
-        started = subprocess.Popen(argv, preexec_fn=self._entering(cgroup), **options)
+        # preexec_fn: between fork and exec only system calls are made, so threads of the parent do no harm.
+        started = subprocess.Popen(argv, preexec_fn=self._entering(cgroup), **options)  # noqa: PLW1509
         self._processes.append(started)
         return started
 
-    def run(self, argv: Sequence[str], *, cgroup: Path | None = None, timeout_s: float = 30.0, **options: Any) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, argv: Sequence[str], *, cgroup: Path | None = None, timeout_s: float = 30.0, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
         """Run a program here to its end; its output as text."""
         return subprocess.run(
             argv, preexec_fn=self._entering(cgroup), timeout=timeout_s, capture_output=True, text=True, check=False, **options

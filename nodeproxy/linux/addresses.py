@@ -11,7 +11,10 @@ _SCOPE_GLOBAL = 0  # RT_SCOPE_UNIVERSE of <linux/rtnetlink.h>
 
 
 def pod_addresses(netns_fd: int) -> tuple[str, ...]:
-    """Canonical text of the addresses of global scope, IPv4 first, in the kernel's order.  Loopback and link-local ones are not among them."""
+    """Canonical text of the addresses of global scope, IPv4 first, in the kernel's order.
+
+    Loopback and link-local ones are not among them.
+    """
     with netlink(netns_fd, "asking for a pod's addresses") as route:
         found = [
             ipaddress.ip_address(message.get("IFA_LOCAL") or message.get("IFA_ADDRESS"))

@@ -27,5 +27,7 @@ def ensure_bpffs() -> Path:
     # nosuid, nodev, noexec (2 | 4 | 8) as systemd mounts it.
     if _libc.mount(b"bpf", os.fsencode(BPFFS), b"bpf", ctypes.c_ulong(2 | 4 | 8), b"mode=0700") != 0:
         number = ctypes.get_errno()
-        raise PrivilegeError(f"mounting a BPF file system on {BPFFS}: {os.strerror(number)}; run as root (in a container: mount the host's there)")
+        raise PrivilegeError(
+            f"mounting a BPF file system on {BPFFS}: {os.strerror(number)}; run as root (in a container: mount the host's there)"
+        )
     return BPFFS

@@ -20,7 +20,9 @@ def cgroup2_mount() -> Path:
             fields = before.split(" ")
             if fields[3] == "/":  # not a bind mount of a part of it
                 return Path(fields[4].encode().decode("unicode_escape"))
-    raise PrivilegeError("no cgroup v2 hierarchy is mounted whole: mount -t cgroup2 none /sys/fs/cgroup/unified, or share the host's /sys/fs/cgroup")
+    raise PrivilegeError(
+        "no cgroup v2 hierarchy is mounted whole: mount -t cgroup2 none /sys/fs/cgroup/unified (in a container: the host's)"
+    )
 
 
 def instance_cgroup(root: Path, instance: str) -> Path:
@@ -44,7 +46,9 @@ def enter(path: Path) -> int:
     except PermissionError as error:
         raise PrivilegeError(f"cgroup {path}: {error.strerror}; run as root, with /sys/fs/cgroup writable") from error
     except OSError as error:
-        raise KernelError(f"cgroup {path}: {error.strerror}; --cgroup-root must be a cgroup v2 directory", error.errno or 0) from error
+        raise KernelError(
+            f"cgroup {path}: {error.strerror}; --cgroup-root must be a cgroup v2 directory", error.errno or 0
+        ) from error
     return cgroup_id(path)
 
 

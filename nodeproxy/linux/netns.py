@@ -1,7 +1,8 @@
 """Network namespaces: open, tell apart, enter and come back.
 
-Entering is for the calling thread and ends with the `with` block.  A thread that cannot come back would go on in a pod's network with the
-node's privileges, so that is fatal to the process.  Workers import this module: ctypes, os and socket only.
+Entering is for the calling thread and ends with the `with` block.  A thread that cannot come back would go on in a pod's
+network with the node's privileges, so that is fatal to the process.  Workers import this module: ctypes, os and socket
+only.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class inside:  # noqa: N801 - reads as the statement that it is: `with inside(po
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if _setns(self._home, _CLONE_NEWNET) != 0:
-            os.write(2, f"nodeproxy: cannot leave a pod's network namespace: {os.strerror(ctypes.get_errno())}; ending\n".encode())
+            os.write(
+                2, f"nodeproxy: cannot leave a pod's network namespace: {os.strerror(ctypes.get_errno())}; ending\n".encode()
+            )
             os.abort()
 
 

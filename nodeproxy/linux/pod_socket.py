@@ -1,5 +1,6 @@
-"""The sockets that a worker makes in a pod's network namespace.  Call within `netns.inside(…)`; a socket keeps the namespace it was made in.
+"""The sockets that a worker makes in a pod's network namespace.
 
+Call within `netns.inside(…)`; a socket keeps the namespace that it was made in.
 The marks steer answers through the pod's routing table; they exempt nothing from steering (the worker's cgroup does).
 """
 
@@ -15,7 +16,9 @@ MARK_LAST_LEG: Final = 0x53A
 
 _IP_TRANSPARENT: Final = 19  # <linux/in.h>; not in Python's socket module before 3.13
 _IPV6_TRANSPARENT: Final = 75  # <linux/in6.h>
-_IP_BIND_ADDRESS_NO_PORT: Final = 24  # the port is chosen at connect(), by the whole 4-tuple: else a client's address has but 28,000
+_IP_BIND_ADDRESS_NO_PORT: Final = (
+    24  # the port is chosen at connect(), by the whole 4-tuple: else a client's address has but 28,000
+)
 
 
 def outbound_socket(family: int) -> socket.socket:

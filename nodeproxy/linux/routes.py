@@ -31,8 +31,8 @@ _SETTINGS: Final = (
     ("ipv4/tcp_fwmark_accept", "1", "0"),
     ("ipv4/fwmark_reflect", "1", "0"),
     ("ipv6/fwmark_reflect", "1", "0"),
-    # All steered connections of a pod have one destination, so its ports would be used up by TIME_WAIT at 470 connections a second.
-    # With RFC 7323 timestamps (always on) a port in TIME_WAIT is safely taken again after a second.
+    # All steered connections of a pod have one destination, so its ports would be used up by TIME_WAIT at 470 connections a
+    # second. With RFC 7323 timestamps (always on) a port in TIME_WAIT is safely taken again after a second.
     ("ipv4/tcp_tw_reuse", "1", "2"),
 )
 _FAMILIES: Final = ((socket.AF_INET, "0.0.0.0/0"), (socket.AF_INET6, "::/0"))

@@ -1,8 +1,8 @@
 """The listeners of a worker in a pod: made by the agent, reached through sk_lookup only.
 
-They are bound to an address that no packet can have, so neither loopback nor the pod's own address leads to them; the kernel's look-up
-is told by eBPF which connection is theirs.  Their ports are the proxy's own where free, which keeps applications from mistaking those for
-usable; any other port serves as well.
+They are bound to an address that no packet can have, so neither loopback nor the pod's own address leads to them; the
+kernel's look-up is told by eBPF which connection is theirs.  Their ports are the proxy's own where free, which keeps
+applications from mistaking those for usable; any other port serves as well.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ class PodListeners(NamedTuple):
 
 
 def open_listeners(netns_fd: int) -> PodListeners:
-    """Make the listeners of one worker slot.  Dual-stack, so IPv4 peers look like ::ffff:a.b.c.d; plain IPv4 where IPv6 is off."""
+    """Make the listeners of one worker slot.
+
+    Dual-stack, so IPv4 peers look like ::ffff:a.b.c.d; plain IPv4 where IPv6 is off.
+    """
     made: list[socket.socket] = []
     try:
         with inside(netns_fd):
@@ -77,7 +80,9 @@ def _listener(port: int) -> socket.socket:
 
 def _prepare(listener: socket.socket) -> None:
     """What accepted connections inherit, and what lets several workers have a port each."""
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # accepted sockets have it too: the application may bind their ports
+    listener.setsockopt(
+        socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+    )  # accepted sockets have it too: the application may bind their ports
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_OUTBOUND)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -18,7 +18,7 @@ from nodeproxy.errors import ConfigError
 from nodeproxy.model.reason import Refusal
 from nodeproxy.model.workload import Service, Workload
 from nodeproxy.policy.address import canonical_ip
-from nodeproxy.state.balance import Balancer
+from nodeproxy.state.balance import Balancer, target_port
 from nodeproxy.state.view import View
 
 _MAX_EXAMPLES = 5
@@ -53,9 +53,7 @@ def explain(view: View, balancer: Balancer, source: str, destination: str, is_lo
         outcome = f"refused ({refusal.reason}): {refusal.detail}"
     else:
         outcome = _describe(route)
-    return Explanation(
-        source=pod.uid, destination=format_address(ip, port), steps=tuple(steps), outcome=outcome, refusal=refusal
-    )
+    return Explanation(source=pod.uid, destination=format_address(ip, port), steps=tuple(steps), outcome=outcome, refusal=refusal)
 
 
 def find_workload(view: View, text: str) -> Workload:
@@ -105,12 +103,21 @@ def _resolve(view: View, source: Workload, destination: str, steps: Trace) -> tu
     if not workload.addresses:
         raise ConfigError(f"workload {workload.uid} has no address; name an address and a port")
     if not port:
-        listed = sorted({target or listed for ports in workload.services.values() for listed, target in ports.items()})
-        if not listed:
+        port = min(_ports_of(view, workload), default=0)
+        if not port:
             raise ConfigError(f"which port of {workload.uid}? write {destination}:PORT")
-        port = listed[0]
     note(steps, f"who is {name}?", f"workload {workload.name} at {workload.addresses[0]}", workload.uid)
     return workload.addresses[0], port
+
+
+def _ports_of(view: View, workload: Workload) -> set[int]:
+    """The ports of a workload that its services lead to."""
+    found: set[int | None] = set()
+    for key, own in workload.services.items():
+        service = view.service(key)
+        if service is not None:
+            found.update(target_port(service, own, listed) for listed in (*own, *service.ports))
+    return {port for port in found if port is not None}
 
 
 def _find_service(view: View, name: str, namespace: str) -> Service | None:

@@ -83,7 +83,7 @@ class Metrics:
             yield from _certificates(self.certificates())
 
     def _traffic(self, openmetrics: bool) -> Iterator[bytes]:
-        """Istio's families, written by hand: for ten thousand series prometheus-client takes 2.4 s, this 0.26, and the agent stands still."""
+        """Istio's families, written by hand: for 10,000 series prometheus-client takes 2.4 s, this 0.26 s of the agent's time."""
         series = [(_label_text(labels), counts) for labels, counts in self._totals.series.items()]
         for index, (name, documentation) in enumerate(_TCP):
             # OpenMetrics names the family, the older format the sample.

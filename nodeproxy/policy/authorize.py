@@ -114,11 +114,11 @@ def authorize(policies: Iterable[Policy], subject: Subject, trace: list[Consider
 
     Hand in the same tuple again (as `View.policies_for` does) and it is compiled once only.
     """
-    if not isinstance(policies, tuple):
-        policies = tuple(policies)
     if not policies:
         return _ALLOWED
-    compiled, facts = _compiled_set(policies), Facts(subject)
+    # Only a tuple can be asked for again: what was made for this call would push out what comes again.
+    compiled = _compiled_set(policies) if isinstance(policies, tuple) else CompiledSet(tuple(policies))
+    facts = Facts(subject)
     refusal, allow_matched = _decide(compiled, facts, trace)
     if not compiled.dry_deny and not compiled.dry_allow:
         return _ALLOWED if refusal is None else Verdict(allowed=False, refusal=refusal)

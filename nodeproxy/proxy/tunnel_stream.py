@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _HEADER_BYTES = 9  # RFC 9113, section 4.1: "All frames begin with a fixed 9-octet header"
 
+# A peer that takes larger frames than this is sent one for each read: with gaps, too little of the buffer would be used.
+_MAX_GAPPED_BYTES = buffers.SHARED_BYTES // 4
+
 _gaps: dict[int, list[memoryview]] = {}
 
 
@@ -112,7 +115,7 @@ class TunnelStream:
             tunnel.wait(self)
             return BLOCKED
         frame_bytes = codec.peer_max_frame_size
-        if self._bulk and room > frame_bytes:
+        if self._bulk and room > frame_bytes and frame_bytes <= _MAX_GAPPED_BYTES:
             return self._fill_frames(source, frame_bytes, room)
         buffer = buffers.application
         limit = min(room, frame_bytes, buffers.SHARED_BYTES - _HEADER_BYTES)

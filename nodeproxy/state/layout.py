@@ -119,7 +119,7 @@ def acquire(directory: Path, *, writable: bool, map_size_bytes: int = 0) -> Envi
     environment = _opened.get(path)
     if environment is not None:
         if writable:
-            raise StateError(f"the state in {directory} already has a writer in this process; close it first")
+            check_unopened(directory)
         environment.count += 1
         return environment
     # sync=False: the store is a cache of its source; a crash of the process loses nothing, one of the machine loses a cache.
@@ -142,6 +142,14 @@ def acquire(directory: Path, *, writable: bool, map_size_bytes: int = 0) -> Envi
         raise
     _opened[path] = environment
     return environment
+
+
+def check_unopened(directory: Path) -> None:
+    """Raises StateError if this process has the environment open, and so can't open it for writing."""
+    environment = _opened.get(os.path.realpath(directory))
+    if environment is not None:
+        who = "a writer" if environment.writable else "a reader"
+        raise StateError(f"the state in {directory} already has {who} in this process; close it, or open the writer first")
 
 
 def check_whole(directory: Path) -> None:

@@ -31,6 +31,7 @@ from nodeproxy.state.layout import (
     Environment,
     acquire,
     address_keys,
+    check_unopened,
     check_whole,
     decode_policy,
     decode_service,
@@ -54,6 +55,8 @@ class StateWriter:
     def __init__(self, path: Path | str, map_size_bytes: int = MAP_SIZE_BYTES) -> None:
         """Raises StateError if another writer is there or the directory can't be used."""
         self.path = Path(path)
+        # Before the lock: closing the lock's file once more would drop the lock that this process has (fcntl(2), record locks).
+        check_unopened(self.path)
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _lock(self.path)

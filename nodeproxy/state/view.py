@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 
 import lmdb
 
+from nodeproxy.errors import StateError
 from nodeproxy.model.policy import Policy
 from nodeproxy.model.workload import Protocol, Service, Workload
 from nodeproxy.state.layout import GLOBAL_SCOPE, MAX_KEY_BYTES, decode_policy, decode_service, decode_workload
@@ -48,6 +49,7 @@ class View:
         self.epoch: int = txn.id()
         self._txn = txn
         self._tables = tables
+        self._cursors: dict[str, lmdb.Cursor] = {}
         # Shared by the views of a reader: an unchanged policy stays the same object, and so stays compiled (policy.authorize).
         self._decoded_policies = decoded_policies
         self._workloads: dict[str, Workload | None] = {}
@@ -63,21 +65,31 @@ class View:
     def renew(self, txn: lmdb.Transaction) -> None:
         """Go on with another transaction of the same epoch: for the reader only."""
         self._txn = txn
+        self._cursors.clear()
 
     def forget(self) -> None:
         """Drop LMDB's handle; nothing but what is cached can be asked any more.  For the reader only."""
+        self._cursors.clear()
         del self._txn
 
     def _get(self, table: str, key: bytes) -> bytes | None:
         if not 0 < len(key) <= MAX_KEY_BYTES:
             return None
-        return cast("bytes | None", self._txn.get(key, db=self._tables[table]))  # no buffers asked for
+        try:
+            return cast("bytes | None", self._txn.get(key, db=self._tables[table]))  # bytes: no buffers were asked for
+        except lmdb.Error as exc:
+            raise StateError(f"can't read {table} in the state: {exc}; restart `nodeproxy run`, which makes it anew") from exc
 
     def _values(self, index: str, key: bytes) -> list[bytes]:
         if not 0 < len(key) <= MAX_KEY_BYTES:
             return []
-        with self._txn.cursor(self._tables[index]) as cursor:
+        try:
+            cursor = self._cursors.get(index)
+            if cursor is None:  # kept: opening one costs as much as the look-up
+                cursor = self._cursors[index] = self._txn.cursor(self._tables[index])
             return cast("list[bytes]", list(cursor.iternext_dup())) if cursor.set_key(key) else []
+        except lmdb.Error as exc:
+            raise StateError(f"can't read {index} in the state: {exc}; restart `nodeproxy run`, which makes it anew") from exc
 
     def workload(self, uid: str) -> Workload | None:
         """The workload with this uid."""
@@ -101,7 +113,8 @@ class View:
             return self._workloads_at[network, ip]
         except KeyError:
             found = self._all(self.workload, "addresses", f"{network}/{ip}")
-            return _keep(self._workloads_at, (network, ip), max(found, key=_rank, default=None))
+            best = found[0] if len(found) == 1 else max(found, key=_rank, default=None)
+            return _keep(self._workloads_at, (network, ip), best)
 
     def service_at(self, network: str, ip: str) -> Service | None:
         """The service with this virtual address; of several the first by key."""

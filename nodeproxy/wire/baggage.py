@@ -16,7 +16,7 @@ MAX_BAGGAGE_ENTRIES = 64  # W3C: at least 64 list members are to be carried on
 MAX_BAGGAGE_VALUE_BYTES = 512  # names of Kubernetes objects have at most 253
 
 # W3C baggage, section 3.3.1.3: baggage-octet, without the percent sign, which begins an escape.
-_PLAIN = frozenset(b"!#$&'()*+-./:<=>?@[]^_`{|}~" + bytes(range(0x30, 0x3A)) + bytes(range(0x41, 0x5B)) + bytes(range(0x61, 0x7B)))
+_PLAIN = frozenset(range(0x21, 0x7F)) - frozenset(b'",;\\%')
 _OCTETS = tuple(chr(octet) if octet in _PLAIN else f"%{octet:02X}" for octet in range(256))
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -51,9 +51,10 @@ def encode_baggage(workload: Workload) -> str:
 
 
 def parse_baggage(header: str, identity: str = "") -> Workload:
-    """The peer as it describes itself; namespace, trust domain and service account are those of its proved `identity`, whatever it says.
+    """The peer as it describes itself.
 
-    Unknown keys, properties and broken entries are passed over; of equal keys the first counts.  The workload's `uid` is empty.
+    Namespace, trust domain and service account are those of its proved `identity`, whatever it says.  Unknown keys, properties
+    and broken entries are passed over; of equal keys the first counts.  The workload's `uid` is empty.
     """
     found = _entries(header.encode("utf-8", "surrogateescape"))
     proved = _SPIFFE.fullmatch(identity)

@@ -4,16 +4,18 @@ Invariant: bytes are parsed where they lie.  Between two calls only an incomplet
 bytes of a DATA frame go to the handler as they come, each as one slice.  This is the proxy's hot path: it makes nothing else
 for a chunk. It knows neither TLS nor time nor what a tunnel is for.
 
-The classes lie on top of each other: `SendingSide` (commands), `ControlSide` (frames other than DATA), `HboneConnection`
-(framing and DATA).
+The classes lie on top of each other: `SendingSide` (commands), `BlockSide` (header blocks), `ControlSide` (frames other than
+DATA), `HboneConnection` (framing and DATA).
 """
 
 from __future__ import annotations
 
 from nodeproxy.errors import ProtocolError
 from nodeproxy.wire import frames
-from nodeproxy.wire.control import ControlSide, violation
+from nodeproxy.wire.control import ControlSide
 from nodeproxy.wire.frames import END_STREAM, FRAME_HEADER_BYTES, PADDED, PREFACE, ErrorCode, FrameType
+from nodeproxy.wire.limits import MAX_CLIENT_HEADER_LIST_BYTES, MAX_SERVER_HEADER_LIST_BYTES, violation
+from nodeproxy.wire.settings import OwnSettings
 from nodeproxy.wire.stream import Handler, MisuseError, Role, Stream
 
 __all__ = ["Handler", "HboneConnection", "MisuseError", "Role", "Stream"]
@@ -31,7 +33,16 @@ _unpack_header = frames.FRAME_HEADER.unpack_from
 class HboneConnection(ControlSide):
     """See the module.  Commands may be called at any time, from callbacks too."""
 
-    __slots__ = ("_data_ends_stream", "_data_left", "_data_stream", "_failure", "_pending", "_preface_left", "_skip_left", "closed")
+    __slots__ = (
+        "_data_ends_stream",
+        "_data_left",
+        "_data_stream",
+        "_failure",
+        "_pending",
+        "_preface_left",
+        "_skip_left",
+        "closed",
+    )
 
     def __init__(
         self,
@@ -43,7 +54,10 @@ class HboneConnection(ControlSide):
         max_frame_bytes: int = MAX_FRAME_BYTES,
         max_streams: int = MAX_STREAMS,
     ) -> None:
-        super().__init__(role, handler, stream_window_bytes, connection_window_bytes, max_frame_bytes, max_streams)
+        list_bytes = MAX_CLIENT_HEADER_LIST_BYTES if role is Role.CLIENT else MAX_SERVER_HEADER_LIST_BYTES
+        super().__init__(
+            role, handler, OwnSettings(stream_window_bytes, connection_window_bytes, max_frame_bytes, max_streams, list_bytes)
+        )
         self.closed = False
         self._failure: ProtocolError | None = None
         self._preface_left = PREFACE if role is Role.SERVER else b""
@@ -54,7 +68,10 @@ class HboneConnection(ControlSide):
         self._skip_left = 0  # bytes of the current frame that nobody wants
 
     def receive(self, data: memoryview) -> None:
-        """Take what the peer sent; raises ProtocolError, with a GOAWAY in `out`, when the connection can't go on (and again if called again)."""
+        """Take what the peer sent.
+
+        Raises ProtocolError, with a GOAWAY in `out`, when the connection can't go on; and again if called again.
+        """
         if self._failure is not None:
             raise self._failure
         self._patience.idle_frames >>= 1
@@ -193,10 +210,10 @@ class HboneConnection(ControlSide):
             self.credit(stream, length - content)
 
     def _charge_early(self, stream: Stream, length: int) -> Stream | None:
-        """Take `length` bytes from the window of a stream that is not answered, or not open any more; None if it may not get any."""
+        """Take `length` bytes from the window of a stream that is not answered or has ended; None if it may not get any."""
         if not stream.remote_open:
-            # Section 6.1: "If a DATA frame is received whose stream is not in the "open" or "half-closed (local)" state, the recipient
-            # MUST respond with a stream error of type STREAM_CLOSED."
+            # Section 6.1: "If a DATA frame is received whose stream is not in the "open" or "half-closed (local)" state, the
+            # recipient MUST respond with a stream error of type STREAM_CLOSED."
             self._stream_error(stream, ErrorCode.STREAM_CLOSED)
             return None
         if self.role is Role.CLIENT:

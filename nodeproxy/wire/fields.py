@@ -48,9 +48,9 @@ def _inspect(headers: Headers, pseudo: dict[bytes, bytes]) -> str:
     for name, value in headers:
         if name not in _KNOWN_NAMES and not _NAME.fullmatch(name):
             return "a field name has a forbidden character"
-        # Section 8.2.1: "A field value MUST NOT contain the zero value (ASCII NUL, 0x00), line feed (ASCII LF, 0x0a), or carriage
-        # return (ASCII CR, 0x0d) at any position."  "A field value MUST NOT start or end with an ASCII whitespace character (ASCII
-        # SP or HTAB, 0x20 or 0x09)."
+        # Section 8.2.1: "A field value MUST NOT contain the zero value (ASCII NUL, 0x00), line feed (ASCII LF, 0x0a), or
+        # carriage return (ASCII CR, 0x0d) at any position."  "A field value MUST NOT start or end with an ASCII whitespace
+        # character (ASCII SP or HTAB, 0x20 or 0x09)."
         if b"\n" in value or b"\r" in value or b"\0" in value or value != value.strip(b" \t"):
             return "a field value has a forbidden character"
         if name[0] == 0x3A:

@@ -67,7 +67,8 @@ def connect_prefix(authority: str, baggage: str) -> bytes:
 
 def connect_suffix(forwarded: str, traceparent: str) -> bytes:
     """The part that is one connection's own."""
-    return encode_block([(name, value.encode()) for name, value in ((b"forwarded", forwarded), (b"traceparent", traceparent)) if value])
+    headers = ((b"forwarded", forwarded), (b"traceparent", traceparent))
+    return encode_block([(name, value.encode()) for name, value in headers if value])
 
 
 def connect_block(
@@ -99,7 +100,8 @@ def forwarded_for(address: str, host: str = "") -> str:
     return f'for="{address}";host={host}' if host else f'for="{address}"'
 
 
-@lru_cache(maxsize=1024)  # a server's streams go to few places; arguments are at most MAX_AUTHORITY_BYTES long, for longer ones are refused before
+# A server's streams go to few places; no argument is longer than MAX_AUTHORITY_BYTES.
+@lru_cache(maxsize=1024)
 def _parse_authority(text: str) -> Authority | None:
     match = _AUTHORITY.fullmatch(text)
     if match is None or not _PORT.fullmatch(match["port"]) or int(match["port"]) > 65535:

@@ -21,6 +21,7 @@ __all__ = ["TABLE_SIZE_ZERO", "BlockDecoder", "FieldBlock", "encode_block"]
 # A process has few kinds of blocks that come again: 200 responses of its destinations, requests without traceparent.
 MAX_MEMO_BLOCKS = 256
 MAX_MEMO_BLOCK_BYTES = 512
+MAX_MEMO_FIELDS = 64  # with MAX_MEMO_BLOCK_BYTES at most 5 KiB of fields: less than the limit of either role
 
 # Shared by all connections of the process: a block that uses no dynamic table means the same on each.
 _memo: dict[bytes, FieldBlock] = {}
@@ -51,9 +52,9 @@ class BlockDecoder:
         if known is not None:
             return known
         fields = FieldBlock(decode_static(block, self._max_list_bytes))
-        if len(block) <= MAX_MEMO_BLOCK_BYTES:
+        if len(block) <= MAX_MEMO_BLOCK_BYTES and len(fields.headers) <= MAX_MEMO_FIELDS:
             if len(_memo) >= MAX_MEMO_BLOCKS:
-                del _memo[next(iter(_memo))]
+                _memo.clear()  # cheaper than to know which is the oldest
             _memo[block] = fields
         return fields
 

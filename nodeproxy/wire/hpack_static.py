@@ -3,7 +3,7 @@
 So it can be built once and its decoding remembered.
 
 Invariant: nothing is kept between two blocks but decoded Huffman strings, which depend on nothing else.  Refuses whatever
-refers to a dynamic table. This is not only simpler but 3 to 10 times faster than a decoder that keeps one, and a unique field
+refers to a dynamic table. This is not only simpler but 3 times faster than a decoder that keeps one, and a unique field
 (traceparent) costs only its own decoding.
 """
 
@@ -163,6 +163,6 @@ def _read_string(block: bytes, position: int) -> tuple[bytes, int]:
         decoded = bytes(decode_huffman(text))
         if length <= MAX_MEMO_STRING_BYTES:
             if len(_huffman_memo) >= MAX_MEMO_STRINGS:
-                del _huffman_memo[next(iter(_huffman_memo))]
+                _huffman_memo.clear()  # cheaper than to know which is the oldest
             _huffman_memo[text] = decoded
     return decoded, end

@@ -22,10 +22,19 @@ MAX_UNSENT_CONTROL_BYTES = 64 * 1024
 # Frames that move nothing, in one read (the count halves from read to read).  A peer that sends a WINDOW_UPDATE for the stream
 # and one for the connection for each 16 KiB of a 16 MiB window sends 2,048; a read of 1 MiB can hold 116,000 empty DATA frames.
 MAX_IDLE_FRAMES = 10_000
-# Envoy's default for streams reset before they were answered (overload.premature_reset_total_stream_count).
+# Envoy's default for streams reset before they were answered (overload.premature_reset_total_stream_count).  The count falls by
+# one with each answered stream, and by half with each quarter of the connection's window that is used and with each PING of
+# ours that is answered: at a PING each 10 s, clients that give up on a dead destination may do so 25 times a second; an attack
+# does it thousands of times.
 MAX_WASTED_STREAMS = 500
 # Streams that we reset and whose last frames may still be under way; the largest number of streams that may be open is 200.
 MAX_REMEMBERED_RESETS = 256
+
+
+def violation(text: str, code: ErrorCode = ErrorCode.PROTOCOL_ERROR) -> ProtocolError:
+    """The peer broke a rule of HTTP/2 and the connection can't go on (RFC 9113, section 5.4.1)."""
+    reason = Reason.H2_FLOW_CONTROL if code is ErrorCode.FLOW_CONTROL_ERROR else Reason.H2_PROTOCOL
+    return ProtocolError(reason, f"the peer broke HTTP/2: {text}", code)
 
 
 class Patience:
@@ -58,6 +67,10 @@ class Patience:
         if self.wasted_streams > MAX_WASTED_STREAMS:
             text = f"the peer opened and reset more than {MAX_WASTED_STREAMS} streams without use"
             raise ProtocolError(Reason.H2_RAPID_RESET, text, ErrorCode.ENHANCE_YOUR_CALM)
+
+    def progress(self) -> None:
+        """Bytes were delivered, or a PING of ours came back."""
+        self.wasted_streams >>= 1
 
     def answered_stream(self) -> None:
         """A stream was answered: useful work."""

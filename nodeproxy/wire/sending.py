@@ -12,8 +12,8 @@ from typing import Any
 from nodeproxy.wire import frames
 from nodeproxy.wire.frames import DEFAULT_WINDOW_BYTES, LARGEST_STREAM_ID, LARGEST_WINDOW_BYTES, ErrorCode, FrameType
 from nodeproxy.wire.headers import TABLE_SIZE_ZERO
-from nodeproxy.wire.limits import MAX_CLIENT_HEADER_LIST_BYTES, MAX_REMEMBERED_RESETS, MAX_SERVER_HEADER_LIST_BYTES, Patience
-from nodeproxy.wire.settings import PeerSettings, own_settings
+from nodeproxy.wire.limits import MAX_REMEMBERED_RESETS, Patience
+from nodeproxy.wire.settings import OwnSettings, PeerSettings, own_settings
 from nodeproxy.wire.stream import Handler, MisuseError, Role, Stream
 
 _pack_header_into = frames.FRAME_HEADER.pack_into
@@ -36,6 +36,7 @@ class SendingSide:
         "_next_stream",
         "_patience",
         "_peer",
+        "_pings",
         "_receive_window",
         "_resets",
         "_send_window",
@@ -47,43 +48,35 @@ class SendingSide:
         "streams",
     )
 
-    def __init__(
-        self, role: Role, handler: Handler, stream_window_bytes: int, connection_window_bytes: int, max_frame_bytes: int, max_streams: int
-    ) -> None:
+    def __init__(self, role: Role, handler: Handler, own: OwnSettings) -> None:
         self.role = role
         self.handler = handler
         self.streams: dict[int, Stream] = {}
         self._peer = PeerSettings()
         self._patience = Patience()
-        self._max_frame_bytes = max_frame_bytes
-        self._max_streams = max_streams
-        self._max_header_list_bytes = MAX_CLIENT_HEADER_LIST_BYTES if role is Role.CLIENT else MAX_SERVER_HEADER_LIST_BYTES
+        self._max_frame_bytes = own.max_frame_bytes
+        self._max_streams = own.max_streams
+        self._max_header_list_bytes = own.header_list_bytes
         self._send_window = DEFAULT_WINDOW_BYTES
         # Section 6.9.2: "The connection flow-control window can only be changed using WINDOW_UPDATE frames": it can't be made
         # smaller.
-        self._receive_window = max(connection_window_bytes, DEFAULT_WINDOW_BYTES)
-        self._stream_window = stream_window_bytes
+        self._receive_window = max(own.connection_window_bytes, DEFAULT_WINDOW_BYTES)
+        self._stream_window = own.stream_window_bytes
         # Until it acknowledges our SETTINGS, the peer may use the window that the RFC gives it.
-        self._initial_receive_window = max(stream_window_bytes, DEFAULT_WINDOW_BYTES)
+        self._initial_receive_window = max(own.stream_window_bytes, DEFAULT_WINDOW_BYTES)
         # A WINDOW_UPDATE for each quarter: a fast peer never sees an empty window, and each costs 13 bytes for 1 MiB.
-        self._credit_step = max(connection_window_bytes // 4, 1)
-        self._stream_credit_step = max(stream_window_bytes // 4, 1)
+        self._credit_step = max(own.connection_window_bytes // 4, 1)
+        self._stream_credit_step = max(own.stream_window_bytes // 4, 1)
         self._credit_bytes = 0
         self._next_stream = 1
         self._last_peer_stream = 0
         self._goaway_received = False
         self._goaway_last: int | None = None
         self._resets: dict[int, None] = {}
+        self._pings = 0  # of ours, not answered
         self._block_prefix = TABLE_SIZE_ZERO
-        settings = own_settings(
-            role,
-            stream_window_bytes=stream_window_bytes,
-            max_frame_bytes=max_frame_bytes,
-            max_streams=max_streams,
-            header_list_bytes=self._max_header_list_bytes,
-        )
         self.out = bytearray(frames.PREFACE if role is Role.CLIENT else b"")
-        self.out += frames.settings(settings)
+        self.out += frames.settings(own_settings(role, own))
         if self._receive_window > DEFAULT_WINDOW_BYTES:
             self.out += frames.window_update(0, self._receive_window - DEFAULT_WINDOW_BYTES)
 
@@ -106,7 +99,7 @@ class SendingSide:
 
     @property
     def can_open(self) -> bool:
-        """A client may open a stream now; at most `peer_max_streams` at once, none after GOAWAY, none when the identifiers are used up."""
+        """A client may open a stream now: the peer's limit, GOAWAY and the space of identifiers allow it."""
         return (
             len(self.streams) < self._peer.max_streams
             and not self._goaway_received
@@ -148,9 +141,10 @@ class SendingSide:
             self._local_end(stream)
 
     def data_header_into(self, buffer: bytearray | memoryview, offset: int, stream: Stream, length: int) -> None:
-        """Write the header of a DATA frame of `length` bytes and take them from both windows; the payload is put behind it by the caller."""
-        if length > stream.send_window or length > self._send_window or length > self._peer.max_frame_bytes or not stream.local_open:
-            raise MisuseError(f"{length} bytes can't be sent on stream {stream.id}: more than sendable() or peer_max_frame_size, or after its end")
+        """Write the header of a DATA frame and take its `length` from both windows; the caller puts the payload behind it."""
+        allowed = min(stream.send_window, self._send_window, self._peer.max_frame_bytes)
+        if length > allowed or not stream.local_open:
+            raise MisuseError(f"{length} bytes can't be sent on stream {stream.id}: it has ended, or {allowed} is its limit now")
         stream.send_window -= length
         self._send_window -= length
         self._patience.idle_frames = 0
@@ -169,12 +163,13 @@ class SendingSide:
             self._drop(stream)
 
     def credit(self, stream: Stream | None, nbytes: int) -> None:
-        """`nbytes` of the stream's DATA were delivered or discarded: the peer may send as many again.  None: on the connection only."""
+        """`nbytes` of the stream's DATA were delivered or discarded: the peer may send as many again (None: on other streams)."""
         self._credit_bytes += nbytes
         if self._credit_bytes >= self._credit_step:
             self.out += frames.window_update(0, self._credit_bytes)
             self._receive_window += self._credit_bytes
             self._credit_bytes = 0
+            self._patience.progress()
         if stream is not None:
             self.credit_stream(stream, nbytes)
 
@@ -191,6 +186,7 @@ class SendingSide:
         """Ask for a sign of life; `payload` has eight bytes and comes back by `on_pong`."""
         if len(payload) != 8:
             raise MisuseError("a PING carries eight bytes")
+        self._pings += 1
         self.out += frames.ping(payload, ack=False)
 
     def goaway(self, code: int, last_stream_id: int | None = None) -> None:

@@ -5,8 +5,8 @@ Invariant: `PeerSettings` holds only legal values.  It does not know streams; ap
 
 from __future__ import annotations
 
-from nodeproxy.errors import ProtocolError
-from nodeproxy.model.reason import Reason
+from typing import NamedTuple
+
 from nodeproxy.wire.frames import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_WINDOW_BYTES,
@@ -16,6 +16,7 @@ from nodeproxy.wire.frames import (
     ErrorCode,
     Setting,
 )
+from nodeproxy.wire.limits import violation
 from nodeproxy.wire.stream import Role
 
 # Section 6.5.2: "It is RECOMMENDED that this value be no smaller than 100"; taken until the peer's SETTINGS have come.
@@ -23,20 +24,30 @@ ASSUMED_MAX_STREAMS = 100
 UNLIMITED_STREAMS = (1 << 32) - 1
 
 
-def own_settings(role: Role, *, stream_window_bytes: int, max_frame_bytes: int, max_streams: int, header_list_bytes: int) -> dict[Setting, int]:
-    """What we ask of the peer."""
+class OwnSettings(NamedTuple):
+    """What we allow the peer."""
+
+    stream_window_bytes: int
+    connection_window_bytes: int
+    max_frame_bytes: int
+    max_streams: int
+    header_list_bytes: int
+
+
+def own_settings(role: Role, own: OwnSettings) -> dict[Setting, int]:
+    """`own` as the SETTINGS to send."""
     values = {
         # A dynamic table is state that a peer fills; without one a block means the same on every connection and its decoding
         # can be remembered.
         Setting.HEADER_TABLE_SIZE: 0,
-        Setting.INITIAL_WINDOW_SIZE: stream_window_bytes,
-        Setting.MAX_FRAME_SIZE: max_frame_bytes,
-        Setting.MAX_HEADER_LIST_SIZE: header_list_bytes,
+        Setting.INITIAL_WINDOW_SIZE: own.stream_window_bytes,
+        Setting.MAX_FRAME_SIZE: own.max_frame_bytes,
+        Setting.MAX_HEADER_LIST_SIZE: own.header_list_bytes,
     }
     if role is Role.CLIENT:
         values[Setting.ENABLE_PUSH] = 0
     else:
-        values[Setting.MAX_CONCURRENT_STREAMS] = max_streams
+        values[Setting.MAX_CONCURRENT_STREAMS] = own.max_streams
     return values
 
 
@@ -63,12 +74,12 @@ class PeerSettings:
                 # Section 6.5.2: "Values above the maximum flow-control window size of 2^31-1 MUST be treated as a connection
                 # error of type FLOW_CONTROL_ERROR."
                 if value > LARGEST_WINDOW_BYTES:
-                    raise ProtocolError(Reason.H2_FLOW_CONTROL, f"the peer's initial window is {value}", ErrorCode.FLOW_CONTROL_ERROR)
+                    raise violation(f"an initial window of {value}", ErrorCode.FLOW_CONTROL_ERROR)
                 self.initial_window = value
             elif key == Setting.MAX_FRAME_SIZE:
                 # Section 6.5.2: "Values outside this range MUST be treated as a connection error of type PROTOCOL_ERROR."
                 if not DEFAULT_FRAME_BYTES <= value <= LARGEST_FRAME_BYTES:
-                    raise ProtocolError(Reason.H2_PROTOCOL, f"the peer's maximum frame size is {value}")
+                    raise violation(f"a maximum frame size of {value}")
                 self.max_frame_bytes = value
             elif key == Setting.MAX_CONCURRENT_STREAMS:
                 self.max_streams = value
@@ -82,4 +93,4 @@ def _check_push(value: int, role: Role) -> None:
     # Section 6.5.2: "Any value other than 0 or 1 MUST be treated as a connection error of type PROTOCOL_ERROR." "A client MUST
     # treat receipt of a SETTINGS frame with SETTINGS_ENABLE_PUSH set to 1 as a connection error of type PROTOCOL_ERROR."
     if value > 1 or (value == 1 and role is Role.CLIENT):
-        raise ProtocolError(Reason.H2_PROTOCOL, f"the peer set ENABLE_PUSH to {value}")
+        raise violation(f"ENABLE_PUSH is {value}")

@@ -32,7 +32,17 @@ class Stream:
     yet sent, received. answered: the final response headers were sent (server) or received (client).
     """
 
-    __slots__ = ("answered", "closed", "credit_bytes", "id", "local_open", "owner", "receive_window", "remote_open", "send_window")
+    __slots__ = (
+        "answered",
+        "closed",
+        "credit_bytes",
+        "id",
+        "local_open",
+        "owner",
+        "receive_window",
+        "remote_open",
+        "send_window",
+    )
 
     def __init__(self, stream_id: int, owner: Any, send_window: int, receive_window: int) -> None:
         self.id = stream_id
@@ -47,7 +57,10 @@ class Stream:
 
 
 class Handler(Protocol):
-    """Past facts, told while `receive` runs.  A handler may call any command of the connection, for any stream, from each of them."""
+    """Past facts, told while `receive` runs.
+
+    A handler may call any command of the connection, for any stream, from each of them.
+    """
 
     def on_request(self, stream: Stream, headers: Headers, end_stream: bool) -> None:
         """A request came (server).  With `end_stream`, `on_end` follows."""

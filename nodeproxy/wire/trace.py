@@ -10,7 +10,9 @@ import re
 RANDOM_BYTES = 24  # a trace-id (16) and a parent-id (8)
 
 # Version ff is forbidden, a later version may have more after its flags.
-_TRACEPARENT = re.compile(r"(?!ff)(?P<version>[0-9a-f]{2})-(?P<trace>(?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?")
+_TRACEPARENT = re.compile(
+    r"(?!ff)(?P<version>[0-9a-f]{2})-(?P<trace>(?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
+)
 _SAMPLED = 0x01
 
 

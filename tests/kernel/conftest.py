@@ -208,6 +208,12 @@ class Node:
         self.steering.leave(cookie)
         disable_last_leg(self._enrolled.pop(cookie).netns_fd)
 
+    def reopen_if_closed(self) -> None:
+        """After a test that played the agent's death."""
+        if self.steering.original_destination_fd < 0:
+            self.worker.close()
+            self.open()
+
     def close(self) -> None:
         self.worker.close()
         self.steering.close()
@@ -223,7 +229,9 @@ def group() -> Iterator[Path]:
     """A cgroup root of this module's own; what the pods' programs run in is below it."""
     root = cgroup.cgroup2_mount() / unique("cg")
     (root / "pods").mkdir(parents=True)
-    home = cgroup.cgroup2_mount() / Path("/proc/self/cgroup").read_text(encoding="utf-8").split("0::", 1)[1].split("\n")[0].lstrip("/")
+    home = cgroup.cgroup2_mount() / Path("/proc/self/cgroup").read_text(encoding="utf-8").split("0::", 1)[1].split("\n")[
+        0
+    ].lstrip("/")
     yield root
     (home / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
     for directory in sorted(root.rglob("*"), reverse=True):

@@ -1,7 +1,7 @@
 """A program in a pod, told what to do by lines of JSON on its stdin; each gets one line of JSON back.
 
-Standard library only: it plays the unmodified application.  What it serves, and what it gets from whoever answers its connects, is one
-line of JSON that says who answered.
+Standard library only: it plays the unmodified application.  What it serves, and what it gets from whoever answers its
+connects, is one line of JSON that says who answered.
 """
 
 import json

@@ -145,7 +145,9 @@ def test_a_last_legs_address_is_no_way_in(pods: Pods) -> None:
         made.connect((pods.server_pod.address4, 80))
         while made.recv(4096):  # the application has closed; the proxy has not
             pass
-        answer = pods.near.connect(pods.server_pod.address4, 80, source=[pods.near_pod.address4, made.getsockname()[1]], timeout=0.5)
+        answer = pods.near.connect(
+            pods.server_pod.address4, 80, source=[pods.near_pod.address4, made.getsockname()[1]], timeout=0.5
+        )
         assert answer["role"] in ("PLAINTEXT", "error")
 
 

@@ -23,11 +23,13 @@ pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture
-def fresh(group: Path, lab: Lab) -> Iterator[Node]:
-    """An instance of this test's own."""
-    made = Node(group)
-    yield made
-    made.remove()
+def fresh(node: Node) -> Iterator[Node]:
+    """The module's instance, with nobody enrolled before and after."""
+    yield node
+    node.reopen_if_closed()
+    for cookie in node.steering.enrolled_cookies():
+        node.steering.leave(cookie)
+    node.worker.close_listeners()
 
 
 @pytest.fixture
@@ -99,7 +101,9 @@ def test_a_pod_without_address_is_refused(fresh: Node, lab: Lab) -> None:
         fresh.steering.enrol(PodSteering(pod.netns_fd, netns_cookie(pod.netns_fd), ()))
 
 
-def test_agent_gone_is_closed_and_the_next_adopts(fresh: Node, lab: Lab, server: Host, program: Callable[[Host], Program]) -> None:
+def test_agent_gone_is_closed_and_the_next_adopts(
+    fresh: Node, lab: Lab, server: Host, program: Callable[[Host], Program]
+) -> None:
     pod = lab.pod(0, unique("p"))
     application, caller = program(pod), program(server)
     application.serve("::", 80)
@@ -152,7 +156,9 @@ def test_a_new_generation_is_never_open(
     assert again.connect(server.address4, 80)["original"] == [server.address4, 80]
 
 
-def test_a_loader_that_was_killed_is_cleared_away(fresh: Node, lab: Lab, server: Host, program: Callable[[Host], Program]) -> None:
+def test_a_loader_that_was_killed_is_cleared_away(
+    fresh: Node, lab: Lab, server: Host, program: Callable[[Host], Program]
+) -> None:
     pod = lab.pod(0, unique("p"))
     application = program(pod)
     fresh.enrol(pod)

@@ -72,8 +72,9 @@ def test_mounts_what_it_names(pod: dict[str, Any], container: dict[str, Any]) ->
 
 
 def test_arguments_point_into_the_mounts(container: dict[str, Any]) -> None:
-    command, *options = container["args"]
-    assert command == "run"
+    verb, *options = container["args"]
+    assert verb == "run"
+    assert container["command"][2].endswith('exec /opt/nodeproxy/bin/nodeproxy "$@"')
     settings = dict(option.removeprefix("--").split("=", 1) for option in options)
     paths = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert {settings["run-dir"], settings["ca"], settings["cgroup-root"], str(Path(settings["mesh"]).parent)} <= paths

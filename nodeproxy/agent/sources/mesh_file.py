@@ -73,9 +73,7 @@ def parse_mesh(path: Path | str, content: bytes) -> Mesh:
     )
 
 
-def _entries(
-    fields: Fields, name: str, what: str, read: Callable[[Node], _T], key: Callable[[_T], str]
-) -> list[_Entry[_T]]:
+def _entries(fields: Fields, name: str, what: str, read: Callable[[Node], _T], key: Callable[[_T], str]) -> list[_Entry[_T]]:
     entries = [(node, read(node)) for node in fields.items(name, of=what)]
     _check_unique(entries, name, key)
     return entries

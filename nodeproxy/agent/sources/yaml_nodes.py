@@ -88,6 +88,8 @@ class Node:
         for key_node, value_node in self._node.value:
             key = Node(self._file, key_node, f"a key of {self.name}")
             text = key.raw()
+            if key_node.tag == _TAG + "merge":
+                raise key.error(f"{self.name} uses a merge key (<<), which is not supported; write the keys out")
             if text in seen:
                 raise key.error(f"{self.name} has the key {text!r} twice, first in line {seen[text]}; remove one")
             seen[text] = key_node.start_mark.line + 1

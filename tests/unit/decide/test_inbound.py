@@ -110,7 +110,11 @@ def test_refusals_and_their_status(build: Build, authority: str, reason: Reason,
 
 
 def test_status_of_other_refusals() -> None:
-    assert [status_for(Refusal(reason, "")) for reason in (Reason.NOT_CONNECT, Reason.CONNECT_REFUSED, Reason.POLICY_DENY)] == [400, 503, 401]
+    assert [status_for(Refusal(reason, "")) for reason in (Reason.NOT_CONNECT, Reason.CONNECT_REFUSED, Reason.POLICY_DENY)] == [
+        400,
+        503,
+        401,
+    ]
 
 
 @pytest.mark.parametrize(("own", "port"), [({}, 8080), ({80: 9090}, 9090)])
@@ -123,7 +127,10 @@ def test_a_hostname_leads_to_the_services_port_of_this_pod(build: Build, own: di
 def test_a_hostname_means_the_service_of_the_clients_namespace(build: Build) -> None:
     theirs = service("web", "10.96.0.7", namespace="clients", hostname="web.svc", ports={80: 7})
     assert admitted(hbone(build(POD, services=(WEB, theirs)), "web.svc:80")).address == ("10.0.0.2", 7)
-    assert admitted(hbone(build(POD, services=(WEB, theirs)), "web.svc:80", identity="")).address == ("10.0.0.2", 7)  # first by key
+    assert admitted(hbone(build(POD, services=(WEB, theirs)), "web.svc:80", identity="")).address == (
+        "10.0.0.2",
+        7,
+    )  # first by key
 
 
 def test_an_application_tunnel_takes_any_target_and_its_own_port(build: Build) -> None:
@@ -139,7 +146,9 @@ def test_an_application_tunnel_takes_any_target_and_its_own_port(build: Build) -
 WAYPOINT = pod("wp", "10.0.0.9", services={"ns/wp.svc": {}})
 
 
-@pytest.mark.parametrize("gateway", [Gateway(destination="/10.0.0.9"), Gateway(destination="/10.96.0.9"), Gateway("ns/wp.svc", is_hostname=True)])
+@pytest.mark.parametrize(
+    "gateway", [Gateway(destination="/10.0.0.9"), Gateway(destination="/10.96.0.9"), Gateway("ns/wp.svc", is_hostname=True)]
+)
 def test_a_waypoint_takes_what_is_meant_for_those_behind_it(build: Build, gateway: Gateway) -> None:
     behind = pod("behind", "10.0.0.3", waypoint=gateway)
     by_weight = service("weighted", "10.96.0.2", weighted_waypoints=(WeightedGateway(gateway),))
@@ -154,7 +163,9 @@ def test_a_waypoint_takes_what_is_meant_for_those_behind_it(build: Build, gatewa
 
 
 def test_policy_is_asked_with_identity_and_the_pods_own_port(build: Build) -> None:
-    allow = policy(Action.ALLOW, namespaces=(StringMatch(exact="clients"),), destination_ports=(8080,), destination_ips=("10.0.0.2",))
+    allow = policy(
+        Action.ALLOW, namespaces=(StringMatch(exact="clients"),), destination_ports=(8080,), destination_ips=("10.0.0.2",)
+    )
     view = build(POD, services=(WEB,), policies=(allow,))
     assert isinstance(hbone(view, "10.0.0.2:8080"), Admission)
     assert isinstance(hbone(view, "web.svc:80"), Admission)
@@ -179,7 +190,10 @@ def test_plaintext_has_no_identity(build: Build) -> None:
 @pytest.mark.parametrize("port", [15001, 15006, 15008])
 def test_own_ports_are_never_admitted(build: Build, port: int) -> None:
     view = build(POD)
-    for found in (admit_plain(view, POD, "10.0.0.2", port, "192.0.2.1"), admit_local(view, POD, "10.0.0.2", port, POD, "10.0.0.2")):
+    for found in (
+        admit_plain(view, POD, "10.0.0.2", port, "192.0.2.1"),
+        admit_local(view, POD, "10.0.0.2", port, POD, "10.0.0.2"),
+    ):
         assert isinstance(found, Refusal)
         assert found.reason is Reason.ILLEGAL_PORT
 
@@ -230,4 +244,8 @@ def test_trace_tells_each_policy(build: Build) -> None:
     trace: Trace = []
     policies = (policy(Action.DENY, "d", destination_ports=(1,)), policy(Action.ALLOW, "a", destination_ports=(80,)))
     admit_hbone(build(POD, policies=policies), POD, "10.0.0.2:80", "10.0.0.2", CLIENT_ID, "10.0.0.1", trace)
-    assert [(step.outcome, step.resource) for step in trace] == [("does not match", "ns/d"), ("matches with rule 0", "ns/a"), ("allowed", "")]
+    assert [(step.outcome, step.resource) for step in trace] == [
+        ("does not match", "ns/d"),
+        ("matches with rule 0", "ns/a"),
+        ("allowed", ""),
+    ]

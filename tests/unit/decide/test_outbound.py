@@ -53,7 +53,9 @@ def test_unknown_destinations_pass_through(build: Build, ip: str) -> None:
 
 
 @pytest.mark.parametrize("port", [15001, 15006, 15008])
-@pytest.mark.parametrize("ip", ["127.0.0.1", "127.9.9.9", "::1", "10.0.0.2", "fd00::2", "10.96.0.1", "::ffff:10.0.0.2", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize(
+    "ip", ["127.0.0.1", "127.9.9.9", "::1", "10.0.0.2", "fd00::2", "10.96.0.1", "::ffff:10.0.0.2", "::ffff:127.0.0.1"]
+)
 def test_own_ports_are_refused_where_the_proxy_may_be(build: Build, ip: str, port: int) -> None:
     assert refusal(build(SOURCE, SERVER, services=(WEB,)), ip, port).reason is Reason.ILLEGAL_PORT
 
@@ -96,7 +98,10 @@ def test_the_endpoints_own_port_wins(build: Build) -> None:
 
 def test_a_services_subject_alt_names_are_expected_too(build: Build) -> None:
     vm = service("web", "10.96.0.1", subject_alt_names=("spiffe://cluster.local/ns/vm/sa/vm",))
-    assert route(build(SOURCE, SERVER, services=(vm,)), "10.96.0.1", 80).identities == {SERVER_ID, "spiffe://cluster.local/ns/vm/sa/vm"}
+    assert route(build(SOURCE, SERVER, services=(vm,)), "10.96.0.1", 80).identities == {
+        SERVER_ID,
+        "spiffe://cluster.local/ns/vm/sa/vm",
+    }
     # but not when the pod itself is addressed
     assert route(build(SOURCE, SERVER, services=(vm,)), "10.0.0.2", 80).identities == {SERVER_ID}
 
@@ -154,6 +159,12 @@ def test_passthrough_services_go_where_they_were_addressed(build: Build) -> None
     assert route(build(SOURCE, member, services=(external,)), "192.0.2.7", 80).kind is RouteKind.HBONE
 
 
+def test_a_passthrough_service_is_not_a_way_around_its_waypoint(build: Build) -> None:
+    external = service("ext", "192.0.2.7", load_balancer=LoadBalancer(mode=Balancing.PASSTHROUGH), waypoint=BY_ADDRESS)
+    assert route(build(SOURCE, WAYPOINT, services=(external,)), "192.0.2.7", 80).via_waypoint
+    assert refusal(build(SOURCE, services=(external,)), "192.0.2.7", 80).reason is Reason.NO_WAYPOINT
+
+
 def test_look_ups_begin_in_the_sources_network(build: Build) -> None:
     here, there = pod("here", "10.0.0.5"), pod("there", "10.0.0.5", network="n2")
     view = build(SOURCE, here, there, SERVER)
@@ -164,7 +175,9 @@ def test_look_ups_begin_in_the_sources_network(build: Build) -> None:
 
 
 def test_another_network_is_refused_and_its_gateway_named(build: Build) -> None:
-    remote = pod("remote", "10.0.0.3", network="n2", network_gateway=Gateway(destination="/192.0.2.1"), services={"ns/web.svc": {}})
+    remote = pod(
+        "remote", "10.0.0.3", network="n2", network_gateway=Gateway(destination="/192.0.2.1"), services={"ns/web.svc": {}}
+    )
     found = refusal(build(SOURCE, remote, services=(WEB,)), "10.96.0.1", 80)
     assert found.reason is Reason.UNSUPPORTED_PROTOCOL
     assert "/192.0.2.1" in found.detail

@@ -177,9 +177,7 @@ def test_a_refusal_names_every_allow_policy_that_did_not_match() -> None:
 
 
 STRICT = deny(rule(not_principals=(StringMatch(presence=True),)), name="strict")
-STRICT_BUT_9090 = deny(
-    rule(not_principals=(StringMatch(presence=True),), not_destination_ports=(9090,)), name="strict-but-9090"
-)
+STRICT_BUT_9090 = deny(rule(not_principals=(StringMatch(presence=True),), not_destination_ports=(9090,)), name="strict-but-9090")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ def test_each_kind_of_string_match(match: StringMatch, text: str, expected: bool
 
 
 def test_any_of_several_string_matches_will_do() -> None:
-    matches = compile_strings([StringMatch(exact="a"), StringMatch(exact="b"), StringMatch(prefix="c-"), StringMatch(suffix="-d")])
+    matches = compile_strings(
+        [StringMatch(exact="a"), StringMatch(exact="b"), StringMatch(prefix="c-"), StringMatch(suffix="-d")]
+    )
     assert [matches(text) for text in ("a", "b", "c-1", "1-d", "c", "d", "")] == [True] * 4 + [False] * 3
 
 

@@ -171,12 +171,6 @@ def test_meta_is_kept_and_survives_a_restart(tmp_path: Path) -> None:
     again.close()
 
 
-def test_a_second_writer_in_this_process_is_refused(tmp_path: Path, writer: StateWriter) -> None:
-    with pytest.raises(StateError, match="already has a writer in this process"):
-        StateWriter(tmp_path)
-    writer.apply(Delta(workloads=(WEB,)))  # and the first one goes on
-
-
 HOLD = """
 import sys
 from nodeproxy.state.store import StateWriter
@@ -184,6 +178,20 @@ writer = StateWriter(sys.argv[1])
 print("held", flush=True)
 sys.stdin.read()
 """
+
+
+def test_a_second_writer_in_this_process_is_refused(tmp_path: Path) -> None:
+    writer = StateWriter(tmp_path)
+    with pytest.raises(StateError, match="already has a writer in this process"):
+        StateWriter(tmp_path)
+    writer.apply(Delta(workloads=(WEB,)))  # and the first one goes on, and still holds the lock
+    other = subprocess.run([sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert f"in use by process {os.getpid()}" in other.stderr
+    writer.close()
+    reader_first = StateReader(tmp_path)
+    with pytest.raises(StateError, match="already has a reader in this process"):
+        StateWriter(tmp_path)
+    reader_first.close()
 
 
 def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:

@@ -56,7 +56,10 @@ def test_a_pod_of_the_hosts_network_has_no_address_of_its_own(build: Build) -> N
 
 def test_services_by_virtual_address(build: Build) -> None:
     view = build(services=(service("a", "10.96.0.1", "fd00::1"), service("b", "10.96.0.2"), service("c", "10.96.0.2")))
-    names = [found and found.name for found in map(lambda ip: view.service_at("", ip), ("10.96.0.1", "fd00::1", "10.96.0.2", "1.1.1.1"))]
+    names = [
+        found and found.name
+        for found in map(lambda ip: view.service_at("", ip), ("10.96.0.1", "fd00::1", "10.96.0.2", "1.1.1.1"))
+    ]
     assert names == ["a", "a", "b", None]
 
 

@@ -329,7 +329,8 @@ class TestWindows:
         assert stream.send_window == 10_000 - 50_000
         assert link.codec.sendable(stream) < 0
         link.recorder.events.clear()
-        link.peer.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 100_000, h2.settings.SettingCodes.MAX_FRAME_SIZE: 20_000})
+        codes = h2.settings.SettingCodes
+        link.peer.update_settings({codes.INITIAL_WINDOW_SIZE: 100_000, codes.MAX_FRAME_SIZE: 20_000})
         link.pump()
         assert stream.send_window == 50_000
         assert link.codec.peer_max_frame_size == 20_000
@@ -460,7 +461,10 @@ class TestLife:
         assert ours.named("response")
 
 
-def every_callback(data: bytes, cut: int | None) -> tuple[list[tuple[object, ...]], dict[int, bytes], bytes]:
+Outcome = tuple[list[tuple[object, ...]], dict[int, bytes], bytes]
+
+
+def every_callback(data: bytes, cut: int | None) -> Outcome:
     codec, recorder = make(Role.SERVER)
     parts = [data] if cut is None else [data[:cut], data[cut:]]
     for part in parts:

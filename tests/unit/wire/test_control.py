@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from nodeproxy.errors import ProtocolError
@@ -98,7 +100,7 @@ SERVER_VIOLATIONS = {
         FLOW,
         ErrorCode.FLOW_CONTROL_ERROR,
     ),
-    "DATA after END_STREAM and an answer": (request(1) + frames.rst_stream(1, 0) + frame(0, 0, 1, b"x"), H2, ErrorCode.STREAM_CLOSED),
+    "DATA after RST_STREAM": (request(1) + frames.rst_stream(1, 0) + frame(0, 0, 1, b"x"), H2, ErrorCode.STREAM_CLOSED),
     "block with index 0": (frame(1, ALL, 1, b"\x80"), H2, ErrorCode.COMPRESSION_ERROR),
     "block with a dynamic entry": (frame(1, ALL, 1, b"\xbe"), H2, ErrorCode.COMPRESSION_ERROR),
     "block cut short": (frame(1, ALL, 1, b"\x00\x05ab"), H2, ErrorCode.COMPRESSION_ERROR),
@@ -111,10 +113,14 @@ class TestConnectionErrors:
     def test_server(self, name: str, step: int) -> None:
         data, reason, code = SERVER_VIOLATIONS[name]
         codec, _ = server()
-        with pytest.raises(ProtocolError) as caught:
+        caught = None
+        try:
             for start in range(0, len(data), step):
                 codec.receive(memoryview(data[start : start + step]))
-        assert (caught.value.reason, caught.value.code) == (reason, code)
+        except ProtocolError as error:
+            caught = error
+        assert caught is not None
+        assert (caught.reason, caught.code) == (reason, code)
         assert bytes(codec.out).endswith(frames.goaway(codec._last_peer_stream, code))
 
     @pytest.mark.parametrize(
@@ -222,7 +228,7 @@ class TestFloods:
         codec.receive(memoryview(frames.headers(1, block, end_stream=False, max_frame_bytes=16384)))
         assert recorder.named("request")[0][2][-1] == (b"x", b"y" * 60_000)
 
-    @pytest.mark.parametrize("flood", [frames.ping(b"12345678", ack=False), frames.settings({})])
+    @pytest.mark.parametrize("flood", [frames.ping(b"12345678", ack=False), frames.settings({})], ids=["PING", "SETTINGS"])
     def test_answers_that_nobody_reads(self, flood: bytes) -> None:
         codec, _ = server()
         answer = len(frames.SETTINGS_ACK) if flood == frames.settings({}) else len(flood)
@@ -238,7 +244,15 @@ class TestFloods:
 
     @pytest.mark.parametrize(
         "flood",
-        [frame(0, 0, 1), frames.window_update(0, 1), frames.window_update(1, 1), frame(2, 0, 1, b"12345"), frame(0xAA, 0, 0), frames.SETTINGS_ACK],
+        [
+            frame(0, 0, 1),
+            frames.window_update(0, 1),
+            frames.window_update(1, 1),
+            frame(2, 0, 1, b"12345"),
+            frame(0xAA, 0, 0),
+            frames.SETTINGS_ACK,
+        ],
+        ids=["DATA", "WINDOW_UPDATE", "WINDOW_UPDATE of a stream", "PRIORITY", "unknown", "ACK"],
     )
     def test_frames_that_move_nothing(self, flood: bytes) -> None:
         codec, _ = server()
@@ -261,6 +275,27 @@ class TestFloods:
             codec.receive(memoryview(request(1 + 2 * number) + frames.rst_stream(1 + 2 * number, 8)))
         last = 1 + 2 * MAX_WASTED_STREAMS
         assert refused(codec, request(last) + frames.rst_stream(last, 8)) == (Reason.H2_RAPID_RESET, ErrorCode.ENHANCE_YOUR_CALM)
+
+    def test_rapid_reset_is_forgiven_by_pings_of_ours_alone(self) -> None:
+        codec, recorder = server()
+        pong = frames.ping(b"12345678", ack=True)
+        codec.receive(memoryview(pong))
+        assert not recorder.named("pong")
+        stream_ids = iter(range(1, 10_000, 2))
+
+        def waste() -> None:
+            for stream_id in itertools.islice(stream_ids, MAX_WASTED_STREAMS // 2):
+                codec.receive(memoryview(request(stream_id) + frames.rst_stream(stream_id, 8)))
+
+        waste()
+        for _ in range(5):
+            waste()
+            codec.ping(b"12345678")
+            codec.receive(memoryview(pong + pong))
+        assert len(recorder.named("pong")) == 5
+        waste()
+        with pytest.raises(ProtocolError, match="reset more than"):
+            waste()
 
     def test_making_us_reset_is_rapid_reset_too(self) -> None:
         codec, _ = server()
@@ -301,5 +336,6 @@ class TestFloods:
 
 def test_priority_and_padding_around_headers_are_removed() -> None:
     codec, recorder = server()
-    codec.receive(memoryview(frame(1, ALL | PAD | PRIO, 1, b"\x03" + b"\0\0\0\0\x10" + CONNECT + b"\0\0\0") + frame(2, 0, 9, b"12345")))
+    around = frame(1, ALL | PAD | PRIO, 1, b"\x03" + b"\0\0\0\0\x10" + CONNECT + b"\0\0\0")
+    codec.receive(memoryview(around + frame(2, 0, 9, b"12345")))
     assert recorder.named("request")[0][2] == ((b":method", b"CONNECT"), (b":authority", b"10.0.0.1:80"))

@@ -85,17 +85,15 @@ def test_authorities(text: str, expected: tuple[str, int, bool]) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", ":80", "10.0.0.1", "10.0.0.1:", "10.0.0.1:0", "10.0.0.1:080", "10.0.0.1:65536", "10.0.0.1:+80", "10.0.0.1: 80", "10.0.0.1:８０"),
-        *("fd00::1:80", "[fd00::1]", "[fd00::1]80", "[fd00::1%eth0]:80", "[10.0.0.1]:80", "[]:80", "[web]:80", "256.0.0.1:80", "010.0.0.1:80"),
-        *("1.2.3:80", "0x7f.1:80", "web.123:80", "-a:80", "a..b:80", "a b:80", "a/b:80", "user@web:80", "web:80:80", "é.example:80", "a\n:80"),
+        *("", ":80", "10.0.0.1", "10.0.0.1:", "10.0.0.1:0", "10.0.0.1:080", "10.0.0.1:65536", "10.0.0.1:+80"),
+        *("10.0.0.1: 80", "10.0.0.1:\uff18\uff10", "256.0.0.1:80", "010.0.0.1:80", "1.2.3:80", "0x7f.1:80", "web.123:80"),
+        *("fd00::1:80", "[fd00::1]", "[fd00::1]80", "[fd00::1%eth0]:80", "[10.0.0.1]:80", "[]:80", "[web]:80"),
+        *("-a:80", "a..b:80", "a b:80", "a/b:80", "a\n:80", "user@web:80", "web:80:80", "\u00e9.example:80"),
         *("a" * 64 + ":80", ".".join(["a" * 63] * 4) + ":80", "a" * 10_000 + ":80"),
     ],
 )
 def test_bad_authorities(text: str) -> None:
-    if text != "0x7f.1:80":
-        assert parse_authority(text) is None
-    else:
-        assert parse_authority(text) is None, "its last label is a number"
+    assert parse_authority(text) is None
 
 
 @pytest.mark.parametrize(
@@ -113,7 +111,14 @@ def test_forwarded(address: str, host: str, value: str, found: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "found"),
-    [('host="a.b"', "a.b"), ("Host=a.b; for=x", "a.b"), ("for=x, host=late", ""), ("nothost=x", ""), ('for="x;host=y"', ""), ("host=a/b", "")],
+    [
+        ('host="a.b"', "a.b"),
+        ("Host=a.b; for=x", "a.b"),
+        ("for=x, host=late", ""),
+        ("nothost=x", ""),
+        ('for="x;host=y"', ""),
+        ("host=a/b", ""),
+    ],
 )
 def test_foreign_forwarded(value: str, found: str) -> None:
     assert ConnectRequest("a:1", "a", 1, False, forwarded=value).forwarded_host == found

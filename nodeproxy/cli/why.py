@@ -1,0 +1,48 @@
+"""`nodeproxy why`: what would become of a connection, step by step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from nodeproxy.cli.options import Command, connect, instance_options, output_option
+from nodeproxy.cli.output import mark, print_json
+
+
+@click.command(
+    cls=Command,
+    short_help="Tell what would happen to a connection.",
+    examples="""
+        sudo nodeproxy why shop/frontend orders.shop:80
+        sudo nodeproxy why Kubernetes//Pod/shop/frontend 10.96.0.7:80
+        sudo nodeproxy why frontend.shop backend.shop:8080 -o json
+    """,
+)
+@click.argument("source", metavar="SOURCE")
+@click.argument("destination", metavar="DESTINATION[:PORT]")
+@instance_options
+@output_option
+@click.pass_context
+def why(ctx: click.Context, /, source: str, destination: str, output: str, **where: Any) -> None:
+    """Tell what would happen to a connection, which resource decides each step, and the verdict.
+
+    SOURCE is a workload: its uid, NAMESPACE/NAME, NAME.NAMESPACE, name or address.  DESTINATION is an address, a service's host
+    or a workload; without a port, the first that the service or the workload has.  Nothing is sent.
+
+    Exit status 0 if the connection would pass, 1 if it would be refused.
+    """
+    found = connect(**where).get("/why", {"source": source, "destination": destination})
+    refusal = found.get("refusal")
+    if output == "json":
+        print_json(found)
+    else:
+        click.echo(f"{found['source']} → {found['destination']}")
+        for number, step in enumerate(found["steps"], 1):
+            resource = click.style(f"  [{step['resource']}]", dim=True) if step.get("resource") else ""
+            click.echo(f"{number:3}. {step['what']} {step['outcome']}{resource}")
+        resource = f" (decided by {refusal['resource']})" if refusal and refusal.get("resource") else ""
+        click.echo(
+            f"{mark(refusal is None)} {'It would be ' if refusal is None else 'It would not pass: '}{found['outcome']}{resource}"
+        )
+    ctx.exit(0 if refusal is None else 1)

@@ -1,0 +1,107 @@
+"""What this machine offers of what nodeproxy needs, eBPF apart (`kernel.preflight`).  Only looks, changes nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from nodeproxy.errors import NodeproxyError
+from nodeproxy.linux.bpffs import BPFFS, is_bpffs
+from nodeproxy.linux.cgroup import cgroup2_mount
+from nodeproxy.model.requirement import Requirement
+
+# The oldest kernel that the steering was tried on; bpf_set_retval in connect hooks came with 6.0.
+_OLDEST_KERNEL: Final = (6, 1)
+# <linux/capability.h>: number, name, what for
+_CAPABILITIES: Final = (
+    (12, "CAP_NET_ADMIN", "attach eBPF programs, set marks and routes"),
+    (13, "CAP_NET_RAW", "bind a client's address"),
+    (21, "CAP_SYS_ADMIN", "enter network namespaces, mount the BPF file system"),
+    (38, "CAP_PERFMON", "load eBPF programs"),
+    (39, "CAP_BPF", "load eBPF programs"),
+)
+# Each pod takes one descriptor and three for each worker, each relayed connection two: 100 pods and 7,000 connections a
+# worker fit.
+_WANTED_DESCRIPTORS: Final = 16_384
+_WANTED_SYSCTLS: Final = ("net/ipv4/tcp_fwmark_accept", "net/ipv4/fwmark_reflect", "net/ipv4/tcp_tw_reuse")
+
+
+def rows() -> list[Requirement]:
+    """One row for each requirement."""
+    checks: tuple[Callable[[], Requirement], ...] = (_kernel, _cgroup2, _bpffs, _sysctls, _ipv6, _descriptors)
+    return [*(check() for check in checks), *_capabilities()]
+
+
+def _kernel() -> Requirement:
+    release = platform.release()
+    version = tuple(int(part) for part in re.findall(r"\d+", release)[:2])
+    wanted = ".".join(map(str, _OLDEST_KERNEL))
+    return Requirement(
+        f"Linux {wanted} or later",
+        version >= _OLDEST_KERNEL,
+        release,
+        "" if version >= _OLDEST_KERNEL else f"boot a kernel ≥ {wanted}",
+    )
+
+
+def _cgroup2() -> Requirement:
+    name = "cgroup v2 hierarchy, writable"
+    try:
+        mount = cgroup2_mount()
+    except NodeproxyError as error:
+        return Requirement(name, False, "none", str(error))
+    writable = os.access(mount, os.W_OK)
+    return Requirement(name, writable, str(mount), "" if writable else f"run as root, with {mount} mounted read-write")
+
+
+def _bpffs() -> Requirement:
+    if is_bpffs():
+        return Requirement("BPF file system", True, str(BPFFS))
+    possible = BPFFS.is_dir() and os.geteuid() == 0
+    return Requirement(
+        "BPF file system", possible, "not mounted yet: `run` does it", "" if possible else f"as root: mount -t bpf bpf {BPFFS}"
+    )
+
+
+def _sysctls() -> Requirement:
+    missing = [name for name in _WANTED_SYSCTLS if not os.access(Path("/proc/sys") / name, os.W_OK)]
+    remedy = "run as root; in a container /proc/sys must be writable (privileged)" if missing else ""
+    return Requirement(
+        "network sysctls, writable", not missing, f"not writable: {', '.join(missing)}" if missing else "writable", remedy
+    )
+
+
+def _ipv6() -> Requirement:
+    """No requirement in truth: pods without IPv6 are steered by IPv4 alone."""
+    there = Path("/proc/net/if_inet6").exists()
+    return Requirement("IPv6", True, "there" if there else "off: IPv4 only")
+
+
+def _descriptors() -> Requirement:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = hard == resource.RLIM_INFINITY or hard >= _WANTED_DESCRIPTORS
+    return Requirement(
+        f"{_WANTED_DESCRIPTORS:,} file descriptors",
+        enough,
+        f"{hard:,} at most",
+        "" if enough else "raise LimitNOFILE (systemd) or `ulimit -Hn`",
+    )
+
+
+def _capabilities() -> list[Requirement]:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    effective = int(re.findall(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)[0], 16)
+    found = []
+    for number, name, purpose in _CAPABILITIES:
+        has = bool(effective >> number & 1)
+        found.append(
+            Requirement(
+                f"{name} ({purpose})", has, "there" if has else "missing", "" if has else "run as root, or add the capability"
+            )
+        )
+    return found
