@@ -132,7 +132,7 @@ def address(text: str) -> Address:
 def instance_name(text: str) -> str:
     """Check the name of an instance.  Raises ConfigError."""
     if not INSTANCE.fullmatch(text):
-        raise ConfigError(f"an instance's name has 1 to 40 of a-z, 0-9 and '-', not '-' first, not {text!r}")
+        raise ConfigError(f"an instance's name has 1 to 40 of a-z, 0-9 and '-', and not '-' first: {text!r} is none")
     return text
 
 

@@ -23,6 +23,7 @@ from nodeproxy.identity.local_ca import LocalAuthority
 from nodeproxy.kernel.steering import Steering
 from nodeproxy.linux import cgroup
 from nodeproxy.linux.bpffs import ensure_bpffs
+from nodeproxy.linux.preflight import capabilities
 
 log = logging.getLogger("nodeproxy")
 
@@ -32,8 +33,7 @@ _LOCK_FILE = "lock"
 def run(config: RunConfig) -> int:
     """Serve until SIGTERM or SIGINT.  Raises what makes a start impossible; returns the exit status."""
     _set_up_logging(config.log_format)
-    if os.geteuid() != 0:
-        raise PrivilegeError("nodeproxy run needs root: it loads eBPF programs and enters pods' network namespaces; try `sudo nodeproxy run …`")
+    _require_privileges()
     lock = _own_run_dir(config.run_dir, config.instance)
     authority = LocalAuthority(config.ca)
     root = config.cgroup_root or cgroup.cgroup2_mount()
@@ -116,6 +116,15 @@ async def _note_ready(node: Node) -> None:
         await asyncio.sleep(0.05)
     log.info("ready: %d pods in the mesh", len(node.enrolment.pods))
     await asyncio.Event().wait()
+
+
+def _require_privileges() -> None:
+    if os.geteuid() != 0:
+        raise PrivilegeError("nodeproxy run needs root: it loads eBPF programs and enters pods' network namespaces; try `sudo nodeproxy run …`")
+    missing = [row for row in capabilities() if not row.ok]
+    if missing:
+        names = ", ".join(row.name for row in missing)
+        raise PrivilegeError(f"missing: {names}; give them to the process (in a DaemonSet: securityContext.capabilities.add); `nodeproxy check` lists all")
 
 
 def _own_run_dir(run_dir: Path, instance: str) -> int:

@@ -23,9 +23,10 @@ def check(ctx: click.Context, output: str) -> None:
 
     Changes nothing.  Exit status 1 if something is missing.
     """
-    from nodeproxy.linux import preflight
+    from nodeproxy.kernel import preflight as kernel
+    from nodeproxy.linux import preflight as linux
 
-    rows = preflight.rows()
+    rows = [*linux.rows(), *kernel.rows()]
     missing = [row for row in rows if not row.ok]
     if output == "json":
         found = [{"name": row.name, "ok": row.ok, "found": row.found, "remedy": row.remedy} for row in rows]

@@ -29,8 +29,7 @@ def demo(ctx: click.Context, keep: bool, clean: bool, output: str) -> None:
     """
     if keep and clean:
         raise click.UsageError("--keep and --clean exclude each other", ctx)
-    from nodeproxy.lab import demo as lab_demo
+    from nodeproxy.lab.demo import remove_abandoned, show
 
-    if clean:
-        ctx.exit(lab_demo.clean(as_json=output == "json"))
-    ctx.exit(lab_demo.run(keep=keep, as_json=output == "json", colour=is_terminal()))
+    as_json = output == "json"
+    ctx.exit(remove_abandoned(as_json=as_json) if clean else show(keep=keep, as_json=as_json, colour=is_terminal()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 from urllib.parse import quote
 
@@ -24,11 +25,11 @@ from nodeproxy.cli.output import print_json
 @instance_options
 @output_option
 def enrol(uid: str, netns: str, output: str, **where: Any) -> None:
-    """Put a pod into the mesh: UID of its workload, NETNS the absolute path of its network namespace.
+    """Put a pod into the mesh: UID of its workload, NETNS the path of its network namespace.
 
     Connections that already stand are not captured; new ones are.
     """
-    done = connect(**where).post("/pods", {"uid": uid, "netns": netns})
+    done = connect(**where).post("/pods", {"uid": uid, "netns": os.path.abspath(netns)})
     if output == "json":
         print_json(done)
     else:

@@ -41,7 +41,8 @@ def why(ctx: click.Context, /, source: str, destination: str, output: str, **whe
         for number, step in enumerate(found["steps"], 1):
             resource = click.style(f"  [{step['resource']}]", dim=True) if step.get("resource") else ""
             click.echo(f"{number:3}. {step['what']} {step['outcome']}{resource}")
-        resource = f" (decided by {refusal['resource']})" if refusal and refusal.get("resource") else ""
+        decider = refusal.get("resource", "") if refusal else ""
+        resource = f" (decided by {decider})" if decider and decider not in found["outcome"] else ""
         click.echo(
             f"{mark(refusal is None)} {'It would be ' if refusal is None else 'It would not pass: '}{found['outcome']}{resource}"
         )

@@ -59,9 +59,13 @@ class Capture:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.stop()
 
+    def kept(self) -> tuple[bytes, ...]:
+        """The frames that were kept so far."""
+        return tuple(self._kept)
+
     def contains(self, needle: bytes) -> bool:
         """Whether a kept packet holds these bytes."""
-        return any(needle in packet for packet in list(self._kept))
+        return any(needle in packet for packet in self.kept())
 
     def _read(self, sniffer: socket.socket) -> None:
         with sniffer:

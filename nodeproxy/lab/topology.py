@@ -64,6 +64,9 @@ class Host:
         with inside(self.netns_fd):
             self._route = IPRoute()
             self._route.link("set", index=1, state="up")
+        # Else link-local addresses are not used for a second or two, and routers cannot ask for neighbours without one.
+        for scope in ("all", "default"):
+            self.sysctl(f"net/ipv6/conf/{scope}/accept_dad", "0")
 
     def _make(self) -> None:
         _RUN_NETNS.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ _WANTED_SYSCTLS: Final = ("net/ipv4/tcp_fwmark_accept", "net/ipv4/fwmark_reflect
 def rows() -> list[Requirement]:
     """One row for each requirement."""
     checks: tuple[Callable[[], Requirement], ...] = (_kernel, _cgroup2, _bpffs, _sysctls, _ipv6, _descriptors)
-    return [*(check() for check in checks), *_capabilities()]
+    return [*(check() for check in checks), *capabilities()]
 
 
 def _kernel() -> Requirement:
@@ -93,7 +93,8 @@ def _descriptors() -> Requirement:
     )
 
 
-def _capabilities() -> list[Requirement]:
+def capabilities() -> list[Requirement]:
+    """The rows of the capabilities alone: what `run` asks before it begins."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     effective = int(re.findall(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)[0], 16)
     found = []

@@ -1,4 +1,5 @@
-"""One line for each ended connection, in the form that ztunnel writes (head parted by tabs, then `key=value`), or as JSON.
+"""One line for each ended connection, in the form that ztunnel writes (head parted by tabs, then `key=value`), or as JSON; and
+one for each refusal that a dry-run policy only wished for.
 
 Invariants: a line is one line, whatever a peer sent: every value is quoted and escaped unless it consists of an address's
 characters only; and it is short enough that a pipe takes it whole.  It must not know where lines go.  Workers import it.
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 from nodeproxy.model.connection import Connection, Direction, Party, Security
+from nodeproxy.model.reason import Refusal
 
 # pipe(7): "Writes of less than PIPE_BUF bytes must be atomic", 4,096 on Linux: lines of several workers never mix within one
 # pipe.
@@ -27,23 +29,44 @@ _ESCAPED_BYTES = 12
 _ADDRESS = re.compile(r"[A-Za-z0-9.:\[\]_-]+")
 _ADDRESSES = frozenset({"src.addr", "dst.addr", "dst.hbone_addr"})
 _MESSAGE = "connection complete"
+_DRY_RUN = "a policy in dry-run would have refused this connection"
+
+Fields = list[tuple[str, str | int]]
 
 
 def format_text(connection: Connection) -> bytes:
     """The line as ztunnel writes it: time, level, "access", message, and the fields."""
-    head = f"{_timestamp(connection.ended)}\t{_level(connection)}\taccess\t{_MESSAGE}\t"
-    line = head + " ".join(_text_fields(connection, MAX_VALUE_CHARACTERS))
-    if len(line) >= MAX_LINE_BYTES:
-        line = head + " ".join(_text_fields(connection, _SHORT_VALUE_CHARACTERS))
-    return line.encode("ascii") + b"\n"
+    return _text(f"{_timestamp(connection.ended)}\t{_level(connection)}\taccess\t{_MESSAGE}\t", list(_fields(connection)))
 
 
 def format_json(connection: Connection) -> bytes:
     """The same as one JSON object."""
     head = f'{{"level":"{_level(connection)}","time":"{_timestamp(connection.ended)}","scope":"access","message":"{_MESSAGE}",'
-    line = head + ",".join(_json_fields(connection, MAX_VALUE_CHARACTERS))
+    return _json(head, list(_fields(connection)))
+
+
+def format_dry_run_text(connection: Connection, refusal: Refusal) -> bytes:
+    """What a dry-run policy would have refused: a line as the connection begins, beside the one when it ends."""
+    return _text(f"{_timestamp(connection.started)}\tinfo\tpolicy\t{_DRY_RUN}\t", _dry_run_fields(connection, refusal))
+
+
+def format_dry_run_json(connection: Connection, refusal: Refusal) -> bytes:
+    """The same as one JSON object."""
+    head = f'{{"level":"info","time":"{_timestamp(connection.started)}","scope":"policy","message":"{_DRY_RUN}",'
+    return _json(head, _dry_run_fields(connection, refusal))
+
+
+def _text(head: str, fields: Fields) -> bytes:
+    line = head + " ".join(_text_fields(fields, MAX_VALUE_CHARACTERS))
+    if len(line) >= MAX_LINE_BYTES:
+        line = head + " ".join(_text_fields(fields, _SHORT_VALUE_CHARACTERS))
+    return line.encode("ascii") + b"\n"
+
+
+def _json(head: str, fields: Fields) -> bytes:
+    line = head + ",".join(_json_fields(fields, MAX_VALUE_CHARACTERS))
     if len(line) + 1 >= MAX_LINE_BYTES:
-        line = head + ",".join(_json_fields(connection, _SHORT_VALUE_CHARACTERS))
+        line = head + ",".join(_json_fields(fields, _SHORT_VALUE_CHARACTERS))
     return line.encode("ascii") + b"}\n"
 
 
@@ -61,8 +84,7 @@ def _second(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
-def _text_fields(connection: Connection, limit: int) -> Iterator[str]:
-    fields = list(_fields(connection))
+def _text_fields(fields: Fields, limit: int) -> Iterator[str]:
     quoted = _quoter(fields, limit)
     for name, value in fields:
         if isinstance(value, int) or (name in _ADDRESSES and len(value) <= limit and _ADDRESS.fullmatch(value)):
@@ -71,8 +93,7 @@ def _text_fields(connection: Connection, limit: int) -> Iterator[str]:
             yield f"{name}={quoted(value, limit)}"
 
 
-def _json_fields(connection: Connection, limit: int) -> Iterator[str]:
-    fields = list(_fields(connection))
+def _json_fields(fields: Fields, limit: int) -> Iterator[str]:
     quoted = _quoter(fields, limit)
     for name, value in fields:
         yield f'"{name}":{value}' if isinstance(value, int) else f'"{name}":{quoted(value, limit)}'
@@ -80,6 +101,25 @@ def _json_fields(connection: Connection, limit: int) -> Iterator[str]:
 
 def _fields(connection: Connection) -> Iterator[tuple[str, str | int]]:
     """What is known, in ztunnel's order; what is not known is left out, as there."""
+    yield from _ends(connection)
+    yield "direction", connection.direction.value
+    # Istio's metrics count from the source's request; its logs from the reporting proxy's side, so for outbound they swap.
+    sent, received = connection.sent_bytes, connection.received_bytes
+    if connection.direction is Direction.OUTBOUND:
+        sent, received = received, sent
+    yield "bytes_sent", sent
+    yield "bytes_recv", received
+    yield "duration", f"{max(int((connection.ended - connection.started) * 1000), 0)}ms"
+    if connection.reason is not None:
+        yield "error", f"{connection.reason.value}: {connection.detail}" if connection.detail else connection.reason.value
+
+
+def _dry_run_fields(connection: Connection, refusal: Refusal) -> Fields:
+    verdict = f"{refusal.reason.value}: {refusal.detail}"
+    return [*_ends(connection), ("direction", connection.direction.value), ("dry_run", verdict)]
+
+
+def _ends(connection: Connection) -> Iterator[tuple[str, str | int]]:
     yield "src.addr", connection.source.address
     yield from _party("src", connection.source, connection.source.identity)
     destination = connection.destination
@@ -92,16 +132,6 @@ def _fields(connection: Connection) -> Iterator[tuple[str, str | int]]:
     if not identity and destination.workload is not None and connection.security is Security.MUTUAL_TLS:
         identity = destination.workload.identity
     yield from _party("dst", destination, identity)
-    yield "direction", connection.direction.value
-    # Istio's metrics count from the source's request; its logs from the reporting proxy's side, so for outbound they swap.
-    sent, received = connection.sent_bytes, connection.received_bytes
-    if connection.direction is Direction.OUTBOUND:
-        sent, received = received, sent
-    yield "bytes_sent", sent
-    yield "bytes_recv", received
-    yield "duration", f"{max(int((connection.ended - connection.started) * 1000), 0)}ms"
-    if connection.reason is not None:
-        yield "error", f"{connection.reason.value}: {connection.detail}" if connection.detail else connection.reason.value
 
 
 def _party(side: str, party: Party, identity: str) -> Iterator[tuple[str, str]]:
@@ -115,7 +145,7 @@ def _party(side: str, party: Party, identity: str) -> Iterator[tuple[str, str]]:
         yield f"{side}.cluster", workload.cluster
 
 
-def _quoter(fields: list[tuple[str, str | int]], limit: int) -> Callable[[str, int], str]:
+def _quoter(fields: Fields, limit: int) -> Callable[[str, int], str]:
     """How to quote these values: nearly always all are plain, and one look at all of them saves a third of a line's cost."""
     together = "".join([value for _, value in fields if isinstance(value, str)])
     return _bare if len(together) <= limit and _is_plain(together) else _quoted

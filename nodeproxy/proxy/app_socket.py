@@ -150,6 +150,11 @@ class AppSocket:
         if not self._ended:
             self._want(self._events | IN)
 
+    def hang_up(self) -> None:
+        """See `Half.hang_up`.  Who writes to us after that gets a reset from the kernel, as from any server that has closed."""
+        self._ended = True
+        self._want(self._events & ~IN)
+
     def abort(self) -> None:
         """See `Half.abort`."""
         self._forget()

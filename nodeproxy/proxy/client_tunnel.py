@@ -15,6 +15,7 @@ from nodeproxy.proxy.pool import MAX_STREAMS_A_TUNNEL, Pool, PoolKey
 from nodeproxy.proxy.tunnel import Headers, Tunnel
 from nodeproxy.proxy.tunnel_stream import TunnelStream
 from nodeproxy.wire.connection import Role
+from nodeproxy.wire.frames import ErrorCode
 from nodeproxy.wire.stream import Stream
 
 if TYPE_CHECKING:
@@ -111,6 +112,15 @@ class ClientTunnel(Tunnel):
         else:
             text = status[:8].decode("ascii", "replace") or "no status"
             half.answered(Refusal(Reason.HBONE_REFUSED, f"{peer} answered {text}; its own log says why"))
+
+    def on_reset(self, stream: Stream, code: int) -> None:
+        """See `Tunnel.on_reset`; but a peer that has answered in full may hear no more (Envoy, when the application ends first).
+
+        RFC 9113, section 8.1: "Clients MUST NOT discard responses as a result of receiving such a RST_STREAM".
+        """
+        half: ClientStream = stream.owner
+        if code != ErrorCode.NO_ERROR or not half.let_go():
+            super().on_reset(stream, code)
 
     def on_goaway(self, last_stream_id: int, code: int) -> None:
         """The peer drains: open streams go on, new ones go elsewhere."""

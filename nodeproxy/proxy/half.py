@@ -38,6 +38,9 @@ class Half(Protocol):
     def resume(self) -> None:
         """The peer can take bytes again."""
 
+    def hang_up(self) -> None:
+        """The peer takes no more bytes, ever: what is still to be sent here is sent, and that is the end."""
+
     def abort(self) -> None:
         """Reset, at once, and forget what was to be sent."""
 

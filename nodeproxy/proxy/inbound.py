@@ -77,7 +77,7 @@ class Inbound:
         if isinstance(admission, Refusal):
             session.refuse(admission)
             return
-        context.sessions.dry_run(admission.dry_run)
+        context.sessions.dry_run(session.record, admission.dry_run)
         session.subject = admission.subject
         session.destination_uid = workload.uid
         session.record.service = admission.service

@@ -93,10 +93,10 @@ class Outbound:
         if isinstance(admission, Refusal):
             session.refuse(admission)
             return
-        context.sessions.dry_run(admission.dry_run)
         session.subject = admission.subject
         session.destination_uid = destination.uid
         session.record.destination = Party(join_address(*admission.address), destination, destination.identity)
+        context.sessions.dry_run(session.record, admission.dry_run)
         context.dial_application(
             context.pods[destination.uid], client_ip, admission.address, lambda upstream, refusal: self._joined(session, upstream, refusal)
         )

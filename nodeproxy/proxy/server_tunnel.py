@@ -137,11 +137,11 @@ class ServerTunnel(Tunnel):
         if isinstance(admission, Refusal):
             session.refuse(admission)
             return
-        context.sessions.dry_run(admission.dry_run)
         session.subject = admission.subject
         session.destination_uid = workload.uid
         record.service = admission.service
         record.destination = Party(join_address(*admission.address), workload, workload.identity)
+        context.sessions.dry_run(record, admission.dry_run)
         block = ok_block(encode_baggage(workload))
         context.dial_application(
             self._pod, self._peer[0], admission.address, lambda upstream, refusal: self._joined(session, half, admission, block, upstream, refusal)

@@ -14,14 +14,16 @@ from nodeproxy.proxy.session import Session
 from nodeproxy.state.view import View
 
 WriteLog = Callable[[Connection], None]
+WriteDryRun = Callable[[Connection, Refusal], None]
 
 
 class Sessions:
     """The registry.  Every connection is in it from accept to its end, and leaves it through `remove`, once."""
 
-    def __init__(self, counters: Counters, write_log: WriteLog) -> None:
+    def __init__(self, counters: Counters, write_log: WriteLog, write_dry_run: WriteDryRun) -> None:
         self._counters = counters
         self._write_log = write_log
+        self._write_dry_run = write_dry_run
         self._live: dict[int, Session] = {}
         self._last_id = 0
 
@@ -75,10 +77,11 @@ class Sessions:
         self._failed(record)
         self._write_log(record)
 
-    def dry_run(self, refusals: tuple[Refusal, ...]) -> None:
+    def dry_run(self, record: Connection, refusals: tuple[Refusal, ...]) -> None:
         """Dry-run policies that would have refused."""
         for refusal in refusals:
             self._counters.dry_run(refusal.resource, denied=True)
+            self._write_dry_run(record, refusal)
 
     # ── what the worker asks ──
 

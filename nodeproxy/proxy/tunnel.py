@@ -319,7 +319,9 @@ class Tunnel:
         self._poller.remove(self._fd)
         self.sock.close()
         self.on_lost(refusal)
-        for stream in list(self.codec.streams.values()):
+        streams = list(self.codec.streams.values())
+        self.codec.close()  # else it goes on with what it has, where this is called from within `receive`
+        for stream in streams:
             half: TunnelStream = stream.owner
             half.on_gone()
             half.session.tunnel_lost(half, refusal)

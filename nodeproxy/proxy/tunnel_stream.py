@@ -96,6 +96,16 @@ class TunnelStream:
         on_unserved()
         return True
 
+    def let_go(self) -> bool:
+        """The stream was reset without an error: if its peer had said all, that is an orderly end, and what came is still delivered."""
+        if not (self._joined and self._ended_in):
+            return False
+        self.stream = None
+        self._ended_out = True
+        self.peer.hang_up()
+        self.session.half_ended()
+        return True
+
     def on_gone(self) -> None:
         """The stream was reset, or its tunnel is lost: nothing can be said on it any more."""
         self._drop_holdings()
@@ -155,6 +165,10 @@ class TunnelStream:
 
     def resume(self) -> None:
         """The peer has room again: windows say so, by `delivered`."""
+
+    def hang_up(self) -> None:
+        """See `deliver`: the peer is a socket, which does not refuse bytes in good order."""
+        raise NotImplementedError("only a tunnel hangs up, and two are never joined")
 
     def abort(self, code: int = ErrorCode.CONNECT_ERROR) -> None:
         """Reset the stream.

@@ -34,7 +34,7 @@ from nodeproxy.model.messages import (
     WorkerSettings,
 )
 from nodeproxy.model.reason import Reason, Refusal
-from nodeproxy.observe.access_log import format_json, format_text
+from nodeproxy.observe.access_log import format_dry_run_json, format_dry_run_text, format_json, format_text
 from nodeproxy.observe.counters import Counters
 from nodeproxy.proxy.certificates import Certificates
 from nodeproxy.proxy.context import Context
@@ -63,6 +63,7 @@ class Worker:
         self._outbox: deque[msgspec.Struct] = deque()
         self._log = LogWriter(log_fd)
         self._format = format_json if settings.log_json else format_text
+        self._format_dry_run = format_dry_run_json if settings.log_json else format_dry_run_text
         self._poller = Poller(_log_defect, self._before_waiting)
         self._counters = Counters()
         self._state = StateReader(settings.store)
@@ -70,7 +71,7 @@ class Worker:
             poller=self._poller,
             state=self._state,
             balancer=Balancer(),
-            sessions=Sessions(self._counters, self._write_log),
+            sessions=Sessions(self._counters, self._write_log, self._write_dry_run),
             certificates=Certificates(),
             max_pod_connections=settings.max_pod_connections,
         )
@@ -189,6 +190,9 @@ class Worker:
 
     def _write_log(self, connection: Connection) -> None:
         self._log.write(self._format(connection))
+
+    def _write_dry_run(self, connection: Connection, refusal: Refusal) -> None:
+        self._log.write(self._format_dry_run(connection, refusal))
 
     def _before_waiting(self) -> None:
         if self._log.pending:

@@ -60,8 +60,8 @@ class BlockSide(SendingSide):
             self._on_block(stream_id, block, self._block_ends_stream)
 
     def _on_block(self, stream_id: int, block: bytes, ends_stream: bool) -> None:
-        # Section 4.3: "A receiving endpoint [...] MUST process [field blocks] [...] even if the frames are to be discarded":
-        # decoding comes first.
+        # Section 4.3: "An endpoint receiving HEADERS, PUSH_PROMISE, or CONTINUATION frames needs to reassemble field blocks and
+        # perform decompression even if the frames are to be discarded."
         fields = self._decoder.decode(block)
         stream = self.streams.get(stream_id)
         if stream is None:
@@ -156,6 +156,6 @@ class BlockSide(SendingSide):
             raise violation(f"{what} for stream {stream_id}, which is idle")
         if stream_id in self._resets or (self._goaway_last is not None and stream_id > self._goaway_last):
             return
-        # Section 5.1, closed: "An endpoint that sends a frame [...] after [...] END_STREAM [...] MUST be treated as a
-        # connection error of type STREAM_CLOSED".
+        # Section 5.1, closed: "An endpoint MAY treat receipt of any other type of frame on a closed stream as a connection
+        # error of type STREAM_CLOSED, except as noted below."  Noted is what was under way when we reset the stream.
         raise violation(f"{what} for stream {stream_id}, which it had ended", ErrorCode.STREAM_CLOSED)

@@ -43,7 +43,8 @@ class ControlSide(BlockSide):
         continues = kind == FrameType.CONTINUATION
         if continues != bool(self._block_stream) or (continues and stream_id != self._block_stream):
             raise violation("CONTINUATION without HEADERS, or HEADERS without its CONTINUATION")
-        # Section 3.4: "The SETTINGS frame [...] MUST be the first frame".
+        # Section 3.4: "The server connection preface consists of a potentially empty SETTINGS frame that MUST be the first
+        # frame the server sends"; a client's preface is followed by one.
         if not self._peer.received and kind != FrameType.SETTINGS:
             raise violation("the first frame is not SETTINGS")
         fixed = _FIXED_LENGTHS.get(kind)
@@ -67,8 +68,8 @@ class ControlSide(BlockSide):
                     raise violation(f"a GOAWAY of {length} bytes", ErrorCode.FRAME_SIZE_ERROR)
                 return _GOAWAY_BYTES
             case FrameType.PUSH_PROMISE:
-                # Section 8.4: "A client that has set this setting to 0 [...] MUST treat the receipt of a PUSH_PROMISE frame as
-                # a connection error"; "A client cannot push."
+                # Section 6.6: "An endpoint that has set this setting and has received acknowledgment MUST treat the receipt of a
+                # PUSH_PROMISE frame as a connection error of type PROTOCOL_ERROR."  Section 8.4: "A client cannot push."
                 raise violation("a PUSH_PROMISE that nobody may send")
         # Section 5.5: "Implementations MUST discard frames that have unknown or unsupported types."
         return 0

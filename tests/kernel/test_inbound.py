@@ -124,6 +124,14 @@ def test_last_leg_with_the_pods_own_address(pods: Pods) -> None:
         assert (answer["role"], answer["seen_peer"][0].removeprefix("::ffff:")) == ("app", address)
 
 
+def test_last_leg_to_an_mptcp_application(pods: Pods) -> None:
+    """Go's listeners are, since 1.24."""
+    pods.server.serve("::", 83, mptcp=True)
+    for client, server in zip(("198.51.100.7", "2001:db8::7"), pods.server_pod.addresses, strict=True):
+        answer, _ = last_leg(pods.server_pod, client, server, 83)
+        assert (answer["role"], answer["seen_peer"][0].removeprefix("::ffff:")) == ("app", client)
+
+
 def test_last_leg_to_a_closed_port_is_refused(pods: Pods) -> None:
     for client, server in zip(("198.51.100.7", "2001:db8::7"), pods.server_pod.addresses, strict=True):
         with pytest.raises(ConnectionRefusedError):

@@ -234,12 +234,14 @@ def test_a_netns_that_has_gone_is_forgotten(fresh: Node, lab: Lab) -> None:
 
 
 def test_uninstall_leaves_nothing(group: Path, lab: Lab, server: Host, program: Callable[[Host], Program]) -> None:
-    made = Node(group)
     pod = lab.pod(0, unique("p"))
     application = program(pod)
-    made.enrol(pod)
-    assert application.connect(server.address4, 80)["role"] == "OUTBOUND"
-    made.remove()
+    made = Node(group)
+    try:
+        made.enrol(pod)
+        assert application.connect(server.address4, 80)["role"] == "OUTBOUND"
+    finally:
+        made.remove()
     assert not (pins.ROOT / made.instance).exists()
     assert application.connect(server.address4, 80)["role"] == "app"
     Steering.uninstall(made.instance)

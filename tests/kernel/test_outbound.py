@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import errno
+import socket
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
 
+from nodeproxy.errors import KernelError
+from nodeproxy.kernel.original_destination import OriginalDestination
 from nodeproxy.lab.topology import Host, Lab, LabPod
+from nodeproxy.linux.netns import inside
 from tests.kernel.conftest import Node, Program
 
 pytestmark = pytest.mark.kernel
@@ -174,3 +179,21 @@ def test_nothing_stays_behind_of_connects_that_fail(pods: Pods, node: Node) -> N
     finally:
         node.set_listeners(pods.client_pod)
     assert pods.client.connect(pods.other.address4, 80)["role"] == "OUTBOUND"
+
+
+def test_what_reading_the_original_destination_costs(pods: Pods, node: Node) -> None:
+    with inside(pods.client_pod.netns_fd):
+        probe = socket.socket()
+    with probe:
+        original = OriginalDestination(node.steering.original_destination_fd)
+        assert original.get(probe.fileno()) is None
+        begun = time.perf_counter()
+        for _ in range(2000):
+            original.get(probe.fileno())
+        absent_us = (time.perf_counter() - begun) * 500
+    print(f"original destination of a socket that has none: {absent_us:.2f} µs")
+
+
+def test_the_original_destination_of_what_is_no_socket(node: Node) -> None:
+    with pytest.raises(KernelError, match="original destination"):
+        OriginalDestination(node.steering.original_destination_fd).get(9999)

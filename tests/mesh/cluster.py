@@ -124,8 +124,8 @@ class Agent:
         argv = [sys.executable, *ENTRY, "run", "--node", self.name, "--mesh", str(self.mesh), "--ca", str(self.cluster.ca)]
         argv += ["--instance", self.instance, "--cgroup-root", str(self.cluster.cgroup), "--run-dir", str(self.run_dir)]
         argv += ["--log-format", "json", *self.arguments]
-        self._log = self.log_path.open("ab")
-        self.process = node.popen(argv, stdout=self._log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        with self.log_path.open("ab") as log:
+            self.process = node.popen(argv, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         if wait:
             self.wait_ready()
 
@@ -147,7 +147,6 @@ class Agent:
         assert self.process is not None
         self.process.send_signal(number)
         self.process.wait(40)
-        self._log.close()
         self.process = None
 
     def get(self, path: str, **query: str) -> Any:
@@ -183,8 +182,11 @@ class Agent:
         with inside(node.netns_fd):
             connection = http.client.HTTPConnection("127.0.0.1", 15020, timeout=TIMEOUT_S)
             connection.connect()
-        connection.request("GET", "/metrics")
-        return connection.getresponse().read().decode()
+        try:
+            connection.request("GET", "/metrics")
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
 
     def pids(self) -> list[int]:
         assert self.process is not None

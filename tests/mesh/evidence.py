@@ -52,20 +52,22 @@ def live(agent: Agent, target: str) -> int:
     return sum(each["destination"]["address"] == target for each in agent.get("/connections")["connections"])
 
 
-def tunnelled(cluster: Cluster, client: MeshPod, server: MeshPod, port: int) -> tuple[list[Row], list[Row]]:
+def tunnelled(cluster: Cluster, client: MeshPod, server: MeshPod, port: int, count: int = 0) -> tuple[list[Row], list[Row]]:
     """Both nodes' lines of the connections from `client` to `server`:`port`, which all must have gone through mutual TLS.
 
-    Waits until they have ended.  Bytes that one node counted the other counted too.
+    Waits until they have ended; `count` says how many there must be, if that is known.  Bytes that one node counted the other
+    counted too.
     """
     target = f"{server.ip}:{port}"
     ends = (cluster.agents[client.host.node], cluster.agents[server.host.node])
 
     def settled() -> tuple[list[Row], list[Row]] | None:
+        if any(live(agent, target) for agent in ends):
+            return None
         sent, arrived = (rows_of(agent, dst_addr=target) for agent in ends)
-        done = sent and len(sent) == len(arrived) and not any(live(agent, target) for agent in ends)
-        return (sent, arrived) if done else None
+        return (sent, arrived) if sent and len(sent) == len(arrived) and count in (0, len(sent)) else None
 
-    sent, arrived = wait_until(settled, f"both nodes have the lines of connections to {target}")
+    sent, arrived = wait_until(settled, f"both nodes have the lines of {count or 'all'} connections to {target}")
     for row in (*sent, *arrived):
         assert row["dst.hbone_addr"] == f"{server.ip}:{HBONE_PORT}", row
         assert row["src.identity"] == client.identity, row

@@ -121,7 +121,11 @@ def test_one_core_gets_one_worker_unless_told_otherwise(monkeypatch: pytest.Monk
         ({"workers": "²"}, {}, "--workers ²: must be a number from 1 to 16"),
         ({"grace_s": "-1"}, {}, "--grace-s -1: must be a number from 1 to 86400"),
         ({}, {"LOG_FORMAT": "xml"}, "LOG_FORMAT=xml: must be text or json"),
-        ({"instance": "A_b"}, {}, "--instance A_b: an instance's name has 1 to 40 of a-z, 0-9 and '-', not 'A_b'"),
+        (
+            {"instance": "A_b"},
+            {},
+            "--instance A_b: an instance's name has 1 to 40 of a-z, 0-9 and '-', and not '-' first: 'A_b' is none",
+        ),
         ({"instance": "x" * 41}, {}, f"--instance {'x' * 41}: an instance's name"),
         ({"instance": ""}, {}, "--instance : an instance's name"),
         ({"node": "a b"}, {}, "--node a b: a node's name has"),

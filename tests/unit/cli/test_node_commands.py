@@ -136,7 +136,7 @@ def test_why_numbers_its_steps_and_ends_with_the_verdict(
     if refusal is None:
         assert (lines[3], result.status) == ("✓ It would be connected to b at 10.0.0.3:80 on this node", 0)
     else:
-        assert lines[3] == "✗ It would not pass: refused (policy_deny): policy shop/no says no (decided by shop/no)"
+        assert lines[3] == "✗ It would not pass: refused (policy_deny): policy shop/no says no"
         assert result.status == 1
     as_json = run("why", "a", "b", "--run-dir", run_dir, "-o", "json")
     assert (json.loads(as_json.out), as_json.status) == (answer, result.status)
@@ -153,7 +153,11 @@ def test_enrol_and_leave(admin: FakeAdmin, run_dir: Path, run: Run):
 def test_what_the_agent_did_not_understand_is_wrong_use(admin: FakeAdmin, run_dir: Path, run: Run):
     admin.answers["POST /pods"] = (400, {"error": "netns must be absolute"})
     result = run("enrol", "a", "b", "--run-dir", run_dir)
-    assert (result.status, result.out, result.err) == (2, "", "nodeproxy: error: netns must be absolute\n")
+    assert (result.status, result.out, result.err) == (
+        2,
+        "",
+        "nodeproxy: error: netns must be absolute\nTry 'nodeproxy enrol --help'.\n",
+    )
     admin.answers["POST /pods"] = (409, {"error": "the netns has gone"})
     result = run("enrol", "a", "b", "--run-dir", run_dir)
     assert (result.status, result.err) == (1, "nodeproxy: error: the netns has gone\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import h2.config
@@ -121,3 +122,28 @@ class Link:
 
     def received(self, stream_id: int) -> bytes:
         return b"".join(event.data for event in self.of(h2.events.DataReceived) if event.stream_id == stream_id)
+
+
+def bytes_of(count: int, seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(count)
+
+
+def client_with_stream(**settings: int) -> tuple[Link, int]:
+    """Our client with an answered stream to h2's server."""
+    link = Link(Role.CLIENT, **settings).start()
+    stream = link.codec.open_stream(CONNECT, "owner")
+    link.pump()
+    link.peer.send_headers(stream.id, [(":status", "200")])
+    link.pump()
+    return link, stream.id
+
+
+def server_with_stream(**settings: int) -> tuple[Link, int]:
+    """Our server with an answered stream from h2's client."""
+    link = Link(Role.SERVER, **settings).start()
+    stream_id = link.peer.get_next_available_stream_id()
+    link.peer.send_headers(stream_id, REQUEST)
+    link.pump()
+    link.codec.respond(link.recorder.streams[stream_id], OK)
+    link.pump()
+    return link, stream_id

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import h2.events
 import h2.exceptions
 import h2.settings
@@ -13,37 +11,24 @@ from nodeproxy.errors import ProtocolError
 from nodeproxy.model.reason import Reason
 from nodeproxy.wire import frames
 from nodeproxy.wire.connection import HboneConnection, MisuseError, Role
-from nodeproxy.wire.frames import DEFAULT_WINDOW_BYTES, LARGEST_STREAM_ID, ErrorCode, FrameType
+from nodeproxy.wire.frames import DEFAULT_WINDOW_BYTES, LARGEST_STREAM_ID, ErrorCode, FrameType, Setting
 from nodeproxy.wire.hbone import status_block
 from nodeproxy.wire.headers import encode_block
-from tests.unit.wire.recorder import CONNECT, OK, REQUEST, Link, Recorder, frame_bytes, make
+from nodeproxy.wire.limits import MAX_REMEMBERED_RESETS
+from tests.unit.wire.recorder import (
+    CONNECT,
+    OK,
+    REQUEST,
+    Link,
+    Recorder,
+    bytes_of,
+    client_with_stream,
+    frame_bytes,
+    make,
+    server_with_stream,
+)
 
 pytestmark = pytest.mark.unit
-
-
-def bytes_of(count: int, seed: int = 1) -> bytes:
-    return random.Random(seed).randbytes(count)
-
-
-def client_with_stream(**settings: int) -> tuple[Link, int]:
-    """Our client with an answered stream to h2's server."""
-    link = Link(Role.CLIENT, **settings).start()
-    stream = link.codec.open_stream(CONNECT, "owner")
-    link.pump()
-    link.peer.send_headers(stream.id, [(":status", "200")])
-    link.pump()
-    return link, stream.id
-
-
-def server_with_stream(**settings: int) -> tuple[Link, int]:
-    """Our server with an answered stream from h2's client."""
-    link = Link(Role.SERVER, **settings).start()
-    stream_id = link.peer.get_next_available_stream_id()
-    link.peer.send_headers(stream_id, REQUEST)
-    link.pump()
-    link.codec.respond(link.recorder.streams[stream_id], OK)
-    link.pump()
-    return link, stream_id
 
 
 class TestClient:
@@ -134,6 +119,34 @@ class TestClient:
         assert link.recorder.events[-2:] == [("reset", 5, ErrorCode.REFUSED_STREAM), ("goaway", 3, 0)]
         assert [stream.closed for stream in streams] == [False, False, True]
         assert not link.codec.can_open
+
+    def test_goaway_while_its_handler_resets_the_others(self) -> None:
+        class Resets(Recorder):
+            def on_reset(self, stream, code):  # type: ignore[no-untyped-def]
+                super().on_reset(stream, code)
+                for other in list(self.codec.streams.values()):
+                    self.codec.reset(other, ErrorCode.CANCEL)
+
+        codec, recorder = make(Role.CLIENT, Resets())
+        for _ in range(3):
+            codec.open_stream(CONNECT, None)
+        codec.receive(memoryview(frames.settings({}) + frames.goaway(0, 0)))
+        assert recorder.events[-2:] == [("reset", 1, ErrorCode.REFUSED_STREAM), ("goaway", 0, 0)]
+        assert codec.streams == {}
+
+    def test_peer_that_takes_the_dynamic_table_away(self) -> None:
+        link = Link(Role.CLIENT).start()
+        link.peer.update_settings({h2.settings.SettingCodes.HEADER_TABLE_SIZE: 0})
+        link.pump()
+        for _ in range(2):
+            link.codec.open_stream(CONNECT, None)
+        link.pump()
+        assert len(link.of(h2.events.RequestReceived)) == 2
+        link.peer.update_settings({h2.settings.SettingCodes.HEADER_TABLE_SIZE: 8192})
+        link.pump()
+        link.codec.open_stream(CONNECT, None)
+        link.pump()
+        assert len(link.of(h2.events.RequestReceived)) == 3
 
     def test_ping_both_ways(self) -> None:
         link, _ = client_with_stream()
@@ -271,107 +284,6 @@ class TestServer:
         assert link.codec.streams == {}
 
 
-class TestWindows:
-    @pytest.mark.parametrize("step", [1, 7, 1000, 1 << 20])
-    @pytest.mark.parametrize("size", [1, 16384, 16385, 60000])
-    def test_sizes_and_splits(self, step: int, size: int) -> None:
-        if step == 1 and size > 16384:
-            size = 20000
-        link, stream_id = server_with_stream(step=step, stream_window_bytes=65535, connection_window_bytes=65535)
-        payload = bytes_of(size)
-        for start in range(0, size, 16384):
-            link.peer.send_data(stream_id, payload[start : start + 16384])
-        link.peer.end_stream(stream_id)
-        link.pump()
-        assert bytes(link.recorder.data[stream_id]) == payload
-        assert link.recorder.named("end") == [("end", stream_id)]
-
-    def test_megabytes_flow_with_small_windows_both_ways(self) -> None:
-        link, stream_id = server_with_stream(stream_window_bytes=65535, connection_window_bytes=65535)
-        payload = bytes_of(300_000)
-        sent = 0
-        while sent < len(payload):
-            count = min(link.peer.local_flow_control_window(stream_id), 16384, len(payload) - sent)
-            assert count > 0
-            link.peer.send_data(stream_id, payload[sent : sent + count])
-            sent += count
-            link.pump()
-        assert bytes(link.recorder.data[stream_id]) == payload
-        stream, sent = link.codec.streams[stream_id], 0
-        while sent < len(payload):
-            count = min(link.codec.sendable(stream), 16384, len(payload) - sent)
-            assert count > 0
-            link.send(stream, payload[sent : sent + count])
-            sent += count
-            link.pump()
-        assert link.received(stream_id) == payload
-
-    def test_blocked_stream_goes_on_when_the_peer_gives_credit(self) -> None:
-        link, stream_id = client_with_stream()
-        link.auto_credit = False
-        stream = link.codec.streams[stream_id]
-        link.send(stream, bytes_of(link.codec.sendable(stream)))
-        link.pump()
-        assert link.codec.sendable(stream) == 0
-        link.recorder.events.clear()
-        link.peer.acknowledge_received_data(40_000, stream_id)
-        link.pump()
-        assert {("window", None), ("window", stream_id)} == set(link.recorder.events)
-        assert link.codec.sendable(stream) == 40_000
-
-    def test_initial_window_change_applies_to_open_streams_and_may_go_negative(self) -> None:
-        link, stream_id = client_with_stream()
-        link.auto_credit = False
-        stream = link.codec.streams[stream_id]
-        link.send(stream, bytes(50_000))
-        link.peer.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 10_000})
-        link.pump()
-        assert stream.send_window == 10_000 - 50_000
-        assert link.codec.sendable(stream) < 0
-        link.recorder.events.clear()
-        codes = h2.settings.SettingCodes
-        link.peer.update_settings({codes.INITIAL_WINDOW_SIZE: 100_000, codes.MAX_FRAME_SIZE: 20_000})
-        link.pump()
-        assert stream.send_window == 50_000
-        assert link.codec.peer_max_frame_size == 20_000
-        assert link.recorder.events == [("settings",), ("window", None)]
-
-    def test_window_before_the_acknowledgement_is_the_rfcs(self) -> None:
-        """A peer that has not read our SETTINGS yet may send 65,535 bytes though we ask for less."""
-        link = Link(Role.SERVER, stream_window_bytes=1000)
-        link.peer.initiate_connection()
-        link.peer.send_headers(1, REQUEST)
-        link.recorder.credits = False
-        for _ in range(3):
-            link.peer.send_data(1, bytes(16384))
-        link.pump()
-        assert len(link.recorder.data[1]) == 3 * 16384
-        assert link.recorder.streams[1].receive_window == 1000 - 3 * 16384
-        link.peer.send_headers(3, REQUEST)
-        link.pump()
-        assert link.recorder.streams[3].receive_window == 1000
-
-    def test_credit_comes_by_quarters(self) -> None:
-        link, stream_id = server_with_stream(stream_window_bytes=80_000, connection_window_bytes=160_000)
-        link.recorder.credits = False
-        link.peer.send_data(stream_id, bytes(16384))
-        link.pump()
-        stream = link.codec.streams[stream_id]
-        link.codec.credit(stream, 16384)
-        assert link.codec.take_out() == b""
-        link.codec.credit_stream(stream, 4000)
-        assert link.codec.take_out() == frames.window_update(stream_id, 20_384)
-        link.codec.credit(None, 40_000)
-        assert link.codec.take_out() == frames.window_update(0, 56_384)
-
-    def test_padding_is_removed_and_credited(self) -> None:
-        link, stream_id = server_with_stream(stream_window_bytes=65535, connection_window_bytes=65535)
-        for _ in range(400):
-            link.peer.send_data(stream_id, b"abc", pad_length=255)
-            link.pump()
-        assert bytes(link.recorder.data[stream_id]) == b"abc" * 400
-
-
 class TestFormerBugs:
     def test_a_stream_closed_amid_its_data(self) -> None:
         class Closes(Recorder):
@@ -419,6 +331,27 @@ class TestFormerBugs:
 
 
 class TestLife:
+    def test_end_is_not_told_of_a_stream_that_its_request_handler_reset(self) -> None:
+        class Resets(Recorder):
+            def on_request(self, stream, headers, end_stream):  # type: ignore[no-untyped-def]
+                super().on_request(stream, headers, end_stream)
+                self.codec.reset(stream, ErrorCode.CANCEL)
+
+        codec, recorder = make(Role.SERVER, Resets())
+        ending = frames.headers(1, CONNECT, end_stream=True, max_frame_bytes=99)
+        codec.receive(memoryview(frames.PREFACE + frames.settings({}) + ending))
+        assert [event[0] for event in recorder.events] == ["settings", "request"]
+
+    def test_remembered_resets_are_bounded(self) -> None:
+        codec, _ = make(Role.CLIENT)
+        codec.receive(memoryview(frames.settings({Setting.MAX_CONCURRENT_STREAMS: 1000})))
+        for _ in range(2 * MAX_REMEMBERED_RESETS):
+            codec.reset(codec.open_stream(CONNECT, None), ErrorCode.CANCEL)
+        assert len(codec._resets) == MAX_REMEMBERED_RESETS
+        codec.receive(memoryview(frames.frame_header(FrameType.DATA, 0, codec._next_stream - 2, 1) + b"x"))
+        with pytest.raises(ProtocolError, match="which it had ended"):
+            codec.receive(memoryview(frames.frame_header(FrameType.DATA, 0, 1, 1) + b"x"))
+
     def test_failure_is_told_once_and_stays(self) -> None:
         codec, _ = make(Role.SERVER)
         codec.take_out()

@@ -73,7 +73,7 @@ def test_dynamic_table_that_is_not_emptied_after_the_acknowledgement() -> None:
     decoder.decode(encoder.encode(FIELDS))
     decoder.settings_acknowledged()
     with pytest.raises(ProtocolError) as caught:
-        decoder.decode(encoder.encode(FIELDS))
+        decoder.decode(encode_block(FIELDS))  # refers to nothing, and yet the update is missing
     assert caught.value.code == ErrorCode.COMPRESSION_ERROR
 
 

@@ -1,0 +1,123 @@
+"""What two ends of one connection do to each other, whatever lies between them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+
+from tests.mesh.cluster import MeshPod, exactly
+
+Pair = tuple[socket.socket, socket.socket]
+JOIN_S = 30.0
+_BLOCK_BYTES = 1 << 20
+_LINGER_RESET = struct.pack("ii", 1, 0)
+
+
+def joined(connect: Callable[[], socket.socket], server: MeshPod, port: int) -> Pair:
+    """The client's and the application's end of one connection."""
+    with server.listen(port) as listener:
+        ours = connect()
+        try:
+            theirs, _ = listener.accept()
+        except BaseException:
+            ours.close()
+            raise
+        theirs.settimeout(JOIN_S)
+        ours.settimeout(JOIN_S)
+        return ours, theirs
+
+
+class _Worker(threading.Thread):
+    """Half of a transfer; what went wrong in it is raised by `result`."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(daemon=True)
+        self.sock, self.hash, self.count = sock, hashlib.sha256(), 0
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self.work()
+        except Exception as error:  # of whatever kind: the test's own thread raises it again
+            self.error = error
+
+    def work(self) -> None:
+        raise NotImplementedError
+
+    def result(self) -> tuple[int, str]:
+        self.join(JOIN_S)
+        if self.error is not None:
+            raise self.error
+        return self.count, self.hash.hexdigest()
+
+
+class _Sender(_Worker):
+    def __init__(self, sock: socket.socket, size: int) -> None:
+        super().__init__(sock)
+        self.size = size
+
+    def work(self) -> None:
+        block = memoryview(os.urandom(_BLOCK_BYTES))
+        while self.count < self.size:
+            chunk = block[: min(self.size - self.count, _BLOCK_BYTES)]
+            self.sock.sendall(chunk)
+            self.hash.update(chunk)
+            self.count += len(chunk)
+
+
+class _Receiver(_Worker):
+    def __init__(self, sock: socket.socket, size: int) -> None:
+        super().__init__(sock)
+        self.size = size
+
+    def work(self) -> None:
+        buffer = memoryview(bytearray(_BLOCK_BYTES))
+        while self.count < self.size:
+            count = self.sock.recv_into(buffer[: min(self.size - self.count, _BLOCK_BYTES)])
+            if count == 0:
+                raise EOFError(f"the stream ended after {self.count} of {self.size} bytes")
+            self.hash.update(buffer[:count])
+            self.count += count
+
+
+def bulk(ends: Pair, size: int) -> None:
+    """`size` bytes each way at once arrive as they were sent."""
+    ours, theirs = ends
+    transfers: list[tuple[_Worker, _Worker]] = [(_Sender(ours, size), _Receiver(theirs, size)), (_Sender(theirs, size), _Receiver(ours, size))]
+    for transfer in transfers:
+        for worker in transfer:
+            worker.start()
+    for sender, receiver in transfers:
+        assert sender.result() == receiver.result()
+
+
+def half_close(first: socket.socket, second: socket.socket, answer_bytes: int = 3_000_000) -> None:
+    """`first` has said all; `second` still answers at length, and ends."""
+    first.sendall(b"all I had to say")
+    first.shutdown(socket.SHUT_WR)
+    assert exactly(second, 16) == b"all I had to say"
+    assert second.recv(1) == b""
+    sender, receiver = _Sender(second, answer_bytes), _Receiver(first, answer_bytes)
+    sender.start()
+    receiver.start()
+    assert sender.result() == receiver.result()
+    second.shutdown(socket.SHUT_WR)
+    assert first.recv(1) == b""
+
+
+def reset(sock: socket.socket) -> None:
+    """Close by RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+    sock.close()
+
+
+def echo_once(ends: Pair, text: bytes = b"ping") -> None:
+    ours, theirs = ends
+    ours.sendall(text)
+    assert exactly(theirs, len(text)) == text
+    theirs.sendall(text[::-1])
+    assert exactly(ours, len(text)) == text[::-1]
