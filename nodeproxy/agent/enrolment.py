@@ -57,6 +57,14 @@ class FailedPod:
     retry_at: float
 
 
+@dataclass(slots=True)
+class _Leaving:
+    """A pod that has left while connections of it go on; `slots`: the workers that have not said yet that theirs have ended."""
+
+    pod: EnrolledPod
+    slots: set[int]
+
+
 class Enrolment:
     """`tell(slot, message, fds)` reaches a worker; `on_change(uid)` is called after a pod came or went."""
 
@@ -69,6 +77,8 @@ class Enrolment:
         self._on_change = on_change
         self._wanted: dict[str, PodSpec] = {}
         self._by_command: dict[str, PodSpec | None] = {}
+        self._leaving: dict[int, _Leaving] = {}  # by netns cookie
+        self._tidying: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()
 
     # ── wishes ──
@@ -149,8 +159,16 @@ class Enrolment:
                         if failed.spec.uid in self._target():
                             await self._try(failed.spec)
 
+    def released(self, slot: int, cookie: int) -> None:
+        """The worker of `slot` has no connection any more that needs what was set up in that namespace."""
+        if cookie in self._leaving:
+            self._leaving[cookie].slots.discard(slot)
+            self._finish_leaving(cookie)
+
     def attach_worker(self, slot: int) -> None:
-        """A new worker took `slot`: give it listeners in every pod."""
+        """A new worker took `slot`: give it listeners in every pod; what the one before held is over."""
+        for cookie in list(self._leaving):
+            self.released(slot, cookie)
         for pod in self.pods.values():
             try:
                 self._listen(pod, slot)
@@ -181,6 +199,9 @@ class Enrolment:
 
     async def _add(self, spec: PodSpec) -> None:
         pod = await asyncio.to_thread(_prepare, spec)
+        before = self._leaving.pop(pod.cookie, None)
+        if before is not None:  # back before it was quite gone: what is set up there stays
+            os.close(before.pod.netns_fd)
         try:
             for other in self.pods.values():
                 if other.cookie == pod.cookie:
@@ -190,7 +211,7 @@ class Enrolment:
             self._steering.enrol(PodSteering(pod.netns_fd, pod.cookie, pod.addresses))
         except BaseException:
             for slot in range(self._slots):
-                self._tell(slot, PodRemoved(spec.uid, abort=True), ())
+                self._tell(slot, PodRemoved(spec.uid, pod.cookie, abort=True), ())
             os.close(pod.netns_fd)
             raise
         self.pods[spec.uid] = pod
@@ -215,13 +236,33 @@ class Enrolment:
     async def _remove(self, pod: EnrolledPod, abort: bool) -> None:
         uid = pod.spec.uid
         self._steering.leave(pod.cookie)
-        for slot in range(self._slots):
-            self._tell(slot, PodRemoved(uid, abort), ())
+        waiting = {slot for slot in range(self._slots) if self._tell(slot, PodRemoved(uid, pod.cookie, abort), ())}
         del self.pods[uid]
         log.info("pod %s has left the mesh", uid)
         self._on_change(uid)
-        if not abort:
-            await asyncio.to_thread(disable_last_leg, pod.netns_fd)
+        if abort:
+            os.close(pod.netns_fd)
+        else:
+            self._leaving[pod.cookie] = _Leaving(pod, waiting)
+            self._finish_leaving(pod.cookie)
+
+    def _finish_leaving(self, cookie: int) -> None:
+        leaving = self._leaving.get(cookie)
+        if leaving is None or leaving.slots:
+            return
+        del self._leaving[cookie]
+        task = asyncio.get_running_loop().create_task(asyncio.to_thread(_tidy, leaving.pod))
+        self._tidying.add(task)
+        task.add_done_callback(self._tidying.discard)
+
+
+def _tidy(pod: EnrolledPod) -> None:
+    """Nothing of ours is needed in the namespace any more."""
+    try:
+        disable_last_leg(pod.netns_fd)
+    except NodeproxyError as error:
+        log.warning("pod %s: its namespace keeps the rules of the last leg: %s", pod.spec.uid, error)
+    finally:
         os.close(pod.netns_fd)
 
 

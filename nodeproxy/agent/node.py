@@ -57,7 +57,7 @@ class Node:
         self._received = 0.0
         self._reconciled = False
         settings = WorkerSettings(slot=0, store=str(store), log_json=log_json)
-        self.workers = Workers(workers, settings, steering.original_destination_fd, self.totals, self._tell_new_worker)
+        self.workers = Workers(workers, settings, steering.original_destination_fd, self.totals, self._tell_new_worker, self._pod_released)
         self.identities = Identities(authority, self.workers.broadcast)
         self.enrolment = Enrolment(steering, workers, self.workers.send, self._pods_changed)
         self.metrics = Metrics(self.totals, version=version)
@@ -168,6 +168,9 @@ class Node:
         for message in self.identities.messages():
             self.workers.send(slot, message)
         self.enrolment.attach_worker(slot)
+
+    def _pod_released(self, slot: int, cookie: int) -> None:
+        self.enrolment.released(slot, cookie)
 
     def _restore_commands(self) -> None:
         kept = self.state.get_meta(_COMMANDS)

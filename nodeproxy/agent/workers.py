@@ -27,6 +27,7 @@ from nodeproxy.model.messages import (
     Fork,
     Forked,
     FromWorker,
+    PodReleased,
     Ready,
     Report,
     ReportWanted,
@@ -59,10 +60,14 @@ class Worker:
 
 
 class Workers:
-    """`count` workers, kept alive.  `on_ready(slot)` tells a new worker everything; `on_lost(slot)`: its connections are gone."""
+    """`count` workers, kept alive.
+
+    `on_ready(slot)` tells a new worker everything; `on_released(slot, cookie)`: see `PodReleased`.
+    """
 
     def __init__(
-        self, count: int, settings: WorkerSettings, originals_fd: int, totals: Totals, on_ready: Callable[[int], None]
+        self, count: int, settings: WorkerSettings, originals_fd: int, totals: Totals, on_ready: Callable[[int], None],
+        on_released: Callable[[int, int], None],
     ) -> None:
         self.count = count
         self.restarts = [0] * count
@@ -70,6 +75,7 @@ class Workers:
         self._originals_fd = originals_fd
         self._totals = totals
         self._on_ready = on_ready
+        self._on_released = on_released
         self._workers: dict[int, Worker] = {}
         self._failures = [0] * count
         self._zygote: asyncio.subprocess.Process | None = None
@@ -242,6 +248,8 @@ class Workers:
                     self._totals.merge(message.counters, worker.slot)
                 if message.last:
                     self._answered(message.request, worker.slot)
+            case PodReleased():
+                self._on_released(worker.slot, message.cookie)
             case Connections():
                 answer = self._answers.get(message.request)
                 if answer is not None:

@@ -9,13 +9,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 from nodeproxy.errors import NodeproxyError, PrivilegeError
-from nodeproxy.lab import demo_sweep
+from nodeproxy.lab import demo_signals, demo_sweep
 from nodeproxy.lab.demo_mesh import SERVICE, SERVICE_PORT, VIP
 from nodeproxy.lab.demo_report import Failed, Report, expect
 from nodeproxy.lab.demo_steps import STEPS
@@ -28,8 +26,7 @@ def show(*, keep: bool, as_json: bool, colour: bool) -> int:
     """Show it all; the exit status."""
     if os.geteuid() != 0:
         raise PrivilegeError("the demo makes network namespaces and loads eBPF programs, which needs root: sudo nodeproxy demo")
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
+    demo_signals.listen()
     report = Report(as_json=as_json, colour=colour)
     failure = ""
     try:
@@ -48,9 +45,11 @@ def show(*, keep: bool, as_json: bool, colour: bool) -> int:
                 expect(not left, f"these are left: {', '.join(map(str, left))}")
                 report.show("no namespace, cgroup, process, pinned program or file of the demo is left")
     except NodeproxyError as exc:
-        # A failure to build is not a step's: why it may be is the platform's to tell.
-        failure = str(exc) if isinstance(exc, Failed) else f"{exc}{_HINT}"
-    return report.end(failure)
+        # What can't be built at all may be the machine's fault.
+        failure = str(exc) if isinstance(exc, Failed | demo_signals.Interrupted) else f"{exc}{_HINT}"
+    status = report.end(failure)
+    # As a shell tells that a signal ended a program.
+    return 128 + demo_signals.noted() if demo_signals.noted() else status
 
 
 def remove_abandoned(*, as_json: bool) -> int:
@@ -65,11 +64,6 @@ def remove_abandoned(*, as_json: bool) -> int:
     else:
         print(f"Removed: {', '.join(removed)}." if removed else "There was no kept demo.")
     return 0
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    """End as the signal would have it, by an exception, so that everything is removed on the way."""
-    sys.exit(128 + number)
 
 
 def _introduce(world: World, report: Report) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, cast
 
+from nodeproxy.lab import demo_signals
 from nodeproxy.lab.demo_report import Failed
 from nodeproxy.lab.topology import Host
 
@@ -143,6 +144,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float) -> No
     """Look every 5 ms until it holds.  Raises Failed with `what` if it does not in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
+        demo_signals.check()
         if time.monotonic() > deadline:
             raise Failed(f"waited {timeout_s:.0f} s in vain: {what}")
         time.sleep(0.005)

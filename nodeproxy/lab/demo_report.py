@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from nodeproxy.errors import NodeproxyError
+from nodeproxy.lab import demo_signals
 
 _BOLD, _DIM, _GREEN, _RED, _RESET = "\x1b[1m", "\x1b[2m", "\x1b[32m", "\x1b[31m", "\x1b[0m"
 
@@ -32,6 +33,7 @@ class Report:
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
         """One step, from its title to its end or failure."""
+        demo_signals.check()
         begun = time.monotonic()
         entry: dict[str, Any] = {"title": title, "ok": False, "commands": [], "evidence": [], "failure": "", "seconds": 0.0}
         self._steps.append(entry)
@@ -59,6 +61,7 @@ class Report:
 
     def show(self, evidence: str) -> None:
         """Something that was measured and is as it should be."""
+        demo_signals.check()
         self._steps[-1]["evidence"].append(evidence)
         self._print(f"  {self._paint(_GREEN, '✓')} {evidence}")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import socket
 import subprocess
 from contextlib import ExitStack
@@ -18,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nodeproxy.lab import demo_sweep
+from nodeproxy.lab import demo_signals, demo_sweep
 from nodeproxy.lab.capture import Capture
 from nodeproxy.lab.demo_agent import Agent, environment, nodeproxy_command
 from nodeproxy.lab.demo_mesh import DemoPod, write_mesh
@@ -61,6 +60,7 @@ class World:
             instance = f"{demo_sweep.prefix(self.identifier)}-{name.removeprefix('node-')}"
             self.agents[name] = Agent(host, name, instance, cgroup / name, self.directory)
         for name, node in _PODS:
+            demo_signals.check()
             pod = DemoPod(name, _NODES[node], lab.pod(node, name), cgroup / _NODES[node] / name, self.directory / name)
             pod.cgroup.mkdir()
             pod.directory.mkdir()
@@ -94,6 +94,7 @@ class World:
 
     def fetch(self, client: DemoPod | Host, *urls: str) -> subprocess.CompletedProcess[str]:
         """Get pages, as a program in a pod or on a host."""
+        demo_signals.check()
         argv, timeout_s = fetch_command(urls), TIMEOUT_S * len(urls) + 1.0
         if isinstance(client, DemoPod):
             return client.host.run(argv, cgroup=client.cgroup, timeout_s=timeout_s)
@@ -117,9 +118,8 @@ class World:
             self.close()
 
     def close(self) -> None:
-        """Remove all of it.  What asks this process to end meanwhile must wait: what is left then would be left for good."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        """Remove all of it, whoever wants this process to end meanwhile: what is left then would be left for good."""
+        demo_signals.stop_listening()
         with ExitStack() as removing:  # in reverse order, each even if another fails
             removing.callback(os.close, self._lock)
             removing.callback(demo_sweep.sweep, self.identifier)

@@ -65,9 +65,10 @@ class PodAdded(msgspec.Struct, frozen=True, tag=True):
 
 
 class PodRemoved(msgspec.Struct, frozen=True, tag=True):
-    """Take no new connection of this pod; `abort`: end those that it has."""
+    """Take no new connection of this pod; `abort`: end those that it has.  `PodReleased` follows when the last has ended."""
 
     uid: str
+    cookie: int  # of its network namespace: the same uid may be back, in another, before this is over
     abort: bool
 
 
@@ -133,4 +134,10 @@ class Connections(msgspec.Struct, frozen=True, tag=True):
     last: bool
 
 
-FromWorker = Ready | Report | Connections
+class PodReleased(msgspec.Struct, frozen=True, tag=True):
+    """No connection needs what was set up in the namespace of this cookie any more."""
+
+    cookie: int
+
+
+FromWorker = Ready | Report | Connections | PodReleased

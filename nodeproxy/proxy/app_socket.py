@@ -218,4 +218,5 @@ class AppSocket:
             self._poller.remove(self._fd)
             self._registered = False
         self._fd = -1
+        self._events = 0
         self._unsent = None

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from nodeproxy.errors import KernelError
 from nodeproxy.linux.pod_socket import last_leg_socket, outbound_socket
 from nodeproxy.model.address import join_address
 from nodeproxy.model.connection import Connection, Direction, Party
@@ -67,12 +68,15 @@ class Context:
         return self._dial(pod, lambda: last_leg_socket(family, client_ip), address, on_done)
 
     def _dial(self, pod: Pod, make: Callable[[], socket.socket], address: tuple[str, int], on_done: OnDone) -> Dial | None:
+        sock = None
         try:
             sock = pod.socket(make)
-        except OSError as error:
+            return Dial(self.poller, sock, address, on_done)
+        except (OSError, KernelError) as error:
+            if sock is not None:
+                sock.close()
             on_done(None, connect_refusal(error.errno or 0, address))
             return None
-        return Dial(self.poller, sock, address, on_done)
 
     def workload(self, uid: str) -> Workload | None:
         """The pod's workload as the state has it now."""

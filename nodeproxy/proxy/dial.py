@@ -18,7 +18,10 @@ _UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHO
 
 
 class Dial:
-    """Connects `sock` to `address` and calls `on_done` once, with the connected socket or with a refusal (the socket is then closed)."""
+    """Connects `sock` to `address` and calls `on_done` once, with the connected socket or with a refusal (the socket is then closed).
+
+    A defect within `on_done` is a refusal too: it is called again, with that, and must bear it.
+    """
 
     __slots__ = ("_address", "_fd", "_on_done", "_poller", "_sock", "_timer")
 
@@ -29,15 +32,15 @@ class Dial:
         self._on_done = on_done
         self._fd = sock.fileno()
         error = sock.connect_ex(address)
-        self._timer = poller.later(CONNECT_TIMEOUT_S, self._timed_out)
         if error in (0, errno.EINPROGRESS):
             poller.add(self._fd, self, OUT)
         else:
             # Not from within the constructor: the caller has not kept us yet.
             poller.defer(lambda: self._fail(error))
+        self._timer = poller.later(CONNECT_TIMEOUT_S, self._timed_out)
 
     def cancel(self) -> None:
-        """Nobody wants it any more."""
+        """Nobody wants it any more: `on_done` is not called."""
         if self._fd >= 0:
             self._let_go()
             self._sock.close()
@@ -52,7 +55,12 @@ class Dial:
             self._on_done(self._sock, None)
 
     def on_fault(self, error: Exception) -> None:
-        """A defect of ours in `on_done`, which owns the socket by then."""
+        """A defect of ours: whoever waits must hear of it, and the socket may be nobody's."""
+        if self._fd >= 0:
+            self._let_go()
+        self._on_done(None, Refusal(Reason.INTERNAL, f"nodeproxy failed on this connection: {error!r}; its log has the traceback"))
+        # Last: whoever took it over has stopped to watch it by now.
+        self._sock.close()
 
     def _timed_out(self) -> None:
         self._fail(errno.ETIMEDOUT)
@@ -62,7 +70,11 @@ class Dial:
             return
         self._let_go()
         self._sock.close()
-        self._on_done(None, connect_refusal(error, self._address))
+        try:
+            self._on_done(None, connect_refusal(error, self._address))
+        except Exception as defect:
+            self._poller.report(defect)
+            self.on_fault(defect)
 
     def _let_go(self) -> None:
         self._poller.remove(self._fd)

@@ -69,7 +69,7 @@ class Inbound:
             session.refuse(Refusal(Reason.TOO_MANY_CONNECTIONS, f"the pod has {context.max_pod_connections} connections open in one worker: its limit"))
         else:
             record.source = Party(record.source.address, view.workload_at(workload.network, peer[0]))
-            self._judge(session, view, workload, local, peer)
+            session.guard(lambda: self._judge(session, view, workload, local, peer))
 
     def _judge(self, session: Session, view: View, workload: Workload, local: tuple[str, int], peer: tuple[str, int]) -> None:
         context = self._context
@@ -81,12 +81,12 @@ class Inbound:
         session.subject = admission.subject
         session.destination_uid = workload.uid
         session.record.service = admission.service
-        context.dial_application(session.pod, peer[0], admission.address, lambda upstream, refusal: self._joined(session, upstream, refusal))
+        session.pending = context.dial_application(
+            session.pod, peer[0], admission.address, lambda upstream, refusal: self._joined(session, upstream, refusal)
+        )
 
     def _joined(self, session: Session, upstream: socket.socket | None, refusal: Refusal | None) -> None:
         if upstream is None:
             session.refuse(refusal or Refusal(Reason.INTERNAL, "the connect ended without a result"))
-        elif session.ended:
-            reset_and_close(upstream)
         elif session.source is not None:
             session.relay(session.source, AppSocket(self._context.poller, upstream, session))

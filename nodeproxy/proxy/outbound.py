@@ -12,7 +12,7 @@ from nodeproxy.model.address import join_address
 from nodeproxy.model.connection import Direction, Party, Security
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.model.workload import Workload
-from nodeproxy.proxy.app_socket import AppSocket, reset_and_close
+from nodeproxy.proxy.app_socket import AppSocket
 from nodeproxy.proxy.client_tunnel import ClientStream, ClientTunnel
 from nodeproxy.proxy.context import Context
 from nodeproxy.proxy.pods import Pod
@@ -50,7 +50,7 @@ class Outbound:
         if pod.connections > context.max_pod_connections:
             session.refuse(Refusal(Reason.TOO_MANY_CONNECTIONS, f"the pod has {context.max_pod_connections} connections open in one worker: its limit"))
             return
-        self._decide(session, peer[0], original)
+        session.guard(lambda: self._decide(session, peer[0], original))
 
     def _decide(self, session: Session, client_ip: str, original: tuple[str, int]) -> None:
         context, record = self._context, session.record
@@ -71,7 +71,9 @@ class Outbound:
         elif route.kind is RouteKind.HBONE:
             self._by_tunnel(session, route, workload)
         else:
-            context.dial_from(session.pod, route.address, lambda upstream, refusal: self._joined(session, upstream, refusal))
+            session.pending = context.dial_from(
+                session.pod, route.address, lambda upstream, refusal: self._joined(session, upstream, refusal)
+            )
 
     def forget(self) -> None:
         """State has changed: what was encoded from it may be old."""
@@ -82,8 +84,6 @@ class Outbound:
     def _joined(self, session: Session, upstream: socket.socket | None, refusal: Refusal | None) -> None:
         if upstream is None:
             session.refuse(refusal or Refusal(Reason.INTERNAL, "the connect ended without a result"))
-        elif session.ended:
-            reset_and_close(upstream)
         elif session.source is not None:
             session.relay(session.source, AppSocket(self._context.poller, upstream, session))
 
@@ -97,7 +97,7 @@ class Outbound:
         session.destination_uid = destination.uid
         session.record.destination = Party(join_address(*admission.address), destination, destination.identity)
         context.sessions.dry_run(session.record, admission.dry_run)
-        context.dial_application(
+        session.pending = context.dial_application(
             context.pods[destination.uid], client_ip, admission.address, lambda upstream, refusal: self._joined(session, upstream, refusal)
         )
 
@@ -112,14 +112,12 @@ class Outbound:
         key = PoolKey(session.pod.uid, source.identity, route.peer, route.identities)
 
         def have(tunnel: PooledTunnel | None, refusal: Refusal | None) -> None:
-            if session.ended:
-                return
             if isinstance(tunnel, ClientTunnel):
-                self._open_stream(session, tunnel, route, source, retry)
+                session.guard(lambda: self._open_stream(session, tunnel, route, source, retry))
             else:
                 session.refuse(refusal or Refusal(Reason.INTERNAL, "the tunnel ended without a reason"))
 
-        self.pool.acquire(key, have)
+        session.pending = self.pool.acquire(key, have)
 
     def _open_stream(self, session: Session, tunnel: ClientTunnel, route: Route, source: Workload, retry: bool) -> None:
         record = session.record
@@ -158,7 +156,10 @@ class Outbound:
         context = self._context
         contexts = context.certificates.get(key.source_identity)
         pod = context.pods.get(key.pod_uid)
-        if contexts is None or pod is None:
+        if pod is None:
+            self.pool.failed(key, Refusal(Reason.POD_LEFT, "the pod has left the mesh or ended"))
+            return
+        if contexts is None:
             detail = f"there is no certificate for {key.source_identity} yet; `status` says what the CA answers"
             self.pool.failed(key, Refusal(Reason.NO_CERTIFICATE, detail))
             return
@@ -167,7 +168,7 @@ class Outbound:
             if sock is None:
                 self.pool.failed(key, _tunnel_refusal(refusal, key.peer))
             else:
-                ClientTunnel(context.poller, context.budget, sock, contexts.client, key, self.pool)
+                ClientTunnel(context.poller, context.budget, sock, contexts.client, key, self.pool).start_handshake()
 
         context.dial_from(pod, key.peer, connected)
 

@@ -44,29 +44,60 @@ class PooledTunnel(Protocol):
     def shut(self) -> None:
         """End it in good order."""
 
+    def leave_pool(self) -> None:
+        """It is handed out no more: end it in good order when its last stream has ended."""
+
 
 Waiter = Callable[["PooledTunnel | None", "Refusal | None"], None]
 MakeTunnel = Callable[[PoolKey], None]
 
 
+class Wait:
+    """Somebody's place in the queue for a tunnel; `cancel` it when he has gone."""
+
+    __slots__ = ("_key", "_pool", "waiter")
+
+    def __init__(self, pool: Pool, key: PoolKey, waiter: Waiter) -> None:
+        self._pool = pool
+        self._key = key
+        self.waiter = waiter
+
+    def cancel(self) -> None:
+        """`waiter` is not called any more; nothing if it was."""
+        self._pool.forget(self._key, self)
+
+
 class Pool:
-    """`make(key)` must lead to `ready` or `failed`, later or at once."""
+    """`make(key)` must lead to `ready` or `failed`, later or at once.  A waiter does not raise: others stand behind it."""
 
     def __init__(self, make: MakeTunnel, clock: Callable[[], float]) -> None:
         self._make = make
         self._clock = clock
         self._tunnels: dict[PoolKey, list[PooledTunnel]] = {}
-        self._waiters: dict[PoolKey, list[Waiter]] = {}
+        self._waiters: dict[PoolKey, dict[Wait, None]] = {}
         self._making: dict[PoolKey, int] = {}
 
-    def acquire(self, key: PoolKey, waiter: Waiter) -> None:
-        """Call `waiter` with a tunnel that has a stream free, or with why there is none."""
+    def acquire(self, key: PoolKey, waiter: Waiter) -> Wait:
+        """Call `waiter` with a tunnel that has a stream free, or with why there is none; now or, unless cancelled, later."""
+        wait = Wait(self, key, waiter)
+        self._acquire(key, wait)
+        return wait
+
+    def forget(self, key: PoolKey, wait: Wait) -> None:
+        """See `Wait.cancel`."""
+        waiters = self._waiters.get(key)
+        if waiters is not None:
+            waiters.pop(wait, None)
+            if not waiters:
+                del self._waiters[key]
+
+    def _acquire(self, key: PoolKey, wait: Wait) -> None:
         for tunnel in self._tunnels.get(key, ()):
             if tunnel.free_streams > 0:
-                waiter(tunnel, None)
+                wait.waiter(tunnel, None)
                 return
-        waiters = self._waiters.setdefault(key, [])
-        waiters.append(waiter)
+        waiters = self._waiters.setdefault(key, {})
+        waiters[wait] = None
         if len(waiters) > self._making.get(key, 0) * MAX_STREAMS_A_TUNNEL:
             self._making[key] = self._making.get(key, 0) + 1
             self._make(key)
@@ -75,22 +106,21 @@ class Pool:
         """A tunnel that `make` began is established: serve who waits, as many as it has streams."""
         self._made(key)
         self._tunnels.setdefault(key, []).append(tunnel)
-        waiters = self._waiters.pop(key, [])
-        while waiters and tunnel.free_streams > 0:
-            waiters.pop(0)(tunnel, None)
-        if waiters:
-            for waiter in waiters:
-                self.acquire(key, waiter)
+        for wait in self._waiters.pop(key, {}):
+            if tunnel.free_streams > 0:
+                wait.waiter(tunnel, None)
+            else:
+                self._acquire(key, wait)
 
     def failed(self, key: PoolKey, refusal: Refusal) -> None:
         """A tunnel that `make` began will not be: so many of who waits hear why."""
         others = self._made(key)
-        waiters = self._waiters.pop(key, [])
-        kept = waiters[: others * MAX_STREAMS_A_TUNNEL]
-        if kept:
-            self._waiters[key] = kept
-        for waiter in waiters[len(kept) :]:
-            waiter(None, refusal)
+        waits = list(self._waiters.pop(key, {}))
+        kept = others * MAX_STREAMS_A_TUNNEL
+        if waits[:kept]:
+            self._waiters[key] = dict.fromkeys(waits[:kept])
+        for wait in waits[kept:]:
+            wait.waiter(None, refusal)
 
     def drop(self, key: PoolKey, tunnel: PooledTunnel) -> None:
         """The tunnel is lost, or takes no new streams."""
@@ -114,8 +144,7 @@ class Pool:
             if pod_uid in (None, key.pod_uid):
                 del self._tunnels[key]
                 for tunnel in tunnels:
-                    if tunnel.active_streams == 0:
-                        tunnel.shut()
+                    tunnel.leave_pool()
 
     def _made(self, key: PoolKey) -> int:
         others = self._making.pop(key, 1) - 1

@@ -6,8 +6,10 @@ policy comes here, once, and leaves with one reason for log and metric.
 
 from __future__ import annotations
 
+import logging
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 from nodeproxy.model.connection import Connection
 from nodeproxy.model.reason import Reason, Refusal
@@ -23,7 +25,16 @@ if TYPE_CHECKING:
     from nodeproxy.proxy.pods import Pod
     from nodeproxy.proxy.sessions import Sessions
 
+log = logging.getLogger(__name__)
+
 AnyHalf = AppSocket | TunnelStream
+
+
+class Pending(Protocol):
+    """Something that will call back unless it is cancelled."""
+
+    def cancel(self) -> None:
+        """Never call back; nothing if it did already."""
 
 
 class Session:
@@ -31,10 +42,24 @@ class Session:
 
     pod: the pod of this node that the connection is accounted to.
     subject: what policy is asked about again when it changes; None where policy is the other node's to judge.
-    destination_pod: the workload uid whose policies hold, with `subject`.
+    destination_uid: the workload whose policies hold, with `subject`.
+    pending: what is on its way for it (a connect, a place in the queue for a tunnel), and pointless once it has ended.
     """
 
-    __slots__ = ("_relaying", "_sessions", "destination", "destination_uid", "ended", "pod", "record", "reported", "series", "source", "subject")
+    __slots__ = (
+        "_relaying",
+        "_sessions",
+        "destination",
+        "destination_uid",
+        "ended",
+        "pending",
+        "pod",
+        "record",
+        "reported",
+        "series",
+        "source",
+        "subject",
+    )
 
     def __init__(self, sessions: Sessions, pod: Pod, record: Connection) -> None:
         self._sessions = sessions
@@ -46,6 +71,7 @@ class Session:
         self.subject: Subject | None = None
         self.destination_uid = ""
         self.ended = False
+        self.pending: Pending | None = None
         self.series: list[tuple[Reporter, Series]] = []  # what it counts in, from when it opened
         self.reported = (0, 0)  # bytes that the counters have already
         record.started = time.time()
@@ -84,32 +110,29 @@ class Session:
         source, destination = self.source, self.destination
         if self.ended or source is None or destination is None or not (source.done and destination.done):
             return
-        self._end(None)
-        source.close()
-        destination.close()
+        try:
+            self._end(None)
+        finally:
+            source.close()
+            destination.close()
 
     def refuse(self, refusal: Refusal) -> None:
         """End it by a named refusal; both sides see a reset, a tunnel's peer the status or code that belongs to it."""
         if self.ended:
             return
-        self._end(refusal)
-        for half in (self.source, self.destination):
-            if half is not None:
-                half.abort()
+        self._end_and_abort(refusal)
 
     def reset_by(self, half: Half) -> None:
         """`half` was reset: reset the other one."""
         if self.ended:
             return
         reason = Reason.RESET_BY_SOURCE if half is self.source else Reason.RESET_BY_DESTINATION
-        self._end(Refusal(reason, "the connection was reset by its " + ("source" if half is self.source else "destination")))
-        for each in (self.source, self.destination):
-            if each is not None:
-                each.abort()
+        end = "source" if half is self.source else "destination"
+        self._end_and_abort(Refusal(reason, f"the connection was reset by its {end}"))
 
     def tunnel_reset(self, half: TunnelStream, code: int) -> None:
         """The tunnel's peer reset the stream."""
-        if self._relaying:
+        if self._relaying or half is self.source:
             self.reset_by(half)
         elif not (code == ErrorCode.REFUSED_STREAM and half.ask_again()):
             self.refuse(Refusal(Reason.HBONE_REFUSED, f"the peer reset the stream before it answered ({_code_name(code)})"))
@@ -117,17 +140,40 @@ class Session:
     def tunnel_lost(self, half: TunnelStream, refusal: Refusal) -> None:
         """The tunnel that the stream was on is gone."""
         lost = refusal.reason is Reason.RESET_BY_DESTINATION
-        if lost and self._relaying:
+        if lost and (self._relaying or half is self.source):
             self.reset_by(half)
         elif not (lost and half.ask_again()):
             self.refuse(refusal)
 
     def fault(self, error: Exception) -> None:
         """A defect of ours hit this connection."""
-        self.refuse(Refusal(Reason.INTERNAL, f"nodeproxy failed on this connection: {error!r}; please report it with the log's traceback"))
+        detail = f"nodeproxy failed on this connection: {error!r}; please report it with the log's traceback"
+        self.refuse(Refusal(Reason.INTERNAL, detail))
+
+    def guard(self, step: Callable[[], None]) -> None:
+        """Do `step` for this connection; a defect in it is logged and ends this connection, and never what called."""
+        try:
+            step()
+        except Exception as error:
+            log.exception("a defect, which ended one connection")
+            self.fault(error)
+
+    def _end_and_abort(self, refusal: Refusal) -> None:
+        try:
+            self._end(refusal)
+        finally:
+            try:
+                if self.source is not None:
+                    self.source.abort()
+            finally:
+                if self.destination is not None:
+                    self.destination.abort()
 
     def _end(self, refusal: Refusal | None) -> None:
         self.ended = True
+        if self.pending is not None:
+            self.pending.cancel()
+            self.pending = None
         record = self.record
         record.received_bytes, record.sent_bytes = self.transferred()
         record.ended = time.time()

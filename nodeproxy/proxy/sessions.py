@@ -10,6 +10,7 @@ from nodeproxy.model.connection import Connection, Direction
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.observe.counters import Counters
 from nodeproxy.observe.labels import Reporter, tcp_labels
+from nodeproxy.proxy.pods import Pod
 from nodeproxy.proxy.session import Session
 from nodeproxy.state.view import View
 
@@ -97,6 +98,10 @@ class Sessions:
             refusal = recheck(view, destination, session.subject)
             if refusal is not None:
                 session.refuse(refusal)
+
+    def involve(self, pod: Pod) -> bool:
+        """Whether a connection of `pod`, or towards it, lives."""
+        return pod.connections > 0 or any(session.destination_uid == pod.uid for session in self._live.values())
 
     def end_pod(self, pod_uid: str) -> None:
         """The pod is gone: so are its connections, and those towards it."""

@@ -25,6 +25,7 @@ from nodeproxy.model.messages import (
     ConnectionsWanted,
     Drain,
     PodAdded,
+    PodReleased,
     PodRemoved,
     Ready,
     Report,
@@ -78,7 +79,7 @@ class Worker:
         self._outbound = Outbound(self._context, OriginalDestination(settings.original_destination_fd))
         self._inbound = Inbound(self._context)
         self._spare = Spare()
-        self._draining = False
+        self._leaving: dict[int, Pod] = {}  # by netns cookie
 
     def run(self) -> None:
         """Serve."""
@@ -165,6 +166,7 @@ class Worker:
     def _remove_pod(self, message: PodRemoved) -> None:
         pod = self._context.pods.get(message.uid)
         if pod is None:
+            self._send(PodReleased(message.cookie))
             return
         self._retire(pod)
         if message.abort:
@@ -174,6 +176,15 @@ class Worker:
         # Streams and sockets that stand hold the namespace themselves; nothing new is made in it.
         del self._context.pods[message.uid]
         pod.close()
+        self._leaving[message.cookie] = pod
+        self._release_pods()
+
+    def _release_pods(self) -> None:
+        """Tell of pods that left and whose last connection has ended since."""
+        for cookie, pod in list(self._leaving.items()):
+            if not self._context.sessions.involve(pod):
+                del self._leaving[cookie]
+                self._send(PodReleased(cookie))
 
     def _retire(self, pod: Pod) -> None:
         pod.leaving = True
@@ -206,6 +217,7 @@ class Worker:
             self._send(Report(request, b"", last=True))
 
     def _report_regularly(self) -> None:
+        self._release_pods()
         self._report(0)
         self._poller.later(_REPORT_INTERVAL_S, self._report_regularly)
 
@@ -222,7 +234,6 @@ class Worker:
     # ── the end ──
 
     def _drain(self, grace_s: float) -> None:
-        self._draining = True
         for pod in self._context.pods.values():
             self._retire(pod)
         self._poller.later(grace_s, self._grace_is_over)

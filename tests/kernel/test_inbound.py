@@ -191,7 +191,8 @@ def test_closed_when_no_worker_listens(pods: Pods, node: Node) -> None:
         for caller in (pods.near, pods.outside):
             for address in pods.server_pod.addresses:
                 for port in (80, 15001, 15006, 15008):
-                    assert caller.connect(address, port)["errno"] == errno.ECONNREFUSED
+                    answer = caller.connect(address, port)
+                    assert answer.get("errno") == errno.ECONNREFUSED, (caller.host.name, address, port, answer)
         assert node.steering.drop_counters()["no_listener"] >= 16
     finally:
         node.set_listeners(pods.server_pod)

@@ -28,15 +28,6 @@ START_TIMEOUT_S = 20.0
 DRAIN_S = 1
 _FILTERS = "envoy.extensions.filters"
 _ORIGINAL_DST = "envoy.filters.listener.original_dst"
-# Envoy 1.40 can carry RST through a tunnel, and does so only when asked.
-_CARRY_RST = {
-    f"envoy.reloadable_features.{name}": True
-    for name in (
-        "map_http_stream_reset_to_tcp_rst",
-        "propagate_downstream_rst_to_upstream",
-        "propagate_upstream_rst_through_tunneled_tcp_proxy",
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -211,7 +202,6 @@ def bootstrap(listeners: list[Config], clusters: list[Config]) -> Config:
     return {
         "admin": {"address": socket_address("127.0.0.1", ADMIN_PORT)},
         "bootstrap_extensions": [{"name": "envoy.bootstrap.internal_listener", "typed_config": internal}],
-        "layered_runtime": {"layers": [{"name": "resets", "static_layer": _CARRY_RST}]},
         "static_resources": {"listeners": listeners, "clusters": clusters},
     }
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
+import http.server
+import json
 import os
 import socket
 import struct
@@ -121,3 +124,74 @@ def echo_once(ends: Pair, text: bytes = b"ping") -> None:
     assert exactly(theirs, len(text)) == text
     theirs.sendall(text[::-1])
     assert exactly(ours, len(text)) == text[::-1]
+
+
+def many(connect: Callable[[], socket.socket], server: MeshPod, port: int, count: int) -> None:
+    """`count` connections that are open at once, each with its own bytes each way."""
+    ours: list[socket.socket] = []
+    theirs: dict[int, socket.socket] = {}
+    try:
+        with server.listen(port) as listener:
+            for number in range(count):
+                sock = connect()
+                ours.append(sock)
+                sock.sendall(number.to_bytes(4, "big"))
+            for _ in range(count):
+                sock, _ = listener.accept()
+                sock.settimeout(JOIN_S)
+                theirs[int.from_bytes(exactly(sock, 4), "big")] = sock
+        assert sorted(theirs) == list(range(count))
+        for number, sock in theirs.items():
+            sock.sendall(b"%04d" % number * 256)
+        for number, sock in enumerate(ours):
+            assert exactly(sock, 1024) == b"%04d" % number * 256
+    finally:
+        for sock in (*ours, *theirs.values()):
+            sock.close()
+
+
+class HttpApplication:
+    """An HTTP server on a pod's port that answers with the request's headers as JSON."""
+
+    def __init__(self, pod: MeshPod, port: int) -> None:
+        self._server = http.server.ThreadingHTTPServer(("", port), _Headers, bind_and_activate=False)
+        self._server.socket.close()
+        self._server.socket = pod.listen(port, "::")
+        self._server.socket.settimeout(None)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+
+    def __enter__(self) -> HttpApplication:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(JOIN_S)
+
+
+class _Headers(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = json.dumps({**dict(self.headers.items()), "client": self.client_address[0]}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """What was asked is in the answer."""
+
+
+def get(sock: socket.socket) -> dict[str, str]:
+    """One GET over `sock`: the headers that the application saw, by their lower-case names."""
+    connection = http.client.HTTPConnection("api.shop", timeout=JOIN_S)
+    connection.sock = sock
+    try:
+        connection.request("GET", "/")
+        response = connection.getresponse()
+        assert response.status == 200, response.read()
+        return {name.lower(): value for name, value in json.loads(response.read()).items()}
+    finally:
+        connection.close()
