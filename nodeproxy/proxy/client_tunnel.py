@@ -42,18 +42,16 @@ class ClientStream(TunnelStream):
 
 
 class ClientTunnel(Tunnel):
-    """Established, it belongs to the pool under `key` until it is lost, drained by GOAWAY or idle."""
+    """Established, it belongs to the pool under `key` until it is lost, drained by GOAWAY or idle.  Call `start_handshake`."""
 
     role = Role.CLIENT
 
     def __init__(self, poller: Poller, budget: Budget, sock: socket.socket, context: ssl.SSLContext, key: PoolKey, pool: Pool) -> None:
         self._key = key
         self._pool = pool
-        self._pooled = True
         self.idle_since = poller.clock()
         self.peer_identity = ""
         super().__init__(poller, budget, sock, context)
-        self.start_handshake()
 
     # ── what the pool asks ──
 
@@ -71,9 +69,8 @@ class ClientTunnel(Tunnel):
 
     def leave_pool(self) -> None:
         """Take no new stream; end with the last one."""
-        self._pooled = False
-        if not self.closed and self.active_streams == 0:
-            self.shut()
+        self._leaving = True
+        self._shut_if_idle()
 
     # ── opening ──
 
@@ -130,5 +127,5 @@ class ClientTunnel(Tunnel):
     def released(self, half: TunnelStream) -> None:
         """A relay has ended."""
         self.idle_since = self._poller.clock()
-        if not self._pooled and not self.closed and self.codec.active_streams == 0:
-            self.shut()
+        if self._leaving:
+            self._shut_if_idle()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 
-from nodeproxy.decide.inbound import Admission, admit_hbone, status_for
+from nodeproxy.decide.inbound import Admission, admit_hbone, parse_authority, status_for
 from nodeproxy.identity.tls import verify_client
 from nodeproxy.model.address import join_address
 from nodeproxy.model.connection import Direction, Party, Security
@@ -103,7 +103,7 @@ class ServerTunnel(Tunnel):
         """A request: whatever becomes of it has a record."""
         context = self._context
         peer = join_address(*self._peer)
-        record = context.record(Direction.INBOUND, Party(peer, None, self._client_identity), self._destination(0))
+        record = context.record(Direction.INBOUND, Party(peer, None, self._client_identity), self._destination(self._local[1]))
         record.security = Security.MUTUAL_TLS
         record.hbone_address = join_address(*self._local)
         session = Session(context.sessions, self._pod, record)
@@ -135,6 +135,9 @@ class ServerTunnel(Tunnel):
             view, workload, request.authority, self._local[0], self._client_identity, self._peer[0], forwarded_host=request.forwarded_host
         )
         if isinstance(admission, Refusal):
+            asked = parse_authority(request.authority)
+            if asked is not None:  # what it wanted, for the log: a policy that denied it may be about the port
+                record.destination = self._destination(asked[1])
             session.refuse(admission)
             return
         session.subject = admission.subject

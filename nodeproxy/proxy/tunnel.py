@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable
+from functools import partial
 
 from nodeproxy.errors import ProtocolError
 from nodeproxy.identity.tls import tls_refusal
@@ -28,9 +29,17 @@ HANDSHAKE_TIMEOUT_S = 10.0
 _PING_INTERVAL_S = 10.0
 _PING_MISSED = 2
 _PING = b"nodeprxy"
+# RFC 9113, section 3.4: SETTINGS is the first thing that a peer says.  Who has said nothing when it is pinged first never will.
+_PREFACE_DETAIL = f"TLS stands for {_PING_INTERVAL_S:.0f} s and no HTTP/2 preface came; the peer stalls or is no HBONE endpoint"
 # Cipher text is handed to the socket at the end of a pass, or when this much is there.
 _FLUSH_BYTES = 4 << 20
 _RECORD_BYTES = 16_384
+# What may wait to be said to a peer that does not read: 200 streams' answers and windows take a tenth of it.  The codec counts what
+# it answers by itself; refusals of requests are ours.
+MAX_UNSAID_BYTES = 1 << 20
+# A tunnel that was told to end is closed so long after its last stream: what the peer sent before it read GOAWAY must not meet a
+# closed socket, whose reset would take the GOAWAY from it.
+_LINGER_S = 1.0
 
 
 class Tunnel:
@@ -55,9 +64,11 @@ class Tunnel:
         self._unsent: memoryview | None = None
         self._dirty = False
         self._heard = False
+        self._settled = False  # SETTINGS came
+        self._leaving = False  # no new streams: it ends with the last one
         self._pings_missed = 0
-        self._timer: Timer = poller.later(HANDSHAKE_TIMEOUT_S, self._handshake_timed_out)
         poller.add(self._fd, self, IN)
+        self._timer: Timer = poller.later(HANDSHAKE_TIMEOUT_S, self._handshake_timed_out)
 
     # ── for the roles to fill in ──
 
@@ -73,6 +84,8 @@ class Tunnel:
 
     def released(self, half: TunnelStream) -> None:
         """A relay over this tunnel has ended."""
+        if self._leaving and not self.closed and self.codec.active_streams == 0:
+            self._poller.later(_LINGER_S, self._shut_if_idle)
 
     # ── what halves call ──
 
@@ -138,6 +151,9 @@ class Tunnel:
             self._send_last_words()
             self.lose(tls_refusal(error))
         else:
+            if self.blocked and len(self.codec.out) > MAX_UNSAID_BYTES:
+                detail = f"the peer asks without reading: more than {MAX_UNSAID_BYTES} bytes of answers wait"
+                self.lose(Refusal(Reason.H2_CONTROL_FLOOD, detail))
             self.mark_dirty()
 
     def _connection_lost(self, detail: str) -> Refusal:
@@ -147,8 +163,13 @@ class Tunnel:
 
     def start_handshake(self) -> None:
         """A client speaks first."""
-        self._handshake()
-        self.mark_dirty()
+        try:
+            self._handshake()
+        except Exception as error:
+            self._poller.report(error)
+            self.on_fault(error)
+        else:
+            self.mark_dirty()
 
     def _handshake(self) -> bool:
         try:
@@ -226,11 +247,16 @@ class Tunnel:
                 return True
             self._unsent = memoryview(self._outgoing.read())
 
-    def _send_last_words(self) -> None:
+    def _send_last_words(self, *, close_notify: bool = False) -> None:
         """GOAWAY or a TLS alert, if the socket takes it: the peer should know why."""
         try:
-            self._send_all()
-        except (OSError, ssl.SSLError):
+            if self._send_all() and close_notify:
+                try:
+                    self.tls.unwrap()
+                except ssl.SSLWantReadError:
+                    # Ours is written; the peer's answer is not waited for.
+                    self._send_all()
+        except OSError:  # ssl.SSLError is one
             # The peer is gone; who is left to be told is told by `lose`.
             return
 
@@ -240,10 +266,11 @@ class Tunnel:
             self._poller.change(self._fd, events)
 
     def _resume_waiting(self) -> None:
-        waiting, self.waiting = self.waiting, {}
-        for half in waiting:
-            if half.stream is not None:
-                half.peer.resume()
+        """Who could send now; those whose stream has no window stay."""
+        sendable = self.codec.sendable
+        for half in [each for each in self.waiting if each.stream is not None and sendable(each.stream) > 0]:
+            del self.waiting[half]
+            half.peer.resume()
 
     # ── what the codec calls for both roles ──
 
@@ -280,6 +307,7 @@ class Tunnel:
 
     def on_settings(self) -> None:
         """The peer's SETTINGS came."""
+        self._settled = True
 
     def on_goaway(self, last_stream_id: int, code: int) -> None:
         """The peer takes no new stream."""
@@ -291,6 +319,9 @@ class Tunnel:
 
     def _keep_alive(self) -> None:
         if self.closed:
+            return
+        if not self._settled:
+            self.lose(Refusal(Reason.H2_TIMEOUT, _PREFACE_DETAIL))
             return
         self._pings_missed = 0 if self._heard else self._pings_missed + 1
         if self._pings_missed >= _PING_MISSED:
@@ -305,10 +336,16 @@ class Tunnel:
         self.lose(Refusal(Reason.TLS_TIMEOUT, f"the TLS handshake was not done in {HANDSHAKE_TIMEOUT_S:.0f} s; the peer stalls or is overloaded"))
 
     def say_goaway(self) -> None:
-        """Ask the peer to open no new stream."""
+        """Ask the peer to open no new stream, and end when the last one has ended."""
+        self._leaving = True
         if self.established and not self.closed:
             self.codec.goaway(0)
             self.mark_dirty()
+            self._poller.later(_LINGER_S, self._shut_if_idle)
+
+    def _shut_if_idle(self) -> None:
+        if not self.closed and self.codec.active_streams == 0:
+            self.shut()
 
     def lose(self, refusal: Refusal) -> None:
         """End the tunnel; every stream on it ends by `refusal`."""

@@ -109,6 +109,8 @@ class TunnelStream:
     def on_gone(self) -> None:
         """The stream was reset, or its tunnel is lost: nothing can be said on it any more."""
         self._drop_holdings()
+        self.tunnel.waiting.pop(self, None)
+        self._early.clear()
         self.stream = None
 
     # ── what the peer calls ──
@@ -116,7 +118,9 @@ class TunnelStream:
     def fill_from(self, source: socket.socket) -> int:
         """See `Half.fill_from`: reads straight behind frame headers, one TLS write for all frames."""
         tunnel, stream = self.tunnel, self.stream
-        if stream is None or tunnel.blocked:
+        if stream is None:  # the session has ended
+            return BLOCKED
+        if tunnel.blocked:
             tunnel.wait(self)
             return BLOCKED
         codec = tunnel.codec
@@ -185,6 +189,7 @@ class TunnelStream:
     def close(self) -> None:
         """Both directions have ended."""
         self._drop_holdings()
+        self.tunnel.waiting.pop(self, None)
         self.tunnel.released(self)
 
     @property

@@ -15,7 +15,6 @@ from tests.mesh.attempts import (
     Knocker,
     answer,
     connected,
-    fast_edits,
     is_open,
     start_fast,
     total,
@@ -301,27 +300,6 @@ def dry_runs(agent: Agent) -> list[Row]:
 
 
 # ── edits that are refused ──
-
-
-def broken(mesh: Cluster, agent: Agent, old: str, new: str) -> str:
-    """Replace something of the agent's mesh file; the reason that is given for not taking it."""
-    text = agent.mesh.read_text()
-    assert old in text
-    place = text.index(old)
-    return written_file(agent, text.replace(old, new, 1), text.count("\n", 0, place) + 1)
-
-
-def written_file(agent: Agent, text: str, line: int) -> str:
-    temporary = agent.mesh.with_suffix(".broken")
-    temporary.write_text(text)
-    temporary.rename(agent.mesh)
-    error = str(wait_until(lambda: agent.get("/status")["state"]["error"], "the edit is refused"))
-    found = re.fullmatch(rf"{re.escape(str(agent.mesh))}:(\d+):(\d+): (.+)", error)
-    assert found, error
-    assert int(found[1]) == line, error
-    assert int(found[2]) >= 1
-    assert error in agent.log().replace('\\"', '"')
-    return found[3]
 
 
 _EDITS = {

