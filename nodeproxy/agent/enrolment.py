@@ -149,6 +149,8 @@ class Enrolment:
             for pod in list(self.pods.values()):
                 if not _is_there(pod):
                     async with self._lock:
+                        if self.pods.get(pod.spec.uid) is not pod:  # somebody else removed it while this waited
+                            continue
                         log.info("pod %s: its network namespace %s has gone; it is forgotten", pod.spec.uid, pod.spec.netns)
                         await self._remove(pod, abort=True)
                         self._fail(pod.spec, f"its network namespace {pod.spec.netns} has gone or been replaced")
@@ -156,8 +158,9 @@ class Enrolment:
             for failed in list(self.failed.values()):
                 if failed.retry_at <= now:
                     async with self._lock:
-                        if failed.spec.uid in self._target():
-                            await self._try(failed.spec)
+                        spec = self._target().get(failed.spec.uid)
+                        if spec is not None and spec.uid not in self.pods:
+                            await self._try(spec)
 
     def released(self, slot: int, cookie: int) -> None:
         """The worker of `slot` has no connection any more that needs what was set up in that namespace."""
@@ -260,7 +263,7 @@ def _tidy(pod: EnrolledPod) -> None:
     """Nothing of ours is needed in the namespace any more."""
     try:
         disable_last_leg(pod.netns_fd)
-    except NodeproxyError as error:
+    except (NodeproxyError, OSError) as error:
         log.warning("pod %s: its namespace keeps the rules of the last leg: %s", pod.spec.uid, error)
     finally:
         os.close(pod.netns_fd)

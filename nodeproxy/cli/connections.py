@@ -22,6 +22,8 @@ _HEADERS = (
     "to source",
     "opened",
 )
+# A terminal is not that wide: there, an identity stands below its address.
+_NARROW_HEADERS = ("source", "destination", "direction", "security", "from source", "to source", "opened")
 
 
 @click.command(
@@ -61,7 +63,10 @@ def _show(found: list[dict[str, Any]], *, clear: bool) -> None:
     if not found:
         click.echo("No connection is open.")
         return
-    print_table(plural(len(found), "connection"), _HEADERS, [_row(entry) for entry in found])
+    rows = [_row(entry) for entry in found]
+    if is_terminal():
+        rows = [(f"{row[0]}\n{row[2]}".rstrip(), f"{row[1]}\n{row[3]}".rstrip(), *row[4:]) for row in rows]
+    print_table(plural(len(found), "connection"), _NARROW_HEADERS if is_terminal() else _HEADERS, rows)
 
 
 def _row(connection: dict[str, Any]) -> tuple[str, ...]:

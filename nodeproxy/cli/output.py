@@ -45,14 +45,15 @@ def _print_rich(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, header_style="cyan", pad_edge=False
-    )
+    console = Console()
+    if title:
+        console.print(Text(f"\n{title}", style="bold"))
+    table = Table(box=SIMPLE_HEAD, header_style="cyan", pad_edge=False)
     for header in headers:
         table.add_column(header, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell or "-") for cell in row))
-    Console().print(table)
+    console.print(table)
 
 
 def mark(good: bool) -> str:

@@ -23,7 +23,6 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     store: str  # directory of the state's store
     log_json: bool = False
     original_destination_fd: int = -1  # set by the zygote: the BPF map's descriptor
-    max_pod_connections: int = 32_768
 
 
 # ── agent → zygote ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────

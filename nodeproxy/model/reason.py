@@ -60,6 +60,7 @@ class Reason(StrEnum):
     TOO_MANY_STREAMS = "too_many_streams"
     NO_DESCRIPTORS = "no_descriptors"
     FLOW_TABLE_FULL = "flow_table_full"
+    MEMORY_FULL = "memory_full"  # more unread bytes than a worker may hold
     # the course of a connection
     RESET_BY_SOURCE = "reset_by_source"
     RESET_BY_DESTINATION = "reset_by_destination"

@@ -17,15 +17,18 @@ application = memoryview(bytearray(SHARED_BYTES))
 
 # What a worker may hold of bytes that applications do not take, beyond which tunnels as a whole are slowed (see `Budget`).
 MAX_HELD_BYTES = 64 << 20
+# What it may hold beyond that.  Such bytes fill windows that peers were given before; more of them than this can only be refused.
+MAX_OWED_BYTES = 192 << 20
 
 
 class Budget:
-    """How much of `MAX_HELD_BYTES` is used, over all tunnels of the worker."""
+    """How much of `MAX_HELD_BYTES` and `MAX_OWED_BYTES` is used, over all tunnels of the worker."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("_left", "_unowed")
 
-    def __init__(self, limit_bytes: int = MAX_HELD_BYTES) -> None:
+    def __init__(self, limit_bytes: int = MAX_HELD_BYTES, owed_bytes: int = MAX_OWED_BYTES) -> None:
         self._left = limit_bytes
+        self._unowed = owed_bytes
 
     def take(self, count: int) -> bool:
         """Reserve `count` bytes; False: there are not so many left, and nothing is reserved."""
@@ -37,3 +40,12 @@ class Budget:
     def give(self, count: int) -> None:
         """Give back what was taken."""
         self._left += count
+
+    def owe(self, count: int) -> bool:
+        """Hold `count` bytes beyond the budget, which is so in any case; False: it is too much, whoever sent them must go."""
+        self._unowed -= count
+        return self._unowed >= 0
+
+    def settle(self, count: int) -> None:
+        """Owed bytes have left."""
+        self._unowed += count

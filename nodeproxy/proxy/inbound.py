@@ -19,6 +19,9 @@ from nodeproxy.state.view import View
 
 # Handshakes at once of one pod in one worker: each holds some 50 KB of TLS state, and 10 s are enough for all of them on one core.
 MAX_HANDSHAKES = 1024
+# Tunnels that stand, of one pod in one worker.  Clients have one each for as long as they like, so that the one which has been idle
+# the longest makes room.
+MAX_TUNNELS = 2048
 
 
 class Inbound:
@@ -42,12 +45,14 @@ class Inbound:
             refusal = Refusal(Reason.NO_CERTIFICATE, f"there is no certificate for {workload.identity} yet; `status` says what the CA answers")
         elif pod.handshakes >= MAX_HANDSHAKES:
             refusal = Refusal(Reason.TOO_MANY_CONNECTIONS, f"{MAX_HANDSHAKES} TLS handshakes with this pod are under way in one worker: the limit")
+        elif len(pod.tunnels) >= MAX_TUNNELS and not _shut_an_idle_tunnel(pod):
+            refusal = Refusal(Reason.TOO_MANY_CONNECTIONS, f"{MAX_TUNNELS} tunnels to this pod are in use in one worker: the limit")
         if refusal is not None or workload is None or contexts is None:
             record = context.record(Direction.INBOUND, Party(join_address(*peer)), Party(join_address(*local), workload))
             reset_and_close(sock)
             context.sessions.refused_unheard(record, refusal or Refusal(Reason.INTERNAL, "no reason was given"))
             return
-        pod.tunnels[ServerTunnel(context, pod, workload, sock, contexts.server, peer, local)] = None
+        ServerTunnel(context, pod, workload, sock, contexts.server, peer, local)
 
     def accepted_plain(self, pod: Pod, sock: socket.socket, peer: tuple[str, int]) -> None:
         """Any other connection to the pod."""
@@ -90,3 +95,11 @@ class Inbound:
             session.refuse(refusal or Refusal(Reason.INTERNAL, "the connect ended without a result"))
         elif session.source is not None:
             session.relay(session.source, AppSocket(self._context.poller, upstream, session))
+
+
+def _shut_an_idle_tunnel(pod: Pod) -> bool:
+    """Make room by the oldest tunnel without streams; False: all are in use."""
+    idle = next((tunnel for tunnel in pod.tunnels if tunnel.idle), None)
+    if idle is not None:
+        idle.shut()
+    return idle is not None

@@ -1,13 +1,16 @@
 """Where a worker's lines go: its standard output, which all workers and the agent share.
 
-Invariant: writing never blocks the data path.  Whole lines are written together at the end of a pass, at most PIPE_BUF bytes at a time, so
-that lines of several processes do not mix; what a slow reader does not take is kept up to a limit and then dropped, and counted.
+Invariant: writing never blocks the data path.  Whole lines are written together at the end of a pass, at most PIPE_BUF bytes at a time,
+so that lines of several processes do not mix; what a slow reader does not take is kept up to a limit and then dropped, and counted.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import socket
+import stat
+from collections.abc import Callable
 
 # POSIX: a write of at most PIPE_BUF bytes to a pipe is atomic.
 _ATOMIC_BYTES = select.PIPE_BUF
@@ -21,12 +24,7 @@ class LogWriter:
         self.dropped = 0
         self._lines: list[bytes] = []
         self._kept_bytes = 0
-        try:
-            # O_NONBLOCK belongs to the open file description, which others share: open one of our own.
-            self._fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            # A socket (systemd's journal, say) can't be opened anew; it takes lines as fast as we write them.
-            self._fd = os.dup(fd)
+        self._write = _writer(fd)
 
     def write(self, line: bytes) -> None:
         """Keep `line` (with its newline) for the next `flush`."""
@@ -50,8 +48,9 @@ class LogWriter:
                 if count and size + len(line) > _ATOMIC_BYTES:
                     break
                 count, size = count + 1, size + len(line)
+            whole = b"".join(lines[:count])
             try:
-                os.write(self._fd, b"".join(lines[:count]))
+                written = self._write(whole)
             except BlockingIOError:
                 return
             except OSError:
@@ -62,3 +61,22 @@ class LogWriter:
                 return
             del lines[:count]
             self._kept_bytes -= size
+            if written < size:  # a socket or a full disk may take a part: the rest goes first, when there is room
+                rest = whole[written:]
+                lines.insert(0, rest)
+                self._kept_bytes += len(rest)
+                return
+
+
+def _writer(fd: int) -> Callable[[bytes], int]:
+    """How to write to `fd` without waiting: O_NONBLOCK belongs to the open file description, which others share."""
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISSOCK(mode):  # systemd's journal
+        sock = socket.socket(fileno=os.dup(fd))
+        return lambda data: sock.send(data, socket.MSG_DONTWAIT)
+    if stat.S_ISREG(mode):
+        # Never waits.  And the place to write at is the description's: by one of our own we would write over the agent's lines.
+        shared = os.dup(fd)
+        return lambda data: os.write(shared, data)
+    own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return lambda data: os.write(own, data)

@@ -6,18 +6,30 @@ import errno
 import os
 import socket
 from collections.abc import Callable
-
 from typing import TYPE_CHECKING
 
 from nodeproxy.linux.netns import inside
 from nodeproxy.proxy.app_socket import reset_and_close
-from nodeproxy.proxy.poller import IN, Poller
+from nodeproxy.proxy.poller import IN, Poller, Timer
 
 if TYPE_CHECKING:
     from nodeproxy.proxy.tunnel import Tunnel
 
+# How long a listener rests that can neither accept nor refuse (no memory, say): readiness is told again and again.
+_REST_S = 0.1
 # Measured: up to 64 a wake-up takes 8 per cent off a new connection's CPU; more would let one pod hold the loop.
 _ACCEPTS_A_WAKEUP = 64
+_ITS_OWN_FAULT = {
+    errno.ECONNABORTED,
+    errno.ENETDOWN,
+    errno.EPROTO,
+    errno.ENOPROTOOPT,
+    errno.EHOSTDOWN,
+    errno.ENONET,
+    errno.EHOSTUNREACH,
+    errno.EOPNOTSUPP,
+    errno.ENETUNREACH,
+}
 
 
 class Pod:
@@ -54,39 +66,51 @@ class Pod:
 
 
 Accepted = Callable[[Pod, socket.socket, tuple[str, int]], None]
+OnFull = Callable[[Pod, tuple[str, int]], None]
 
 
 class Spare:
     """One descriptor in reserve: when the table is full it makes room to accept, and so to refuse, who would else wake us for ever."""
 
     def __init__(self) -> None:
-        self._fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._fd = -1
+        self._take()
 
     def refuse_one(self, listener: socket.socket) -> tuple[str, int] | None:
         """Accept one connection and reset it; whose it was, or None."""
-        os.close(self._fd)
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1  # at once: should it not come back, its number is somebody else's
+            os.close(fd)
         try:
             sock, address = listener.accept()
             reset_and_close(sock)
         except OSError:
             return None
         finally:
-            self._fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            self._take()
         return plain_address(address)
+
+    def _take(self) -> None:
+        try:
+            self._fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            # The whole machine's table is full (ENFILE): the next `refuse_one` does without.
+            self._fd = -1
 
 
 class Listener:
     """A listening socket in a pod's namespace, made by the agent."""
 
-    __slots__ = ("_accepted", "_on_full", "_pod", "_poller", "_sock", "_spare")
+    __slots__ = ("_accepted", "_on_full", "_pod", "_poller", "_resting", "_sock", "_spare")
 
-    def __init__(self, poller: Poller, pod: Pod, sock: socket.socket, spare: Spare, accepted: Accepted, on_full: Callable[[Pod, tuple[str, int]], None]) -> None:
+    def __init__(self, poller: Poller, pod: Pod, sock: socket.socket, spare: Spare, accepted: Accepted, on_full: OnFull) -> None:
         self._poller = poller
         self._pod = pod
         self._sock = sock
         self._spare = spare
         self._accepted = accepted
         self._on_full = on_full
+        self._resting: Timer | None = None
         sock.setblocking(False)
         poller.add(sock.fileno(), self, IN)
 
@@ -97,26 +121,42 @@ class Listener:
                 sock, address = self._sock.accept()
             except BlockingIOError:
                 return
-            except ConnectionAbortedError:
-                continue
             except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE):
-                    raise
-                refused = self._spare.refuse_one(self._sock)
+                # accept(2): errors of the connection that was to be accepted are to be treated as if there had been none.
+                if error.errno in _ITS_OWN_FAULT:
+                    continue
+                refused = self._spare.refuse_one(self._sock) if error.errno in (errno.EMFILE, errno.ENFILE) else None
                 if refused is None:
+                    self._rest()
                     return
                 self._on_full(self._pod, refused)
                 continue
             sock.setblocking(False)
-            self._accepted(self._pod, sock, plain_address(address))
+            try:
+                self._accepted(self._pod, sock, plain_address(address))
+            except Exception as error:
+                self._poller.report(error)
+                reset_and_close(sock)
 
     def on_fault(self, error: Exception) -> None:
-        """The connection at fault is lost; the listener goes on."""
+        """Not one connection's: it would come again at once."""
+        self._rest()
 
     def close(self) -> None:
         """Stop listening."""
+        if self._resting is not None:
+            self._resting.cancel()
         self._poller.remove(self._sock.fileno())
         self._sock.close()
+
+    def _rest(self) -> None:
+        if self._resting is None:
+            self._poller.change(self._sock.fileno(), 0)
+            self._resting = self._poller.later(_REST_S, self._wake)
+
+    def _wake(self) -> None:
+        self._resting = None
+        self._poller.change(self._sock.fileno(), IN)
 
 
 def plain_address(address: tuple[str, int] | tuple[str, int, int, int]) -> tuple[str, int]:

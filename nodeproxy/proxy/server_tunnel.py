@@ -11,8 +11,9 @@ from nodeproxy.model.address import join_address
 from nodeproxy.model.connection import Direction, Party, Security
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.model.workload import Workload
-from nodeproxy.proxy.app_socket import AppSocket, reset_and_close
+from nodeproxy.proxy.app_socket import AppSocket
 from nodeproxy.proxy.context import Context
+from nodeproxy.proxy.dial import connect_refusal
 from nodeproxy.proxy.pods import Pod
 from nodeproxy.proxy.session import Session
 from nodeproxy.proxy.tunnel import Headers, Tunnel
@@ -69,8 +70,9 @@ class ServerTunnel(Tunnel):
         self._peer = peer
         self._local = local
         self._client_identity = ""
-        pod.handshakes += 1
         super().__init__(context.poller, context.budget, sock, tls)
+        pod.handshakes += 1
+        pod.tunnels[self] = None
 
     # ── what the tunnel says ──
 
@@ -109,6 +111,10 @@ class ServerTunnel(Tunnel):
         session = Session(context.sessions, self._pod, record)
         half = ServerStream(self, session, stream)
         session.source = half
+        session.guard(lambda: self._admit(session, half, headers))
+
+    def _admit(self, session: Session, half: ServerStream, headers: Headers) -> None:
+        context = self._context
         request = parse_connect(headers)
         if isinstance(request, Refusal):
             session.refuse(request)
@@ -146,7 +152,7 @@ class ServerTunnel(Tunnel):
         record.destination = Party(join_address(*admission.address), workload, workload.identity)
         context.sessions.dry_run(record, admission.dry_run)
         block = ok_block(encode_baggage(workload))
-        context.dial_application(
+        session.pending = context.dial_application(
             self._pod, self._peer[0], admission.address, lambda upstream, refusal: self._joined(session, half, admission, block, upstream, refusal)
         )
 
@@ -156,12 +162,13 @@ class ServerTunnel(Tunnel):
         if upstream is None:
             session.refuse(refusal or Refusal(Reason.INTERNAL, "the connect ended without a result"))
             return
-        if session.ended:
-            reset_and_close(upstream)
-            return
-        application = AppSocket(self._context.poller, upstream, session)
+        if admission.proxy_protocol:
+            # Before `relay`, which passes on what the client has sent already.  An empty socket takes so little at once, or is broken.
+            try:
+                upstream.send(encode_proxy_v2(self._peer, admission.target, self._client_identity))
+            except OSError as error:
+                upstream.close()
+                session.refuse(connect_refusal(error.errno or 0, admission.address))
+                return
         half.accept(block)
-        session.relay(half, application)
-        if admission.proxy_protocol and not session.ended:
-            header = encode_proxy_v2(self._peer, admission.target, self._client_identity)
-            application.deliver(memoryview(header))
+        session.relay(half, AppSocket(self._context.poller, upstream, session))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from nodeproxy.decide.inbound import recheck
 from nodeproxy.model.connection import Connection, Direction
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.observe.counters import Counters
 from nodeproxy.observe.labels import Reporter, tcp_labels
+from nodeproxy.policy.match import Subject
 from nodeproxy.proxy.pods import Pod
 from nodeproxy.proxy.session import Session
 from nodeproxy.state.view import View
@@ -89,15 +91,8 @@ class Sessions:
     def recheck(self, view: View) -> None:
         """Policy or membership has changed: end what they would not let begin now."""
         for session in self:
-            if session.subject is None or session.ended:
-                continue
-            destination = view.workload(session.destination_uid)
-            if destination is None:
-                session.refuse(Refusal(Reason.UNKNOWN_WORKLOAD, "the destination's workload was removed from the state"))
-                continue
-            refusal = recheck(view, destination, session.subject)
-            if refusal is not None:
-                session.refuse(refusal)
+            if session.subject is not None and not session.ended:
+                session.guard(partial(_recheck, view, session, session.subject))
 
     def involve(self, pod: Pod) -> bool:
         """Whether a connection of `pod`, or towards it, lives."""
@@ -137,6 +132,16 @@ class Sessions:
             for _, series in session.series:
                 series.received_bytes += received - before[0]
                 series.sent_bytes += sent - before[1]
+
+
+def _recheck(view: View, session: Session, subject: Subject) -> None:
+    destination = view.workload(session.destination_uid)
+    if destination is None:
+        session.refuse(Refusal(Reason.UNKNOWN_WORKLOAD, "the destination's workload was removed from the state"))
+        return
+    refusal = recheck(view, destination, subject)
+    if refusal is not None:
+        session.refuse(refusal)
 
 
 def _reporters(session: Session) -> tuple[Reporter, ...]:

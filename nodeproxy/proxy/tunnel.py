@@ -90,6 +90,11 @@ class Tunnel:
     # ── what halves call ──
 
     @property
+    def idle(self) -> bool:
+        """It stands, and carries nothing."""
+        return self.established and not self.closed and self.codec.active_streams == 0
+
+    @property
     def blocked(self) -> bool:
         """The socket takes no more for now."""
         return self._unsent is not None
@@ -183,6 +188,8 @@ class Tunnel:
         self._timer.cancel()
         self._timer = self._poller.later(_PING_INTERVAL_S, self._keep_alive)
         self.on_established()
+        if self._leaving:  # it was told so while the handshake ran
+            self.say_goaway()
         return not self.closed
 
     def _decrypt(self) -> None:
@@ -355,19 +362,17 @@ class Tunnel:
         self._timer.cancel()
         self._poller.remove(self._fd)
         self.sock.close()
-        self.on_lost(refusal)
-        streams = list(self.codec.streams.values())
+        # Owner None: a defect hit between a request and its session.
+        halves: list[TunnelStream] = [stream.owner for stream in self.codec.streams.values() if stream.owner is not None]
         self.codec.close()  # else it goes on with what it has, where this is called from within `receive`
-        for stream in streams:
-            half: TunnelStream = stream.owner
-            half.on_gone()
-            half.session.tunnel_lost(half, refusal)
         self.waiting.clear()
+        self.on_lost(refusal)
+        for half in halves:
+            half.on_gone()
+            half.session.guard(partial(half.session.tunnel_lost, half, refusal))
 
     def shut(self) -> None:
         """End an idle tunnel in good order: GOAWAY, close_notify, FIN."""
         self.codec.goaway(0)
-        self._send_last_words()
+        self._send_last_words(close_notify=True)
         self.lose(Refusal(Reason.DRAINED, "the tunnel was idle"))
-
-

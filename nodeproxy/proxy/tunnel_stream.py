@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.proxy import buffers
 from nodeproxy.proxy.half import BLOCKED, Half
 from nodeproxy.wire.frames import ErrorCode
@@ -24,6 +25,10 @@ _HEADER_BYTES = 9  # RFC 9113, section 4.1: "All frames begin with a fixed 9-oct
 
 # A peer that takes larger frames than this is sent one for each read: with gaps, too little of the buffer would be used.
 _MAX_GAPPED_BYTES = buffers.SHARED_BYTES // 4
+
+_MEMORY_FULL = Refusal(
+    Reason.MEMORY_FULL, "the worker holds as many bytes as it may that applications do not read; this connection brought more"
+)
 
 _gaps: dict[int, list[memoryview]] = {}
 
@@ -152,6 +157,7 @@ class TunnelStream:
         codec = self.tunnel.codec
         if late:
             self._held -= late
+            self.tunnel.budget.settle(late)
             codec.credit(self.stream, late)
         if early:
             self._held_credited -= early
@@ -240,11 +246,14 @@ class TunnelStream:
             self.tunnel.codec.credit(None, count)
         else:
             self._held += count
+            if not self.tunnel.budget.owe(count):
+                self.session.refuse(_MEMORY_FULL)
 
     def _drop_holdings(self) -> None:
         self.tunnel.budget.give(self._held_credited)
         self._held_credited = 0
         if self._held:
             self.tunnel.codec.credit(None, self._held)
+            self.tunnel.budget.settle(self._held)
             self._held = 0
             self.tunnel.mark_dirty()

@@ -6,7 +6,9 @@ the state's store.  When the agent's end of the channel closes, the worker ends:
 
 from __future__ import annotations
 
+import errno
 import logging
+import resource
 import socket
 import traceback
 from collections import deque
@@ -19,6 +21,7 @@ from nodeproxy.model.channel import Channel
 from nodeproxy.model.connection import Connection, Direction
 from nodeproxy.model.messages import (
     CONNECTIONS_A_PAGE,
+    MAX_MESSAGE_BYTES,
     CertificateDropped,
     CertificateIssued,
     Connections,
@@ -50,9 +53,16 @@ from nodeproxy.state.reader import StateReader
 
 log = logging.getLogger(__name__)
 
+# What one pod may have open in one worker: beyond it, it is a pod that attacks its node.
+MAX_POD_CONNECTIONS = 32_768
+# A connection takes two descriptors: no pod gets more than a quarter of the worker's, so that others are served whatever it does.
+_DESCRIPTOR_SHARE = 8
 # Unasked reports: what is lost of the counters when a worker is killed.
 _REPORT_INTERVAL_S = 1.0
 _POOL_SWEEP_S = 10.0
+# The records of a page of connections; its envelope takes the rest.
+_PAGE_BYTES = MAX_MESSAGE_BYTES - 1024
+_NO_DESCRIPTORS = Refusal(Reason.NO_DESCRIPTORS, "the worker has no file descriptor left; raise its limit of open files")
 
 
 class Worker:
@@ -74,11 +84,12 @@ class Worker:
             balancer=Balancer(),
             sessions=Sessions(self._counters, self._write_log, self._write_dry_run),
             certificates=Certificates(),
-            max_pod_connections=settings.max_pod_connections,
+            max_pod_connections=min(MAX_POD_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _DESCRIPTOR_SHARE),
         )
         self._outbound = Outbound(self._context, OriginalDestination(settings.original_destination_fd))
         self._inbound = Inbound(self._context)
         self._spare = Spare()
+        self._encoder = msgspec.msgpack.Encoder()
         self._leaving: dict[int, Pod] = {}  # by netns cookie
 
     def run(self) -> None:
@@ -145,10 +156,12 @@ class Worker:
             except BlockingIOError:
                 self._poller.change(fd, IN | OUT)
                 return
-            except OSError:
-                # The agent is gone: reading the channel says so too.
-                outbox.clear()
-                return
+            except OSError as error:
+                if error.errno != errno.EMSGSIZE:
+                    # The agent is gone: reading the channel says so too.
+                    outbox.clear()
+                    return
+                log.error("a %s is too long for the channel to the agent and is lost", type(outbox[0]).__name__)
             outbox.popleft()
         self._poller.change(fd, IN)
 
@@ -158,10 +171,15 @@ class Worker:
         netns_fd, *listener_fds = fds
         pod = Pod(message.uid, message.addresses, netns_fd)
         self._context.pods[message.uid] = pod
-        accepted = {Role.OUTBOUND: self._outbound.accepted, Role.HBONE: self._inbound.accepted_tunnel, Role.PLAINTEXT: self._inbound.accepted_plain}
+        accepted = {
+            Role.OUTBOUND: self._outbound.accepted,
+            Role.HBONE: self._inbound.accepted_tunnel,
+            Role.PLAINTEXT: self._inbound.accepted_plain,
+        }
         for role, fd in zip(Role, listener_fds, strict=True):
             sock = socket.socket(fileno=fd)
-            pod.listeners.append(Listener(self._poller, pod, sock, self._spare, accepted[role], self._table_full))
+            full = self._full_outbound if role is Role.OUTBOUND else self._full_inbound
+            pod.listeners.append(Listener(self._poller, pod, sock, self._spare, accepted[role], full))
 
     def _remove_pod(self, message: PodRemoved) -> None:
         pod = self._context.pods.get(message.uid)
@@ -193,9 +211,11 @@ class Worker:
         for tunnel in list(pod.tunnels):
             tunnel.say_goaway()
 
-    def _table_full(self, pod: Pod, peer: tuple[str, int]) -> None:
-        detail = "the worker has no file descriptor left; raise its limit of open files"
-        self._context.refuse_full(pod, peer, Direction.INBOUND, Refusal(Reason.NO_DESCRIPTORS, detail))
+    def _full_outbound(self, pod: Pod, peer: tuple[str, int]) -> None:
+        self._context.refuse_full(pod, peer, Direction.OUTBOUND, _NO_DESCRIPTORS)
+
+    def _full_inbound(self, pod: Pod, peer: tuple[str, int]) -> None:
+        self._context.refuse_full(pod, peer, Direction.INBOUND, _NO_DESCRIPTORS)
 
     # ── reports ──
 
@@ -217,19 +237,26 @@ class Worker:
             self._send(Report(request, b"", last=True))
 
     def _report_regularly(self) -> None:
-        self._release_pods()
-        self._report(0)
         self._poller.later(_REPORT_INTERVAL_S, self._report_regularly)
+        self._release_pods()
+        if not self._outbox:  # an agent that does not read is told the sums later: what waits for it must not grow
+            self._report(0)
 
     def _send_connections(self, request: int) -> None:
-        records = self._context.sessions.snapshot()
-        for start in range(0, len(records), CONNECTIONS_A_PAGE):
-            self._send(Connections(request, tuple(records[start : start + CONNECTIONS_A_PAGE]), last=False))
-        self._send(Connections(request, (), last=True))
+        page: list[Connection] = []
+        size = 0
+        for record in self._context.sessions.snapshot():
+            length = len(self._encoder.encode(record))
+            if page and (size + length > _PAGE_BYTES or len(page) == CONNECTIONS_A_PAGE):
+                self._send(Connections(request, tuple(page), last=False))
+                page, size = [], 0
+            page.append(record)
+            size += length
+        self._send(Connections(request, tuple(page), last=True))
 
     def _sweep(self) -> None:
-        self._outbound.pool.release_idle()
         self._poller.later(_POOL_SWEEP_S, self._sweep)
+        self._outbound.pool.release_idle()
 
     # ── the end ──
 

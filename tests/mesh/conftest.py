@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from tests.mesh.cluster import Cluster
 
 from nodeproxy.linux.bpffs import ensure_bpffs
+from tests.mesh.cluster import Cluster
 
 # What is shown of each agent's log: the newest lines, which a failure is about.
 _SHOWN_CHARACTERS = 6000
@@ -41,7 +41,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Add the agents' logs to the report of a failure: the fixtures of the test that are clusters are known by their type."""
     report: pytest.TestReport = yield  # type: ignore[assignment]
     if report.failed:
-        for cluster in {id(value): value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Cluster)}.values():
+        clusters = [value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Cluster)]
+        for cluster in clusters:
             for agent in cluster.agents:
                 report.sections.append((f"log of {agent.name}", agent.log()[-_SHOWN_CHARACTERS:]))
     return report

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.mesh.cluster import Agent, Cluster, MeshPod, wait_until
-
 from nodeproxy.lab.topology import Host
+from tests.mesh.cluster import Agent, Cluster, MeshPod, wait_until
 
 _LISTEN = "0A"  # <net/tcp_states.h>, as /proc/net/tcp shows it
 HBONE_PORT = 15008

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.unit.cli.documented import differences, examples
 
 from nodeproxy.lab import demo, demo_sweep
 
@@ -140,6 +141,39 @@ def test_when_a_step_fails_it_says_so_and_leaves_nothing(start: type[Demo]):
     assert status == 1, out + err
     assert "\n  ✗ " in out
     assert "It did not hold: " in out
+    assert left(running.identifier) == []
+
+
+def test_the_documented_json_is_what_a_running_agent_answers(start: type[Demo]):
+    running = start("--keep")
+    running.read_until("\n3. ")
+    running.process.kill()  # the nodes run on
+    instance = f"demo-{running.identifier}-a"
+    uid = "Kubernetes//Pod/shop/frontend"
+    program = "import socket; s = socket.create_connection(('10.96.0.10', 80)); print('open', flush=True); s.recv(1)"
+    cgroup = demo_sweep.cgroup_of(running.identifier) / "node-a" / "frontend" / "cgroup.procs"
+    netns = f"/run/netns/demo-{running.identifier}-frontend"
+    enter = f'echo $$ > {cgroup}; exec nsenter --net={netns} {sys.executable} -c "$0"'
+    with subprocess.Popen(["sh", "-c", enter, program], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == b"open\n"
+        for command, arguments, status in (
+            ("status", (), 0),
+            ("connections", (), 0),
+            ("why", ("shop/batch", "orders.shop:80"), 1),
+            ("leave", (uid,), 0),
+            ("enrol", (uid, netns), 0),
+        ):
+            argv = [sys.executable, "-m", "nodeproxy", command, *arguments, "--instance", instance, "-o", "json"]
+            ended = subprocess.run(argv, capture_output=True, text=True)
+            assert ended.returncode == status, ended.stderr
+            assert differences(json.loads(ended.stdout), examples()[command], command, command == "connections") == []
+            assert command != "connections" or json.loads(ended.stdout)["connections"]
+        argv = [sys.executable, "-m", "nodeproxy", "uninstall", "--instance", instance]
+        ended = subprocess.run(argv, capture_output=True, text=True)
+        assert (ended.returncode, ended.stdout) == (1, "")
+        assert "is in use by another nodeproxy" in ended.stderr
+        demo_sweep.sweep(running.identifier)  # ends the client as well
     assert left(running.identifier) == []
 
 

@@ -1,4 +1,4 @@
-"""Real programs talk across two nodes as if nothing were between them, byte for byte, and each connection went through mutual TLS."""
+"""Real programs talk across two nodes as if nothing were between them, byte for byte, and all of it goes through mutual TLS."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+
+from nodeproxy.identity import pki
 from tests.mesh import programs
 from tests.mesh.cluster import Cluster, MeshPod
 from tests.mesh.evidence import output, rows_of, tunnelled, wait_listening
 from tests.mesh.programs import MIB, noise
-
-from nodeproxy.identity import pki
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,8 @@ def test_http11(mesh: Cluster, client: MeshPod, server: MeshPod, serve: Callable
     big = noise(11, 8 * MIB)
     (tmp_path / "big").write_bytes(big)
     (tmp_path / "empty").write_bytes(b"")
-    argv = [sys.executable, "-m", "http.server", "--bind", server.ip, "--protocol", "HTTP/1.1", "--directory", str(tmp_path), "8000"]
-    serve(argv, 8000)
+    options = ["--bind", server.ip, "--protocol", "HTTP/1.1", "--directory", str(tmp_path)]
+    serve([sys.executable, "-m", "http.server", *options, "8000"], 8000)
     connection = http.client.HTTPConnection(server.ip, 8000)
     connection.sock = client.connect(server.ip, 8000)
     kept = connection.sock
@@ -170,7 +170,8 @@ class PodSMTP(smtplib.SMTP):
 
 
 def test_server_first_protocol(mesh: Cluster, client: MeshPod, server: MeshPod) -> None:
-    mail = b"Subject: many lines\r\n\r\n" + b"".join(b"%d %s\r\n" % (number, noise(number, 30).hex().encode()) for number in range(20_000))
+    lines = (b"%d %s\r\n" % (number, noise(number, 30).hex().encode()) for number in range(20_000))
+    mail = b"Subject: many lines\r\n\r\n" + b"".join(lines)
     with server.listen(2525) as listener:
         received = MailServer(listener)
         with PodSMTP() as session:
@@ -217,8 +218,8 @@ def database(mesh: Cluster, server: MeshPod, serve: Callable[..., None]) -> Iter
             (data / name).chmod(0o600)
             os.chown(data / name, account.pw_uid, account.pw_gid)
         options = {"listen_addresses": server.ip, "unix_socket_directories": "", "ssl": "on", "fsync": "off"}
-        argv = [str(bindir / "postgres"), "-D", str(data), "-p", "5432", *(f"--{name}={value}" for name, value in options.items())]
-        serve([*as_postgres, *argv], 5432)
+        settings = [f"--{name}={value}" for name, value in options.items()]
+        serve([*as_postgres, str(bindir / "postgres"), "-D", str(data), "-p", "5432", *settings], 5432)
         yield 5432
     finally:
         shutil.rmtree(directory)

@@ -7,12 +7,12 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from tests.mesh.cluster import TIMEOUT_S, Cluster, MeshPod, exactly, wait_until
-from tests.mesh.evidence import Row, refused_total, rows_of
-from tests.mesh.programs import MIB, noise
 
 from nodeproxy.lab.topology import Host
 from nodeproxy.linux.netns import inside
+from tests.mesh.cluster import TIMEOUT_S, Cluster, exactly, wait_until
+from tests.mesh.evidence import Row, refused_total, rows_of
+from tests.mesh.programs import MIB, noise
 
 # What peer authentication STRICT becomes on its way to a node (protocols.md of Istio ambient): whoever proved nothing is denied.
 STRICT = {
@@ -169,9 +169,10 @@ def test_an_unknown_destination_is_passed_through(mesh: Cluster, family: str, wh
 def test_nobody_listens_outside(mesh: Cluster) -> None:
     """A refusal is passed on as a reset, within the connect or after it: the pod is connected to the proxy by then."""
     external = mesh.lab.external()
-    with opened(mesh.pods["client"].host, external.address4) as ours, pytest.raises(ConnectionResetError):
-        ours.connect((external.address4, 7003))
-        ours.recv(1)
+    with opened(mesh.pods["client"].host, external.address4) as ours:
+        with pytest.raises(ConnectionResetError):  # noqa: PT012 - whichever of the two comes to see it
+            ours.connect((external.address4, 7003))
+            ours.recv(1)
     assert the_row(mesh, 0, f"{external.address4}:7003")["error"].startswith("connect_refused: ")
 
 
@@ -224,7 +225,7 @@ def test_strict_denies_plaintext(mesh: Cluster, strict: None, who: str) -> None:
     port = 7020 + ["external", "legacy", "stranger"].index(who)
     before = refused_total(agent, "policy_deny")
     with server.listen(port) as listener, opened(plain_client(mesh, who), server.ip) as ours:
-        with pytest.raises(ConnectionResetError):  # at once, or with the first bytes
+        with pytest.raises(ConnectionResetError):  # noqa: PT012 - at once, or with the first bytes
             ours.connect((server.ip, port))
             ours.sendall(b"let me in")
             ours.recv(1)

@@ -18,6 +18,7 @@ from nodeproxy.cli.options import Command
 from nodeproxy.cli.uninstall import remove_run_directory
 from nodeproxy.errors import ConfigError
 from tests.unit.cli.conftest import Result
+from tests.unit.cli.documented import differences, examples
 
 Run = Callable[..., Result]
 
@@ -48,6 +49,10 @@ def test_every_command_and_option_is_explained():
         assert command.short_help, path
         for parameter in command.params:
             assert isinstance(parameter, click.Argument) or getattr(parameter, "help", ""), (path, parameter.name)
+
+
+def test_the_json_of_every_command_is_documented():
+    assert {" ".join(path) for path, _ in commands()} - {"run"} == set(examples())
 
 
 def test_run_has_an_option_for_each_setting():
@@ -82,7 +87,9 @@ def test_run_tells_a_wrong_setting_as_wrong_use(run: Run):
 
 def test_version(run: Run):
     assert run("version").out.startswith(f"nodeproxy {__version__} (Python 3.")
-    assert json.loads(run("version", "-o", "json").out)["version"] == __version__
+    as_json = json.loads(run("version", "-o", "json").out)
+    assert as_json["version"] == __version__
+    assert differences(as_json, examples()["version"]) == []
     assert run("--version").out == f"nodeproxy, version {__version__}\n"
 
 
@@ -101,8 +108,10 @@ def test_ca_lives_through_init_rotate_retire(run: Run, tmp_path: Path):
     again = run("ca", "init", directory)
     assert (again.status, again.out) == (1, "")
     assert again.err.startswith("nodeproxy: error: ")
+    rotated = json.loads(run("ca", "rotate", directory, "-o", "json").out)
+    assert differences(rotated, examples()["ca rotate"]) == []
     assert "signs from now on" in run("ca", "rotate", directory).out
-    assert run("ca", "retire", directory).out == "1 former root forgotten.\n"
+    assert run("ca", "retire", directory).out == "2 former roots forgotten.\n"
     assert json.loads(run("ca", "retire", directory, "-o", "json").out) == {"directory": str(directory), "retired": 0}
 
 

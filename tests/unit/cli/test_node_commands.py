@@ -106,6 +106,17 @@ def test_connections(admin: FakeAdmin, run_dir: Path, run: Run):
     assert "outbound   mutual TLS  2.0 KiB      5 B" in lines[3]
 
 
+def test_connections_on_a_terminal_have_identities_below_the_addresses(
+    admin: FakeAdmin, run_dir: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    admin.answers["GET /connections"] = (200, {"connections": [CONNECTION]})
+    lines = run("connections", "--run-dir", run_dir).out.splitlines()
+    address = next(number for number, line in enumerate(lines) if line.lstrip().startswith("shop/frontend 10.0.0.2:4000"))
+    assert lines[address + 1].split()[0] == "spiffe://cluster.local/ns/shop/sa/frontend"
+
+
 def test_connections_of_one_pod(admin: FakeAdmin, run_dir: Path, run: Run):
     admin.answers["GET /connections"] = (200, {"connections": [CONNECTION]})
     by_uid = [
