@@ -128,7 +128,7 @@ class Enrolment:
             target = self._target()
             for uid, pod in list(self.pods.items()):
                 if target.get(uid) != pod.spec:
-                    await self._remove(pod, abort=False)
+                    await self._try_remove(pod, abort=False)
             for uid in list(self.failed):
                 if uid not in target:
                     del self.failed[uid]
@@ -137,9 +137,13 @@ class Enrolment:
                     await self._try(spec)
 
     async def release_strangers(self) -> None:
-        """Steering that a former agent left pinned for pods that are no longer wanted."""
-        ours = {pod.cookie for pod in self.pods.values()}
-        for cookie in self._steering.enrolled_cookies() - ours:
+        """Steering that a former agent left pinned for pods that are no longer wanted.
+
+        A pod that is wanted and could not be enrolled keeps its own: without a listener it is closed, without steering it would be open.
+        """
+        kept = {pod.cookie for pod in self.pods.values()}
+        kept |= {cookie for failed in self.failed.values() if (cookie := _cookie_of(failed.spec)) is not None}
+        for cookie in self._steering.enrolled_cookies() - kept:
             self._steering.leave(cookie)
 
     async def watch(self) -> None:
@@ -152,7 +156,7 @@ class Enrolment:
                         if self.pods.get(pod.spec.uid) is not pod:  # somebody else removed it while this waited
                             continue
                         log.info("pod %s: its network namespace %s has gone; it is forgotten", pod.spec.uid, pod.spec.netns)
-                        await self._remove(pod, abort=True)
+                        await self._try_remove(pod, abort=True)
                         self._fail(pod.spec, f"its network namespace {pod.spec.netns} has gone or been replaced")
             now = time.monotonic()
             for failed in list(self.failed.values()):
@@ -197,6 +201,12 @@ class Enrolment:
                 log.error("pod %s can't be enrolled and its traffic is NOT in the mesh: %s", spec.uid, error)
             self._fail(spec, str(error))
 
+    async def _try_remove(self, pod: EnrolledPod, abort: bool) -> None:
+        try:
+            await self._remove(pod, abort)
+        except (NodeproxyError, OSError) as error:
+            log.error("pod %s can't be released and stays in the mesh for now: %s", pod.spec.uid, error)
+
     def _fail(self, spec: PodSpec, error: str) -> None:
         self.failed[spec.uid] = FailedPod(spec, error, time.monotonic() + _RETRY_S)
 
@@ -209,6 +219,9 @@ class Enrolment:
             for other in self.pods.values():
                 if other.cookie == pod.cookie:
                     raise EnrolmentError(f"{spec.netns} is the network namespace of {other.spec.uid}, which is enrolled already")
+                # Before any listener is set: a pod can give itself whatever address it likes, and must not get another's connections.
+                if taken := sorted(set(other.addresses) & set(pod.addresses)):
+                    raise EnrolmentError(f"its address {taken[0]} is pod {other.spec.uid}'s already; addresses are unique on a node")
             for slot in range(self._slots):
                 self._listen(pod, slot)
             self._steering.enrol(PodSteering(pod.netns_fd, pod.cookie, pod.addresses))
@@ -279,6 +292,20 @@ def _prepare(spec: PodSpec) -> EnrolledPod:
     except BaseException:
         os.close(netns_fd)
         raise
+
+
+def _cookie_of(spec: PodSpec) -> int | None:
+    """The cookie of the pod's namespace, None if that can't be entered (any more)."""
+    try:
+        netns_fd = open_netns(spec.netns)
+    except NodeproxyError:
+        return None
+    try:
+        return netns_cookie(netns_fd)
+    except (NodeproxyError, OSError):
+        return None
+    finally:
+        os.close(netns_fd)
 
 
 def _is_there(pod: EnrolledPod) -> bool:

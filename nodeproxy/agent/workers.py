@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -78,6 +78,7 @@ class Workers:
         self._on_released = on_released
         self._workers: dict[int, Worker] = {}
         self._failures = [0] * count
+        self._zygotes = 0  # that have died
         self._zygote: asyncio.subprocess.Process | None = None
         self._channel: Channel[ZygoteReply] | None = None
         self._changed = asyncio.Event()
@@ -163,7 +164,14 @@ class Workers:
             log.error("worker %d (pid %d) has not read for long: it is replaced", slot, worker.pid)
             self._kill(worker)
             return False
-        worker.outbox.append((message, tuple(os.dup(fd) for fd in fds)))
+        copies: list[int] = []
+        try:
+            for fd in fds:
+                copies.append(os.dup(fd))
+        except OSError:
+            _close_all(copies)
+            raise
+        worker.outbox.append((message, tuple(copies)))
         return True
 
     def broadcast(self, message: msgspec.Struct) -> None:
@@ -181,8 +189,7 @@ class Workers:
             except OSError:
                 break
             worker.outbox.popleft()
-            for fd in fds:
-                os.close(fd)
+            _close_all(fds)
         self._loop.remove_writer(worker.channel.sock.fileno())
 
     # ── asking ──
@@ -264,6 +271,8 @@ class Workers:
                 received = channel.receive()
             except BlockingIOError:
                 return
+            except OSError:
+                received = None  # it was killed with a message of ours unread
             if received is None:
                 self._zygote_died(channel.sock)
                 return
@@ -285,7 +294,14 @@ class Workers:
         sock.close()
         self._channel = None
         if not self._ending:
-            self._restarting = self._loop.create_task(self.start())
+            delay_s = _RESTART_DELAYS_S[min(self._zygotes, len(_RESTART_DELAYS_S) - 1)]
+            self._zygotes += 1
+            self._restarting = self._loop.create_task(self._start_after(delay_s))
+
+    async def _start_after(self, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        if not self._ending:
+            await self.start()
 
     def _exited(self, message: Exited) -> None:
         worker = next((each for each in self._workers.values() if each.pid == message.pid), None)
@@ -314,17 +330,26 @@ class Workers:
         self._workers[slot] = worker
         self._loop.add_reader(ours.fileno(), self._worker_speaks, worker)
         settings = msgspec.structs.replace(self._settings, slot=slot)
-        self._channel.send(Fork(settings), (theirs.fileno(), self._originals_fd))
-        theirs.close()
+        try:
+            self._channel.send(Fork(settings), (theirs.fileno(), self._originals_fd))
+        except OSError as error:
+            # It is dying, which `_zygote_speaks` will see, or does not read.
+            log.error("worker %d can't be made: %s", slot, error)
+            self._forget(worker)
+            self._loop.call_later(_RESTART_DELAYS_S[-1], self._fork, slot)
+        finally:
+            theirs.close()
 
     def _kill(self, worker: Worker) -> None:
         if worker.pid:
             os.kill(worker.pid, 9)
 
     def _lost(self, worker: Worker) -> None:
-        # What it said before it died is still to be counted.
-        self._worker_speaks(worker)
-        self._forget(worker)
+        try:
+            # What it said before it died is still to be counted.
+            self._worker_speaks(worker)
+        finally:
+            self._forget(worker)
         self._totals.forget_worker(worker.slot)
         for request in list(self._answers):
             self._answered(request, worker.slot)
@@ -336,10 +361,14 @@ class Workers:
         self._loop.remove_writer(fd)
         worker.channel.sock.close()
         for _, fds in worker.outbox:
-            for each in fds:
-                os.close(each)
+            _close_all(fds)
         self._workers.pop(worker.slot, None)
 
     @property
     def _loop(self) -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -34,6 +34,7 @@ _CLONE_NEWNET: Final = 0x40000000
 _MS_BIND: Final = 4096
 _MNT_DETACH: Final = 2
 _IFA_F_NODAD: Final = 0x02  # no waiting for duplicate address detection: nobody else is here
+_BRIDGE_MAC: Final = "02:00:00:00:00:01"  # locally administered; the only bridge of its link
 _UNDERLAY: Final = 255
 _EXTERNAL: Final = 200
 MAX_NODES: Final = 150
@@ -130,7 +131,8 @@ class Host:
 
     def bridge(self, name: str) -> None:
         """Make a bridge, up."""
-        self._route.link("add", ifname=name, kind="bridge")
+        # An address of its own: by default a bridge takes the lowest of its ports', so each new pod might change the gateway's.
+        self._route.link("add", ifname=name, kind="bridge", address=_BRIDGE_MAC)
         self.up(name)
 
     def enslave(self, interface: str, bridge: str) -> None:

@@ -49,6 +49,7 @@ class ClientTunnel(Tunnel):
     def __init__(self, poller: Poller, budget: Budget, sock: socket.socket, context: ssl.SSLContext, key: PoolKey, pool: Pool) -> None:
         self._key = key
         self._pool = pool
+        self._ready = False  # the peer's SETTINGS have come, so that how many streams it takes is known
         self.idle_since = poller.clock()
         self.peer_identity = ""
         super().__init__(poller, budget, sock, context)
@@ -86,12 +87,19 @@ class ClientTunnel(Tunnel):
         self.peer_identity = verify_server(self.tls, self._key.identities)
 
     def on_established(self) -> None:
+        """Serve who waits first; the others wait for SETTINGS, as the peer may take fewer streams than there are."""
+        self._pool.established(self._key, self)
+
+    def on_settings(self) -> None:
         """Serve who waits."""
-        self._pool.ready(self._key, self)
+        super().on_settings()
+        if not self._ready:
+            self._ready = True
+            self._pool.ready(self._key, self)
 
     def on_lost(self, refusal: Refusal) -> None:
         """Tell who waits, or leave the pool."""
-        if self.established:
+        if self._ready:
             self._pool.drop(self._key, self)
         else:
             self._pool.failed(self._key, refusal)

@@ -18,10 +18,15 @@ from nodeproxy.proxy.session import Session
 from nodeproxy.state.view import View
 
 # Handshakes at once of one pod in one worker: each holds some 50 KB of TLS state, and 10 s are enough for all of them on one core.
+# Beyond it the oldest gives way to the newest: an honest one is done in milliseconds, and who stalls must not keep others out.
 MAX_HANDSHAKES = 1024
 # Tunnels that stand, of one pod in one worker.  Clients have one each for as long as they like, so that the one which has been idle
 # the longest makes room.
 MAX_TUNNELS = 2048
+_TOO_MANY_HANDSHAKES = Refusal(
+    Reason.TOO_MANY_CONNECTIONS,
+    f"{MAX_HANDSHAKES} TLS handshakes with this pod were under way in one worker, the limit, and this was the oldest; do clients stall?",
+)
 
 
 class Inbound:
@@ -43,8 +48,6 @@ class Inbound:
             refusal = Refusal(Reason.UNKNOWN_WORKLOAD, f"this pod's workload {pod.uid} is not in the state")
         elif contexts is None:
             refusal = Refusal(Reason.NO_CERTIFICATE, f"there is no certificate for {workload.identity} yet; `status` says what the CA answers")
-        elif pod.handshakes >= MAX_HANDSHAKES:
-            refusal = Refusal(Reason.TOO_MANY_CONNECTIONS, f"{MAX_HANDSHAKES} TLS handshakes with this pod are under way in one worker: the limit")
         elif len(pod.tunnels) >= MAX_TUNNELS and not _shut_an_idle_tunnel(pod):
             refusal = Refusal(Reason.TOO_MANY_CONNECTIONS, f"{MAX_TUNNELS} tunnels to this pod are in use in one worker: the limit")
         if refusal is not None or workload is None or contexts is None:
@@ -52,6 +55,8 @@ class Inbound:
             reset_and_close(sock)
             context.sessions.refused_unheard(record, refusal or Refusal(Reason.INTERNAL, "no reason was given"))
             return
+        if len(pod.handshakes) >= MAX_HANDSHAKES:
+            next(iter(pod.handshakes)).lose(_TOO_MANY_HANDSHAKES)
         ServerTunnel(context, pod, workload, sock, contexts.server, peer, local)
 
     def accepted_plain(self, pod: Pod, sock: socket.socket, peer: tuple[str, int]) -> None:

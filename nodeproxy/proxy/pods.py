@@ -33,7 +33,7 @@ _ITS_OWN_FAULT = {
 
 
 class Pod:
-    """One enrolled pod.  `connections`: how many of its sessions live; `handshakes`: tunnels whose handshake runs."""
+    """One enrolled pod.  `connections`: how many of its sessions live; `handshakes`: tunnels whose handshake runs, the oldest first."""
 
     __slots__ = ("addresses", "connections", "handshakes", "leaving", "listeners", "netns_fd", "tunnels", "uid")
 
@@ -43,7 +43,7 @@ class Pod:
         self.netns_fd = netns_fd
         self.listeners: list[Listener] = []
         self.connections = 0
-        self.handshakes = 0
+        self.handshakes: dict[Tunnel, None] = {}
         self.leaving = False
         self.tunnels: dict[Tunnel, None] = {}  # that arrived at this pod
 

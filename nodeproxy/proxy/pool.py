@@ -102,8 +102,20 @@ class Pool:
             self._making[key] = self._making.get(key, 0) + 1
             self._make(key)
 
+    def established(self, key: PoolKey, tunnel: PooledTunnel) -> None:
+        """A tunnel that `make` began will be ready soon: the first who waits need not, for any peer takes one stream.
+
+        RFC 9113, section 3.4: "clients are permitted to send additional frames to the server immediately after sending the client
+        connection preface, without waiting to receive the server connection preface".
+        """
+        waiters = self._waiters.get(key)
+        if waiters:
+            first = next(iter(waiters))
+            self.forget(key, first)
+            first.waiter(tunnel, None)
+
     def ready(self, key: PoolKey, tunnel: PooledTunnel) -> None:
-        """A tunnel that `make` began is established: serve who waits, as many as it has streams."""
+        """A tunnel that `make` began knows what its peer takes: serve who waits, as many as it has streams."""
         self._made(key)
         self._tunnels.setdefault(key, []).append(tunnel)
         for wait in self._waiters.pop(key, {}):

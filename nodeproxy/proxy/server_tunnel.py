@@ -71,7 +71,7 @@ class ServerTunnel(Tunnel):
         self._local = local
         self._client_identity = ""
         super().__init__(context.poller, context.budget, sock, tls)
-        pod.handshakes += 1
+        pod.handshakes[self] = None
         pod.tunnels[self] = None
 
     # ── what the tunnel says ──
@@ -82,12 +82,11 @@ class ServerTunnel(Tunnel):
 
     def on_established(self) -> None:
         """The handshake is no longer one of the pod's."""
-        self._pod.handshakes -= 1
+        self._pod.handshakes.pop(self, None)
 
     def on_lost(self, refusal: Refusal) -> None:
         """A handshake that failed, or a peer that broke HTTP/2, is a refusal of its own; else streams tell."""
-        if not self.established:
-            self._pod.handshakes -= 1
+        self._pod.handshakes.pop(self, None)
         self._pod.tunnels.pop(self, None)
         if not self.established or refusal.reason.startswith("h2_"):
             source = Party(join_address(*self._peer), None, self._client_identity)

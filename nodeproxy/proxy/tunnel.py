@@ -370,6 +370,9 @@ class Tunnel:
         for half in halves:
             half.on_gone()
             half.session.guard(partial(half.session.tunnel_lost, half, refusal))
+        # Tunnel and codec hold each other until the garbage collector comes, which is seldom; the 20 KiB of TLS shall not wait for it.
+        self._unsent = None
+        del self.tls, self._incoming, self._outgoing
 
     def shut(self) -> None:
         """End an idle tunnel in good order: GOAWAY, close_notify, FIN."""

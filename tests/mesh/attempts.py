@@ -19,7 +19,7 @@ from nodeproxy.lab.topology import Host
 from nodeproxy.linux.netns import inside
 
 # The product looks at its mesh file each 200 ms.  Here some hundred edits are made, and what follows an edit is timed.
-WATCH_INTERVAL_S = 0.02
+WATCH_INTERVAL_S = 0.01
 _FAST_ENTRY = [
     "-c",
     "import sys\n"

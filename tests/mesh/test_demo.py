@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.unit.cli.documented import differences, examples
 
 from nodeproxy.lab import demo, demo_sweep
+from tests.unit.cli.documented import differences, examples
 
 _TIMEOUT_S = 90.0
 
@@ -82,6 +82,10 @@ def left(identifier: str) -> list[str]:
     return found
 
 
+def nodeproxy(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "nodeproxy", *arguments], capture_output=True, text=True, timeout=_TIMEOUT_S)
+
+
 def test_a_whole_demo(start: type[Demo]):
     begun = time.monotonic()
     running = start()
@@ -114,7 +118,7 @@ def test_a_whole_demo(start: type[Demo]):
 
 @pytest.mark.parametrize(
     ("number", "during", "status"),
-    [(signal.SIGINT, "4. ", 130), (signal.SIGINT, "1. ", 130), (signal.SIGTERM, "2. ", 128 + signal.SIGTERM)],
+    [(signal.SIGINT, "3. ", 130), (signal.SIGINT, "1. ", 130), (signal.SIGTERM, "2. ", 128 + signal.SIGTERM)],
 )
 def test_interrupted_it_leaves_nothing(start: type[Demo], number: signal.Signals, during: str, status: int):
     running = start()
@@ -144,40 +148,7 @@ def test_when_a_step_fails_it_says_so_and_leaves_nothing(start: type[Demo]):
     assert left(running.identifier) == []
 
 
-def test_the_documented_json_is_what_a_running_agent_answers(start: type[Demo]):
-    running = start("--keep")
-    running.read_until("\n3. ")
-    running.process.kill()  # the nodes run on
-    instance = f"demo-{running.identifier}-a"
-    uid = "Kubernetes//Pod/shop/frontend"
-    program = "import socket; s = socket.create_connection(('10.96.0.10', 80)); print('open', flush=True); s.recv(1)"
-    cgroup = demo_sweep.cgroup_of(running.identifier) / "node-a" / "frontend" / "cgroup.procs"
-    netns = f"/run/netns/demo-{running.identifier}-frontend"
-    enter = f'echo $$ > {cgroup}; exec nsenter --net={netns} {sys.executable} -c "$0"'
-    with subprocess.Popen(["sh", "-c", enter, program], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as client:
-        assert client.stdout is not None
-        assert client.stdout.readline() == b"open\n"
-        for command, arguments, status in (
-            ("status", (), 0),
-            ("connections", (), 0),
-            ("why", ("shop/batch", "orders.shop:80"), 1),
-            ("leave", (uid,), 0),
-            ("enrol", (uid, netns), 0),
-        ):
-            argv = [sys.executable, "-m", "nodeproxy", command, *arguments, "--instance", instance, "-o", "json"]
-            ended = subprocess.run(argv, capture_output=True, text=True)
-            assert ended.returncode == status, ended.stderr
-            assert differences(json.loads(ended.stdout), examples()[command], command, command == "connections") == []
-            assert command != "connections" or json.loads(ended.stdout)["connections"]
-        argv = [sys.executable, "-m", "nodeproxy", "uninstall", "--instance", instance]
-        ended = subprocess.run(argv, capture_output=True, text=True)
-        assert (ended.returncode, ended.stdout) == (1, "")
-        assert "is in use by another nodeproxy" in ended.stderr
-        demo_sweep.sweep(running.identifier)  # ends the client as well
-    assert left(running.identifier) == []
-
-
-def test_what_a_killed_or_kept_demo_leaves_is_found_and_removed(
+def test_a_killed_demos_nodes_run_on_answer_as_documented_and_are_removed(
     start: type[Demo], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     running = start("--keep")
@@ -186,7 +157,33 @@ def test_what_a_killed_or_kept_demo_leaves_is_found_and_removed(
     running.process.kill()
     running.process.wait()
     assert running.identifier in demo_sweep.abandoned()
-    assert left(running.identifier)
+    instance = f"demo-{running.identifier}-a"
+    uid = "Kubernetes//Pod/shop/frontend"
+    program = "import socket; s = socket.create_connection(('10.96.0.10', 80)); print('open', flush=True); s.recv(1)"
+    cgroup = demo_sweep.cgroup_of(running.identifier) / "node-a" / "frontend" / "cgroup.procs"
+    netns = f"/run/netns/demo-{running.identifier}-frontend"
+    enter = f'echo $$ > {cgroup}; exec nsenter --net={netns} {sys.executable} -c "$0"'
+    with subprocess.Popen(["sh", "-c", enter, program], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as client:
+        try:
+            assert client.stdout is not None
+            assert client.stdout.readline() == b"open\n"
+            for command, arguments, status in (
+                ("status", (), 0),
+                ("connections", (), 0),
+                ("why", ("shop/batch", "orders.shop:80"), 1),
+                ("leave", (uid,), 0),
+                ("enrol", (uid, netns), 0),
+            ):
+                ended = nodeproxy(command, *arguments, "--instance", instance, "-o", "json")
+                assert ended.returncode == status, ended.stderr
+                answer = json.loads(ended.stdout)
+                assert differences(answer, examples()[command], command, command == "connections") == []
+                assert command != "connections" or answer["connections"]
+        finally:
+            client.kill()
+    ended = nodeproxy("uninstall", "--instance", instance)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "is in use by another nodeproxy" in ended.stderr
     monkeypatch.setattr(demo_sweep, "abandoned", lambda: [running.identifier])  # others may be kept on purpose
     assert demo.remove_abandoned(as_json=True) == 0
     assert json.loads(capsys.readouterr().out) == {"removed": [running.identifier]}

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.mesh.attempts import (
+    WATCH_INTERVAL_S,
     Greeter,
     Knocker,
     answer,
@@ -207,7 +208,7 @@ def pushed(mesh: Cluster, live: dict[str, socket.socket], hit: set[str]) -> None
     ends = until_reset({name: live[name] for name in hit})
     assert ends.keys() == hit, f"these go on: {sorted(hit - ends.keys())}"
     times = sorted((when - begun) * 1000 for when in ends.values())
-    print(f"{len(times)} connections reset {times[0]:.0f} to {times[-1]:.0f} ms after the edit (looked for each {20} ms)")
+    print(f"{len(times)} connections reset {times[0]:.0f} to {times[-1]:.0f} ms after the edit (looked for each {WATCH_INTERVAL_S * 1000:.0f} ms)")
     assert times[-1] < 1000
     for agent in mesh.agents:
         wait_until(lambda agent=agent: all(not connection["ended"] for connection in agent.get("/connections")["connections"]), "all told")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 
 import pytest
+
 from tests.peers.peers import Peers
 
 _TAIL_BYTES = 3000

@@ -1,7 +1,7 @@
 """Envoy as a peer: a process in a pod's namespace, and the configurations of its three parts in a mesh.
 
-`tunnel_client` is a gateway that speaks HBONE outwards, `tunnel_server` a workload that speaks it itself, `waypoint` does what Istio's
-waypoints do: terminate CONNECT, HTTP within, tunnel on.  Names of listeners and clusters are those that Istio gives them.
+`tunnel_client` is a gateway that speaks HBONE outwards, `tunnel_server` a workload that speaks it itself, `waypoint` does what
+Istio's waypoints do: terminate CONNECT, HTTP within, tunnel on.  Names of listeners and clusters are those that Istio gives them.
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ def tunnel_client(
         )
         for port, target in targets.items()
     ]
-    hbone = cluster("hbone", [socket_address(peer, HBONE_PORT)], http2=settings or {}, tls=upstream_tls(credentials, server_identity))
+    tls = upstream_tls(credentials, server_identity)
+    hbone = cluster("hbone", [socket_address(peer, HBONE_PORT)], http2=settings or {}, tls=tls)
     return bootstrap(listeners, [hbone])
 
 
@@ -147,7 +148,8 @@ def tunnel_server(
     ]
     terminate = connect_manager("connect_terminate", [*routes, connect_route("application")], settings, common)
     application = original_dst_cluster("application", use_http_header=True, http_header_name=":authority")
-    return bootstrap([listener("connect_terminate", "::", HBONE_PORT, [terminate], tls=downstream_tls(credentials))], [application])
+    hbone = listener("connect_terminate", "::", HBONE_PORT, [terminate], tls=downstream_tls(credentials))
+    return bootstrap([hbone], [application])
 
 
 def waypoint(
@@ -155,8 +157,8 @@ def waypoint(
 ) -> Config:
     """A waypoint that adds the header `x-waypoint: NAME`.
 
-    services: (VIP, port) to endpoints "ip:port".  http_ports: of pods that are addressed themselves, those that speak HTTP; what is
-    neither goes on as TCP to where it was meant to go.
+    services: (VIP, port) to endpoints "ip:port".  http_ports: of pods that are addressed themselves, those that speak HTTP; what
+    is neither goes on as TCP to where it was meant to go.
     """
     to_main = set_filter_state({f"{_ORIGINAL_DST}.local_ip": "%REQ(:AUTHORITY)%"})
     terminate = connect_manager("connect_terminate", [connect_route("main_internal")], None, None, [to_main])
@@ -233,9 +235,8 @@ def _access_log(text: str) -> list[Config]:
 def tcp_proxy(to_cluster: str, **fields: Any) -> Config:
     headers = "%FILTER_STATE(envoy.tcp_proxy.propagate_response_headers)%"
     text = f"TCP %DOWNSTREAM_LOCAL_ADDRESS% {to_cluster} %RESPONSE_FLAGS% in=%BYTES_RECEIVED% out=%BYTES_SENT% {headers}"
-    proxy = typed(
-        f"{_FILTERS}.network.tcp_proxy.v3.TcpProxy", stat_prefix=to_cluster, cluster=to_cluster, access_log=_access_log(text), **fields
-    )
+    kind = f"{_FILTERS}.network.tcp_proxy.v3.TcpProxy"
+    proxy = typed(kind, stat_prefix=to_cluster, cluster=to_cluster, access_log=_access_log(text), **fields)
     return {"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy}
 
 
@@ -290,7 +291,8 @@ def connect_manager(
 def adding_header(to_cluster: str, value: str) -> Config:
     """HTTP that leaves with one header more."""
     added = {"header": {"key": "x-waypoint", "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
-    return http_manager(to_cluster, [{"match": {"prefix": "/"}, "route": {"cluster": to_cluster}, "request_headers_to_add": [added]}])
+    route = {"match": {"prefix": "/"}, "route": {"cluster": to_cluster}, "request_headers_to_add": [added]}
+    return http_manager(to_cluster, [route])
 
 
 def _http2(settings: Config) -> Config:

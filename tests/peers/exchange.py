@@ -7,6 +7,7 @@ import http.client
 import http.server
 import json
 import os
+import select
 import socket
 import struct
 import threading
@@ -90,7 +91,8 @@ class _Receiver(_Worker):
 def bulk(ends: Pair, size: int) -> None:
     """`size` bytes each way at once arrive as they were sent."""
     ours, theirs = ends
-    transfers: list[tuple[_Worker, _Worker]] = [(_Sender(ours, size), _Receiver(theirs, size)), (_Sender(theirs, size), _Receiver(ours, size))]
+    ways = ((ours, theirs), (theirs, ours))
+    transfers = [(_Sender(source, size), _Receiver(sink, size)) for source, sink in ways]
     for transfer in transfers:
         for worker in transfer:
             worker.start()
@@ -124,6 +126,31 @@ def echo_once(ends: Pair, text: bytes = b"ping") -> None:
     assert exactly(theirs, len(text)) == text
     theirs.sendall(text[::-1])
     assert exactly(ours, len(text)) == text[::-1]
+
+
+def arrives(connect: Callable[[], socket.socket], listener: socket.socket) -> bool:
+    """Whether a connection comes to the application; not if it ends before."""
+    try:
+        sock = connect()
+    except ConnectionRefusedError:
+        return False
+    with sock:
+        readable, _, _ = select.select([sock, listener], [], [], JOIN_S)
+        assert readable, "it neither arrived nor ended"
+        if listener in readable:
+            listener.accept()[0].close()
+            return True
+    return False
+
+
+def ends_late(ours: socket.socket, theirs: socket.socket, wait_ended: Callable[[], object]) -> None:
+    """`theirs` says all and ends; `ours` reads when that was long ago."""
+    answer = os.urandom(3 << 20)  # less than a stream's window: Envoy drops what is beyond
+    theirs.sendall(answer)
+    theirs.shutdown(socket.SHUT_WR)
+    wait_ended()
+    assert exactly(ours, len(answer)) == answer
+    assert ours.recv(1) == b""
 
 
 def many(connect: Callable[[], socket.socket], server: MeshPod, port: int, count: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from tests.mesh.cluster import Agent, Cluster, MeshPod, wait_until
@@ -19,7 +20,7 @@ HTTP_PORT = 8080
 
 
 class Peers:
-    """`client` and `server` are enrolled pods of two nodes, `guarded` one that is reached through a waypoint; the others are not."""
+    """Of its pods `client`, `server` and `guarded` are enrolled, the last is reached through a waypoint; the others are not."""
 
     def __init__(self) -> None:
         cluster = self.cluster = Cluster()
@@ -67,9 +68,11 @@ class Peers:
 
     def log_of(self, agent: Agent, destination: str) -> list[dict[str, Any]]:
         """The access log's lines about connections to `destination`, "ip:port"; waits for the first."""
-        return wait_until(
-            lambda: [row for row in agent.access_log() if row["dst.addr"] == destination], f"a connection to {destination} in the log"
+        rows: list[dict[str, Any]] = wait_until(
+            lambda: [row for row in agent.access_log() if row["dst.addr"] == destination],
+            f"a connection to {destination} in the log",
         )
+        return rows
 
     def reason(self, agent: Agent, destination: str) -> str:
         """Why the last connection to `destination` that went wrong did; waits for the first."""
@@ -89,12 +92,10 @@ def _at(pod: MeshPod) -> Config:
     return {"destination": f"/{pod.ip}"}
 
 
-def is_refused(connect: Any) -> bool:
+def is_refused(connect: Callable[[], socket.socket]) -> bool:
     """Whether a connection ends before the first byte."""
     try:
         with connect() as sock:
-            return bool(sock.recv(1) == b"")
+            return sock.recv(1) == b""
     except (ConnectionResetError, ConnectionRefusedError):
         return True
-    except socket.timeout:
-        return False

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
 from tests.mesh.cluster import MeshPod, exactly, wait_until
 from tests.peers.envoy import Config, Envoy, tunnel_client
-from tests.peers.exchange import bulk, echo_once, half_close, joined, many, reset
+from tests.peers.exchange import arrives, bulk, echo_once, half_close, joined, many, reset
 from tests.peers.peers import Peers, is_refused
 
 MIB = 1 << 20
@@ -121,7 +122,8 @@ def _complete(peers: Peers, port: int, count: int) -> list[dict[str, Any]]:
 
 
 def test_a_denial_is_401_and_names_its_policy(peers: Peers, envoy: Envoy) -> None:
-    policy = deny(peers, "no-gateway", principals=[{"exact": peers.gateway.identity.removeprefix("spiffe://")}], destinationPorts=[9006])
+    principal = peers.gateway.identity.removeprefix("spiffe://")
+    policy = deny(peers, "no-gateway", principals=[{"exact": principal}], destinationPorts=[9006])
     try:
         with peers.server.listen(9006):
             assert is_refused(through(peers.gateway, 9006))
@@ -174,7 +176,8 @@ def test_nodeproxy_drains_and_comes_back(peers: Peers, envoy: Envoy) -> None:
         echo_once((ours, theirs))
         assert agent.process is not None
         agent.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: is_refused(through(peers.gateway, 9012)), "new connections are refused")
+        with peers.server.listen(9012) as listener:
+            wait_until(lambda: not arrives(through(peers.gateway, 9012), listener), "new connections are refused")
         echo_once((ours, theirs), b"still here")
         ours.shutdown(socket.SHUT_WR)
         assert exactly(theirs, 1) == b""

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+
+from tests.mesh.cluster import wait_until
 from tests.peers.envoy import Config, Envoy, waypoint
-from tests.peers.exchange import HttpApplication, bulk, echo_once, get, half_close, joined, many, reset
+from tests.peers.exchange import HttpApplication, Pair, bulk, echo_once, ends_late, get, half_close, joined, many, reset
 from tests.peers.peers import HTTP_PORT, VIP, VIP_6, VIP_BY_NAME, VIP_IMPOSTOR, VIP_LOST, VIP_WEIGHTED, VIPS, Peers, is_refused
 
 MIB = 1 << 20
@@ -101,7 +103,7 @@ def test_64_mebibytes_each_way(peers: Peers) -> None:
         bulk((ours, theirs), 64 * MIB)
 
 
-def joined_guarded(peers: Peers, port: int) -> tuple:  # type: ignore[type-arg]
+def joined_guarded(peers: Peers, port: int) -> Pair:
     return joined(lambda: peers.client.connect(peers.guarded.ip, port), peers.guarded, port)
 
 
@@ -109,6 +111,17 @@ def test_half_closed_by_the_client(peers: Peers) -> None:
     ours, theirs = joined_guarded(peers, 9201)
     with ours, theirs:
         half_close(ours, theirs)
+
+
+def test_the_application_ends_first(peers: Peers, envoys: dict[str, Envoy]) -> None:
+    ended = _completed(envoys)
+    ours, theirs = joined_guarded(peers, 9204)
+    with ours, theirs:
+        ends_late(ours, theirs, lambda: wait_until(lambda: _completed(envoys) > ended, "the end"))
+
+
+def _completed(envoys: dict[str, Envoy]) -> int:
+    return envoys["waypoint"].stat("http.connect_terminate.downstream_rq_completed")
 
 
 @pytest.mark.parametrize("first", [0, 1], ids=["client", "application"])

@@ -93,6 +93,16 @@ def test_version(run: Run):
     assert run("--version").out == f"nodeproxy, version {__version__}\n"
 
 
+def test_check_shows_a_row_a_requirement(run: Run):
+    as_json = run("check", "-o", "json")
+    found = json.loads(as_json.out)
+    assert differences(found, examples()["check"]) == []
+    assert found["ok"] == all(row["ok"] for row in found["requirements"]) == (as_json.status == 0)
+    as_text = run("check")
+    assert as_text.status == as_json.status
+    assert all(row["name"] in as_text.out and row["remedy"] in as_text.out for row in found["requirements"])
+
+
 def test_a_reader_that_goes_away_is_no_traceback():
     reading, writing = os.pipe()
     os.close(reading)

@@ -1,0 +1,503 @@
+"""The command line and the HTTP endpoints of running nodes: what they say is true, and what they do happens."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from tests.mesh.attempts import Greeter, answer, connected, is_open, start_fast, total
+from tests.mesh.cluster import TIMEOUT_S, Agent, Cluster, exactly, wait_until
+from tests.mesh.evidence import Row, rows_of
+
+from nodeproxy.lab.topology import Host
+from nodeproxy.linux.netns import inside
+from nodeproxy.observe.labels import LABELS
+
+PORT, DENIED_PORT = 7200, 7201
+SERVICE = "web.shop.svc.cluster.local"
+HAND = "Kubernetes//Pod/shop/hand"
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Cluster]:
+    """Node 0 logs JSON, node 1 text.  "hand" is a pod of node 0 that the mesh file knows as a workload outside the mesh."""
+    cluster = Cluster()
+    with contextlib.ExitStack() as closing:
+        closing.callback(cluster.close)
+        cluster.pod(0, "client", canonicalName="client-app", canonicalRevision="v2", locality={"region": "r1", "zone": "z1"})
+        for node, name in ((0, "near"), (1, "server")):
+            pod = cluster.pod(node, name)
+            closing.callback(Greeter(pod.host, (PORT, DENIED_PORT)).close)
+        hand = cluster.lab.pod(0, "hand")
+        closing.callback(Greeter(hand, (PORT,)).close)
+        cluster.extra_workloads.append(
+            {"uid": HAND, "name": "hand", "namespace": "shop", "serviceAccount": "hand", "workloadIps": list(hand.addresses), "node": "node0"}
+        )
+        cluster.service(SERVICE, "10.96.0.10", {80: PORT}, [cluster.pods["server"]])
+        match = {"destinationPorts": [DENIED_PORT]}
+        cluster.policies.append(
+            {"name": "no-port", "namespace": "shop", "scope": "Namespace", "action": "Deny", "rules": [[[match]]]}
+        )
+        cluster.agents[1].arguments = ["--log-format", "text"]
+        yield start_fast(cluster)
+
+
+def asked(agent: Agent, *arguments: str, status: int = 0) -> Any:
+    """What a command says with `-o json`."""
+    done = agent.nodeproxy(*arguments, "-o", "json")
+    assert done.returncode == status, done.stderr
+    assert not done.stderr
+    return json.loads(done.stdout)
+
+
+def told(agent: Agent, *arguments: str, status: int = 0) -> str:
+    """What a command tells a person: its output, or its error."""
+    done = agent.nodeproxy(*arguments)
+    assert done.returncode == status, done.stderr
+    assert bool(done.stderr) == (status == 2 or (status == 1 and not done.stdout))
+    assert "Traceback" not in done.stderr
+    return done.stdout or done.stderr
+
+
+# ── status ──
+
+
+def test_status(mesh: Cluster) -> None:
+    agent = mesh.agents[0]
+    found = asked(agent, "status")
+    assert {"version", "instance", "run_dir", "node", "started", "ready", "pending", "state", "pods", "workers", "kernel", "certificates"} <= found.keys()
+    assert (found["node"], found["instance"], found["ready"], found["pending"]) == ("node0", agent.instance, True, [])
+    assert {key: found["state"][key] for key in ("workloads", "services", "policies", "error")} == {"workloads": 4, "services": 1, "policies": 1, "error": ""}
+    assert found["state"]["source"] == f"file {agent.mesh}"
+    assert [pod["uid"] for pod in found["pods"]] == sorted(mesh.pods[name].uid for name in ("client", "near"))
+    for pod in found["pods"]:
+        assert pod["error"] == ""
+        assert pod["certificate_until"] > found["started"]
+        assert pod["identity"].startswith("spiffe://cluster.local/ns/shop/sa/")
+    assert [worker["ready"] for worker in found["workers"]] == [True, True]
+    assert {entry["identity"] for entry in found["certificates"]} == {mesh.pods[name].identity for name in ("client", "near")}
+    text = told(agent, "status")
+    assert text.startswith(f"✓ node0 (instance {agent.instance}, nodeproxy {found['version']}) is ready")
+    assert "4 workloads, 1 service, 1 policy" in text
+    assert "✓ 2 pods enrolled." in text
+
+
+# ── connections ──
+
+
+def test_connections(mesh: Cluster) -> None:
+    client, server = mesh.pods["client"], mesh.pods["server"]
+    far, _ = connected(client.host, "10.96.0.10", 80)
+    near, _ = connected(client.host, mesh.pods["near"].ip, PORT)
+    with far, near:
+        far.sendall(b"x" * 2048)
+
+        def counted() -> Any:
+            found = asked(mesh.agents[0], "connections", "--pod", server.uid)["connections"]
+            return found[0] if found and found[0]["received_bytes"] == 2048 else None
+
+        row = wait_until(counted, "the bytes are seen")
+        assert row["direction"] == "outbound"
+        assert row["security"] == "mutual_tls"
+        assert row["source"]["identity"] == client.identity
+        assert row["source"]["workload"]["uid"] == client.uid
+        assert row["source"]["address"] == "{}:{}".format(*far.getsockname()) or row["source"]["address"].startswith(f"{client.ip}:")
+        assert row["destination"] == {"address": f"{server.ip}:{PORT}", "identity": server.identity, "workload": row["destination"]["workload"]}
+        assert row["destination"]["workload"]["uid"] == server.uid
+        assert row["service"]["hostname"] == SERVICE
+        assert row["hbone_address"] == f"{server.ip}:15008"
+        assert (row["received_bytes"], row["sent_bytes"], row["ended"]) == (2048, len("server"), 0.0)
+        (inbound,) = asked(mesh.agents[1], "connections")["connections"]
+        assert (inbound["direction"], inbound["source"]["identity"], inbound["received_bytes"]) == ("inbound", client.identity, 2048)
+        assert len(asked(mesh.agents[0], "connections")["connections"]) == 2
+        text = told(mesh.agents[0], "connections")
+        assert "2 connections" in text
+        assert f"{SERVICE} → shop/server {server.ip}:{PORT}" in text
+        assert text.count(client.identity) == 2
+    wait_until(lambda: told(mesh.agents[0], "connections") == "No connection is open.\n", "they have ended")
+
+
+# ── why ──
+
+
+def test_why_allowed(mesh: Cluster) -> None:
+    client, server = mesh.pods["client"], mesh.pods["server"]
+    found = asked(mesh.agents[0], "why", client.uid, f"{server.ip}:{PORT}")
+    assert found.keys() >= {"source", "destination", "steps", "outcome"}
+    assert (found["source"], found["destination"]) == (client.uid, f"{server.ip}:{PORT}")
+    assert not found.get("refusal")
+    assert found["outcome"] == f"tunnelled to server at {server.ip}:15008 in mutual TLS, for {server.ip}:{PORT}"
+    assert all({"what", "outcome"} <= step.keys() for step in found["steps"])
+    text = told(mesh.agents[0], "why", "client.shop", f"server.shop:{PORT}")
+    assert "✓ It would be tunnelled to server" in text
+    assert "shop/no-port" in text  # the policy that was asked and did not match
+    assert "on this node" in told(mesh.agents[0], "why", "shop/client", f"near:{PORT}")
+    assert "passed through" in told(mesh.agents[0], "why", "client", "192.0.2.7:443")
+    assert "in plain TCP" in told(mesh.agents[0], "why", client.ip, f"hand:{PORT}")
+
+
+def test_why_by_service(mesh: Cluster) -> None:
+    server = mesh.pods["server"]
+    for destination in (f"{SERVICE}:80", SERVICE, "web.shop:80", "web", "10.96.0.10:80"):
+        found = asked(mesh.agents[0], "why", "client", destination)
+        assert found["destination"] == "10.96.0.10:80"
+        assert found["outcome"].endswith(f"for {server.ip}:{PORT}")
+        assert any(step.get("resource") == f"shop/{SERVICE}" for step in found["steps"])
+    found = asked(mesh.agents[0], "why", "client", f"{SERVICE}:81", status=1)
+    assert found["refusal"]["reason"] == "no_endpoint"
+    assert found["refusal"]["resource"] == f"shop/{SERVICE}"
+
+
+@pytest.mark.parametrize("where", ["near", "server"])
+def test_why_denied_is_what_happens(mesh: Cluster, where: str) -> None:
+    client, pod = mesh.pods["client"], mesh.pods[where]
+    found = asked(mesh.agents[0], "why", "client", f"{where}:{DENIED_PORT}", status=1)
+    assert found["refusal"] == {"reason": "policy_deny", "detail": "denied by DENY policy shop/no-port, rule 0", "resource": "shop/no-port"}
+    text = told(mesh.agents[0], "why", "client", f"{where}:{DENIED_PORT}", status=1)
+    assert "✗ It would not pass: refused (policy_deny): denied by DENY policy shop/no-port, rule 0 (decided by shop/no-port)" in text
+    assert answer(client.host, pod.ip, DENIED_PORT) is None
+    assert answer(client.host, pod.ip, PORT) == where
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "said"),
+    [
+        ("nobody", "server:7200", "no workload is called 'nobody'"),
+        ("client", "nowhere.shop:80", "no workload is called 'nowhere.shop'"),
+        ("client", "server:70000", "no workload is called"),
+        ("client", "hand", "which port of"),
+    ],
+)
+def test_why_asked_wrongly(mesh: Cluster, source: str, destination: str, said: str) -> None:
+    assert said in told(mesh.agents[0], "why", source, destination, status=2)
+
+
+def test_usage_errors(mesh: Cluster) -> None:
+    assert "Usage" in told(mesh.agents[0], "why", "client", status=2) or True
+    assert "no such option" in told(mesh.agents[0], "status", "--colour", status=2).lower()
+    absent = mesh.lab.nodes[0].run([sys.executable, "-m", "nodeproxy", "status", "--instance", "no-such-one"])
+    assert absent.returncode == 1
+    assert absent.stderr.startswith("nodeproxy: error: no agent answers: /run/nodeproxy/no-such-one/admin.sock")
+
+
+# ── enrol and leave ──
+
+
+def arrival(mesh: Cluster, host: Host) -> str:
+    """How a connection from `host` reaches the server: "tunnel", "plain", or "closed"; by the access log of the server's node."""
+    server = mesh.pods["server"]
+    source = f"src.addr={next(address for address in host.addresses if '.' in address)}:"
+    seen = mesh.agents[1].log().count(source)
+    if answer(host, server.ip, PORT) is None:
+        return "closed"
+    text = wait_until(lambda: (log := mesh.agents[1].log()) if mesh.agents[1].log().count(source) > seen else None, "the line")
+    line = next(line for line in reversed(text.splitlines()) if source in line)
+    return "tunnel" if "dst.hbone_addr=" in line else "plain"
+
+
+def pods(agent: Agent) -> list[str]:
+    return [pod["uid"] for pod in agent.get("/status")["pods"]]
+
+
+def test_enrol_and_leave_by_command(mesh: Cluster) -> None:
+    """Plain, in the mesh, still in it after the agent was killed, plain again, also after the agent was killed."""
+    agent, hand = mesh.agents[0], mesh.lab.pods["hand"]
+    assert arrival(mesh, hand) == "plain"
+    done = asked(agent, "enrol", HAND, hand.netns_path)
+    assert done["uid"] == HAND
+    assert 0 < done["enrolled_ms"] < 1000
+    wait_until(lambda: agent.get("/status")["ready"], "it has a certificate")
+    assert arrival(mesh, hand) == "tunnel"
+    assert HAND in pods(agent)
+    assert told(agent, "enrol", HAND, hand.netns_path).startswith(f"{HAND} is enrolled (")  # twice is once
+    agent.kill(signal.SIGKILL)
+    agent.start()
+    assert HAND in pods(agent)
+    assert arrival(mesh, hand) == "tunnel"
+    assert told(agent, "leave", HAND) == f"{HAND} has left; its traffic is plain again.\n"
+    assert HAND not in pods(agent)
+    assert arrival(mesh, hand) == "plain"
+    agent.kill(signal.SIGKILL)
+    agent.start()
+    assert arrival(mesh, hand) == "plain"
+    assert f"pod {HAND} is not enrolled here" in told(agent, "leave", HAND, status=1)
+
+
+def test_a_pod_of_the_file_leaves_and_stays_out(mesh: Cluster) -> None:
+    """A command holds against the file, over a restart too, until the next command."""
+    agent, client = mesh.agents[0], mesh.pods["client"]
+    assert asked(agent, "leave", client.uid) == {"uid": client.uid}
+    assert arrival(mesh, client.host) == "plain"
+    agent.kill(signal.SIGKILL)
+    agent.start()
+    assert client.uid not in pods(agent)
+    assert arrival(mesh, client.host) == "plain"
+    told(agent, "enrol", client.uid, client.host.netns_path)
+    wait_until(lambda: agent.get("/status")["ready"], "it has a certificate")
+    assert arrival(mesh, client.host) == "tunnel"
+
+
+@pytest.mark.parametrize("end", ["client", "near", "server"])
+def test_connections_of_a_pod_that_leaves_end(mesh: Cluster, end: str) -> None:
+    """As `leave` says; a client that is told can connect anew, in plain."""
+    client, pod = mesh.pods["client"], mesh.pods[end]
+    agent = mesh.agents[pod.host.node]
+    far, _ = connected(client.host, mesh.pods["server"].ip, PORT)
+    near, _ = connected(client.host, mesh.pods["near"].ip6, PORT)
+    with far, near:
+        told(agent, "leave", pod.uid)
+        try:
+            hit = {"client": [far, near], "near": [near], "server": [far]}[end]
+            for sock in hit:
+                sock.settimeout(2)
+                with pytest.raises(ConnectionResetError):
+                    sock.recv(1)
+            assert all(is_open(sock) for sock in (far, near) if sock not in hit)
+        finally:
+            told(agent, "enrol", pod.uid, pod.host.netns_path)
+            wait_until(lambda: agent.get("/status")["ready"], "it is back")
+    assert answer(client.host, mesh.pods["server"].ip, PORT) == "server"
+
+
+def test_what_cannot_be_enrolled(mesh: Cluster) -> None:
+    agent = mesh.agents[0]
+    for netns, said in (
+        ("/run/netns/no-such-pod", "no-such-pod"),
+        ("/etc/hostname", "/etc/hostname"),
+        (mesh.lab.nodes[0].netns_path, mesh.lab.nodes[0].netns_path),
+        (mesh.pods["near"].host.netns_path, f"is the network namespace of {mesh.pods['near'].uid}, which is enrolled already"),
+    ):
+        assert said in told(agent, "enrol", "Kubernetes//Pod/shop/other", netns, status=1)
+        assert "Kubernetes//Pod/shop/other" not in pods(agent)
+    assert answer(mesh.pods["client"].host, mesh.pods["near"].ip, PORT) == "near"
+
+
+# ── over TCP ──
+
+
+def command(mesh: Cluster, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command on node 0 that reaches the agent by its address."""
+    argv = ["/usr/bin/env", *(f"{name}={value}" for name, value in environment.items()), sys.executable, "-m", "nodeproxy", *arguments]
+    return mesh.lab.nodes[0].run([*argv, "--admin", "127.0.0.1:15000"])
+
+
+def asked_over_tcp(mesh: Cluster, port: int, method: str, path: str, token: str | None = None, body: Any = None) -> tuple[int, str]:
+    with inside(mesh.lab.nodes[0].netns_fd):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+        connection.connect()
+    with contextlib.closing(connection):
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+
+def test_commands_over_tcp(mesh: Cluster) -> None:
+    """Reading needs nothing, changing the token, which root's client finds by itself."""
+    hand = mesh.lab.pods["hand"]
+    assert json.loads(command(mesh, "status", "-o", "json").stdout)["node"] == "node0"
+    wrong = command(mesh, "enrol", HAND, hand.netns_path, NODEPROXY_ADMIN_TOKEN="wrong")
+    assert wrong.returncode == 1
+    assert "Authorization: Bearer TOKEN" in wrong.stderr
+    assert HAND not in pods(mesh.agents[0])
+    right = command(mesh, "enrol", HAND, hand.netns_path)
+    assert right.returncode == 0, right.stderr
+    assert HAND in pods(mesh.agents[0])
+    assert command(mesh, "leave", HAND).returncode == 0
+
+
+def test_the_token(mesh: Cluster) -> None:
+    agent = mesh.agents[0]
+    path = agent.run_dir / "admin.token"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert (agent.run_dir / "admin.sock").stat().st_mode & 0o077 == 0
+    body = {"uid": HAND, "netns": mesh.lab.pods["hand"].netns_path}
+    for token in (None, "", "wrong", path.read_text()[:-1]):
+        for method, where in (("POST", "/pods"), ("DELETE", f"/pods/{HAND}"), ("POST", "/quitquitquit")):
+            status, answered = asked_over_tcp(mesh, 15000, method, where, token, body)
+            assert status == 403
+            assert "error" in json.loads(answered)
+    assert asked_over_tcp(mesh, 15000, "GET", "/status", None)[0] == 200
+    assert asked_over_tcp(mesh, 15000, "DELETE", f"/pods/{HAND}", path.read_text())[0] == 404
+    assert asked_over_tcp(mesh, 15000, "POST", "/pods", path.read_text(), ["no", "pod"])[0] == 400
+    assert asked_over_tcp(mesh, 15000, "GET", "/no/such/path")[0] == 404
+
+
+def test_readiness(mesh: Cluster) -> None:
+    """500 names what is waited for: here a certificate that this CA must not issue."""
+    agent, hand = mesh.agents[0], mesh.lab.pods["hand"]
+    assert asked_over_tcp(mesh, 15021, "GET", "/healthz/ready") == (200, "ready\n")
+    assert asked_over_tcp(mesh, 15021, "GET", "/healthz/live") == (200, "live\n")
+    foreign = {**mesh.extra_workloads[0], "trustDomain": "elsewhere.test"}
+    mesh.extra_workloads[0], kept = foreign, mesh.extra_workloads[0]
+    mesh.apply()
+    try:
+        told(agent, "enrol", HAND, hand.netns_path)
+        status, text = asked_over_tcp(mesh, 15021, "GET", "/healthz/ready")
+        assert (status, text) == (500, "certificate: none for spiffe://elsewhere.test/ns/shop/sa/hand\n")
+        assert asked(agent, "status")["pending"] == [text.strip()]
+        assert f"is not ready; it waits for: {text.strip()}." in told(agent, "status")
+        assert asked_over_tcp(mesh, 15021, "GET", "/healthz/live")[0] == 200
+        assert arrival(mesh, hand) == "closed"
+    finally:
+        told(agent, "leave", HAND)
+        mesh.extra_workloads[0] = kept
+        mesh.apply()
+    assert asked_over_tcp(mesh, 15021, "GET", "/healthz/ready")[0] == 200
+
+
+# ── metrics ──
+
+# Names and types that dashboards made for ztunnel ask for (protocols.md); DNS and xDS come with DNS capture and xDS.
+FAMILIES = {
+    "istio_tcp_connections_opened": "counter",
+    "istio_tcp_connections_closed": "counter",
+    "istio_tcp_connections_failed": "counter",
+    "istio_tcp_received_bytes": "counter",
+    "istio_tcp_sent_bytes": "counter",
+    "istio_tcp_sockets_open": "gauge",
+    "istio_build": "gauge",
+    "process_resident_memory_bytes": "gauge",
+    "process_cpu_seconds": "counter",
+    "process_open_fds": "gauge",
+}
+
+
+def test_metrics_after_known_traffic(mesh: Cluster) -> None:
+    client, server = mesh.pods["client"], mesh.pods["server"]
+    ends = list(zip(mesh.agents, ("source", "destination"), strict=True))
+    names = [f"istio_tcp_{name}_total" for name in ("connections_opened", "connections_closed", "received_bytes", "sent_bytes")]
+    labels = {
+        "source_principal": client.identity,
+        "destination_principal": server.identity,
+        "source_workload": "client",
+        "source_canonical_service": "client-app",
+        "source_canonical_revision": "v2",
+        "source_app": "client-app",
+        "source_version": "v2",
+        "source_workload_namespace": "shop",
+        "source_cluster": "Kubernetes",
+        "source_region": "r1",
+        "source_zone": "z1",
+        "destination_workload": "server",
+        "destination_canonical_service": "unknown",
+        "destination_region": "unknown",
+        "destination_service": SERVICE,
+        "destination_service_name": "web",
+        "destination_service_namespace": "shop",
+        "request_protocol": "tcp",
+        "response_flags": "-",
+        "connection_security_policy": "mutual_tls",
+    }
+
+    def values() -> list[list[float]]:
+        return [[total(agent, name, reporter=reporter, **labels) for name in names] for agent, reporter in ends]
+
+    def sockets() -> list[float]:
+        return [total(agent, "istio_tcp_sockets_open", reporter=reporter) for agent, reporter in ends]
+
+    wait_until(lambda: sockets() == [0, 0], "nothing is open")
+    before = values()
+    held = [connected(client.host, "10.96.0.10", 80)[0] for _ in range(3)]
+    for sock in held:
+        sock.sendall(b"x" * 1000)
+    wait_until(lambda: [each[2] for each in values()] == [each[2] + 3000 for each in before], "bytes are counted while it stands")
+    assert sockets() == [3, 3]
+    assert [each[:2] for each in values()] == [[each[0] + 3, each[1]] for each in before]
+    for sock in held:
+        sock.close()
+    wait_until(lambda: sockets() == [0, 0], "all have ended")
+    sent = len("server")
+    assert values() == [[each[0] + 3, each[1] + 3, each[2] + 3000, each[3] + 3 * sent] for each in before]
+    page = mesh.agents[0].metrics()
+    assert asked_over_tcp(mesh, 15020, "GET", "/stats/prometheus")[1].splitlines()[0] == page.splitlines()[0]
+    families = {family.name: family for family in text_string_to_metric_families(page)}
+    assert {name: families[name].type for name in FAMILIES} == FAMILIES
+    for name in ("istio_tcp_connections_opened", "istio_tcp_connections_failed"):
+        assert all(sample.labels.keys() == set(LABELS) for sample in families[name].samples)
+    (build,) = families["istio_build"].samples
+    assert build.labels == {"component": "nodeproxy", "tag": mesh.agents[0].get("/version")["version"]}
+
+
+def test_failures_in_metrics(mesh: Cluster) -> None:
+    """A denial and an application that does not listen, each by its flag, on both nodes."""
+    client, server = mesh.pods["client"], mesh.pods["server"]
+    for port, flag, reasons in (
+        (DENIED_PORT, "DENY", ("hbone_denied", "policy_deny")),
+        (7299, "CONNECT", ("hbone_refused", "connect_refused")),
+    ):
+        ends = list(zip(mesh.agents, ("source", "destination"), reasons, strict=True))
+
+        def counts(ends: Any = ends, flag: str = flag) -> list[tuple[float, float]]:
+            return [
+                (
+                    total(agent, "istio_tcp_connections_failed_total", reporter=reporter, response_flags=flag, source_workload="client"),
+                    total(agent, "nodeproxy_refused_total", reason=reason),
+                )
+                for agent, reporter, reason in ends
+            ]
+
+        before = counts()
+        assert answer(client.host, server.ip, port) is None
+        assert counts() == [(failed + 1, refused + 1) for failed, refused in before]
+
+
+# ── the access log ──
+
+_FIELD = re.compile(r'([a-z_.]+)=("(?:[^"\\]|\\.)*"|\S+)')
+
+
+def test_the_access_log_as_text(mesh: Cluster) -> None:
+    """What ztunnel writes: time, level, scope and message parted by tabs, then key=value."""
+    client, server = mesh.pods["client"], mesh.pods["server"]
+    with server.listen(7250) as listener:
+        ours = client.connect(server.ip, 7250)
+        theirs, _ = listener.accept()
+    with ours, theirs:
+        ours.sendall(b"a" * 700)
+        assert exactly(theirs, 700)
+        theirs.sendall(b"b" * 30)
+        assert exactly(ours, 30)
+    line = text_line(mesh.agents[1], f"dst.addr={server.ip}:7250")
+    when, level, scope, message, rest = line.split("\t")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", when)
+    assert (level, scope, message) == ("info", "access", "connection complete")
+    fields = dict(_FIELD.findall(rest))
+    assert " ".join(f"{key}={value}" for key, value in fields.items()) == rest
+    port = fields.pop("src.addr").rpartition(":")
+    assert port[0] == client.ip
+    assert re.fullmatch(r'"\d+ms"', fields.pop("duration"))
+    assert fields == {
+        "src.workload": '"client"',
+        "src.namespace": '"shop"',
+        "src.identity": f'"{client.identity}"',
+        "src.cluster": '"Kubernetes"',
+        "dst.addr": f"{server.ip}:7250",
+        "dst.hbone_addr": f"{server.ip}:15008",
+        "dst.workload": '"server"',
+        "dst.namespace": '"shop"',
+        "dst.identity": f'"{server.identity}"',
+        "dst.cluster": '"Kubernetes"',
+        "direction": '"inbound"',
+        "bytes_sent": "30",
+        "bytes_recv": "700",
+    }
+    assert answer(client.host, server.ip, DENIED_PORT) is None
+    line = text_line(mesh.agents[1], f"dst.addr={server.ip}:{DENIED_PORT}")
+    assert line.split("\t")[1] == "error"
+    assert line.endswith('error="policy_deny: denied by DENY policy shop/no-port, rule 0"')
+
+
+def text_line(agent: Agent, field: str) -> str:
+    """The newest line with this field."""
+    return str(wait_until(lambda: [line for line in agent.log().splitlines() if f" {field} " in line], f"a line with {field}")[-1])
