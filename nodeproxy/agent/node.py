@@ -9,10 +9,9 @@ import logging
 import time
 from pathlib import Path
 
-import msgspec
-
 from nodeproxy.agent.enrolment import Enrolment
 from nodeproxy.agent.identities import Identities
+from nodeproxy.agent.remembered import Remembered
 from nodeproxy.agent.sources.mesh_file import Mesh
 from nodeproxy.agent.workers import Workers
 from nodeproxy.errors import ConfigError
@@ -26,10 +25,6 @@ from nodeproxy.state.balance import Balancer
 from nodeproxy.state.store import StateWriter
 
 log = logging.getLogger(__name__)
-
-_PODS = "pods"  # keys of the store's meta table
-_COMMANDS = "commands"
-_RECEIVED = "received"
 
 
 class Node:
@@ -50,6 +45,7 @@ class Node:
         self.started = time.time()
         self.steering = steering
         self.state = StateWriter(store)
+        self.remembered = Remembered(self.state)
         self.reader = self.state.reader()
         self.balancer = Balancer()
         self.totals = Totals()
@@ -64,7 +60,7 @@ class Node:
         self.metrics.certificates = self.identities.manager.statistics
         self.metrics.state = self.state_statistics
         self.metrics.kernel_drops = steering.drop_counters
-        self._restore_commands()
+        self.enrolment.restore(self.remembered.commands)
 
     # ── life ──
 
@@ -81,14 +77,12 @@ class Node:
     @property
     def has_last_state(self) -> bool:
         """Whether an agent before this one left a state to go on with."""
-        return self.state.get_meta(_PODS) is not None
+        return self.remembered.pods is not None
 
     async def go_on_with_last_state(self) -> None:
         """The source does not answer: serve what it said last."""
-        received = self.state.get_meta(_RECEIVED)
-        self._received = msgspec.msgpack.decode(received, type=float) if received else 0.0
-        pods = self.state.get_meta(_PODS) or b"\x90"
-        await self._reconcile(msgspec.msgpack.decode(pods, type=tuple[PodSpec, ...]))
+        self._received = self.remembered.received
+        await self._reconcile(self.remembered.pods or ())
 
     # ── the source ──
 
@@ -101,8 +95,7 @@ class Node:
         if self.state.epoch != before:
             self._assign_identities()
             self.workers.broadcast(StateChanged())
-        self.state.put_meta(_PODS, msgspec.msgpack.encode(mesh.pods))
-        self.state.put_meta(_RECEIVED, msgspec.msgpack.encode(self._received))
+        self.remembered.keep_pods(mesh.pods, self._received)
         await self._reconcile(mesh.pods)
         counts = self.reader.view().counts()
         log.info("state %d: %s; %d pods here", self.state.epoch, ", ".join(f"{count} {kind}" for kind, count in counts.items()), len(mesh.pods))
@@ -118,13 +111,13 @@ class Node:
         """By an administrator's command; how long it took, in milliseconds."""
         before = time.monotonic()
         await self.enrolment.enrol(spec)
-        self._keep_commands()
+        self.remembered.keep_commands(self.enrolment.commands)
         return (time.monotonic() - before) * 1000
 
     async def leave(self, uid: str) -> bool:
         """By an administrator's command; False: it was not in."""
         was_in = await self.enrolment.leave(uid)
-        self._keep_commands()
+        self.remembered.keep_commands(self.enrolment.commands)
         return was_in
 
     # ── what can be asked ──
@@ -171,13 +164,3 @@ class Node:
 
     def _pod_released(self, slot: int, cookie: int) -> None:
         self.enrolment.released(slot, cookie)
-
-    def _restore_commands(self) -> None:
-        kept = self.state.get_meta(_COMMANDS)
-        if kept:
-            self.enrolment.restore(msgspec.msgpack.decode(kept, type=dict[str, PodSpec | None]))
-
-    def _keep_commands(self) -> None:
-        self.state.put_meta(_COMMANDS, msgspec.msgpack.encode(self.enrolment.commands))
-
-

@@ -27,7 +27,8 @@ from nodeproxy.linux.preflight import capabilities
 
 log = logging.getLogger("nodeproxy")
 
-_LOCK_FILE = "lock"
+LOCK_FILE = "lock"  # in the run directory, as is the state's store
+STORE = "state"
 
 
 def run(config: RunConfig) -> int:
@@ -52,7 +53,7 @@ def run(config: RunConfig) -> int:
 
 async def _serve(config: RunConfig, steering: Steering, authority: LocalAuthority) -> None:
     node = Node(
-        store=config.run_dir / "state",
+        store=config.run_dir / STORE,
         steering=steering,
         authority=authority,
         workers=config.workers,
@@ -132,7 +133,7 @@ def _own_run_dir(run_dir: Path, instance: str) -> int:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         run_dir.chmod(0o700)
-        fd = os.open(run_dir / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigError(f"--run-dir {run_dir}: {error.strerror}; give a directory that root can write") from error
     try:

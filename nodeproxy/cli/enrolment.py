@@ -47,7 +47,7 @@ def enrol(uid: str, netns: str, output: str, **where: Any) -> None:
 @instance_options
 @output_option
 def leave(uid: str, output: str, **where: Any) -> None:
-    """Take a pod out of the mesh: what it sends and receives is plain again, and its connections through the proxy end."""
+    """Take a pod out of the mesh: its new connections are plain again, those that stand go on through the proxy to their end."""
     done = connect(**where).delete(f"/pods/{quote(uid, safe='')}")
     if output == "json":
         print_json(done)

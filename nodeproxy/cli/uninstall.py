@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import shutil
 from pathlib import Path
 
 import click
 
 from nodeproxy.cli.options import Command, output_option, run_directory
 from nodeproxy.cli.output import print_json
-from nodeproxy.errors import ConfigError, KernelError
-
-# What every run directory of an agent has; a directory without it was named by mistake.
-_LOCK_NAME = "lock"
+from nodeproxy.errors import ConfigError
 
 
 @click.command(
@@ -37,35 +32,11 @@ def uninstall(instance: str, run_dir: str | None, cgroup_root: str | None, outpu
         directory = run_directory(instance, run_dir)
     except ConfigError as exc:
         raise click.UsageError(str(exc), click.get_current_context()) from exc
-    from nodeproxy.kernel.steering import Steering
-    from nodeproxy.linux import cgroup
+    from nodeproxy.app.uninstall import uninstall as remove
 
-    Steering.uninstall(instance)
-    remove_run_directory(directory)
-    _remove_cgroup(cgroup.instance_cgroup(Path(cgroup_root) if cgroup_root else cgroup.cgroup2_mount(), instance))
+    remove(instance, directory, Path(cgroup_root) if cgroup_root else None)
     if output == "json":
         print_json({"instance": instance})
     else:
         click.echo(f"Nothing of instance {instance} is left; its pods are plain again.")
 
-
-def remove_run_directory(directory: Path) -> None:
-    """Remove an ended agent's run directory.  Raises ConfigError for a directory that is none."""
-    if not directory.exists():
-        return
-    if not (directory / _LOCK_NAME).is_file():
-        raise ConfigError(f"{directory} is no agent's run directory (it has no file {_LOCK_NAME!r}); it was left alone")
-    try:
-        shutil.rmtree(directory)
-    except OSError as exc:
-        raise ConfigError(f"can't remove {exc.filename or directory}: {exc.strerror}") from exc
-
-
-def _remove_cgroup(path: Path) -> None:
-    try:
-        path.rmdir()
-    except FileNotFoundError:
-        return
-    except OSError as exc:
-        busy = "processes are still in it" if exc.errno == errno.EBUSY else exc.strerror
-        raise KernelError(f"cgroup {path} stays: {busy}", exc.errno or 0) from exc

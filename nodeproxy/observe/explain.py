@@ -22,6 +22,7 @@ from nodeproxy.state.balance import Balancer, target_port
 from nodeproxy.state.view import View
 
 _MAX_EXAMPLES = 5
+_MAX_PORT = 65535
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,8 +98,10 @@ def _resolve(view: View, source: Workload, destination: str, steps: Trace) -> tu
         return _service_address(view, source, service, port, steps)
     # A uid may have upper-case letters and slashes, which an authority has not.
     text, _, tail = destination.rpartition(":")
-    if parsed is None and tail.isascii() and tail.isdigit() and text:
+    if parsed is None and tail.isascii() and tail.isdigit() and text and _by_address(view, destination) is None:
         name, port = text, int(tail)
+        if not 0 < port <= _MAX_PORT:
+            raise ConfigError(f"{tail} is no port; ports go from 1 to {_MAX_PORT}")
     workload = find_workload(view, name)
     if not workload.addresses:
         raise ConfigError(f"workload {workload.uid} has no address; name an address and a port")

@@ -29,8 +29,10 @@ class LogWriter:
     def write(self, line: bytes) -> None:
         """Keep `line` (with its newline) for the next `flush`."""
         if self._kept_bytes + len(line) > MAX_KEPT_BYTES:
-            self.dropped += 1
-            return
+            self.flush()  # one pass may have more to say than is kept: only what the reader does not take is dropped
+            if self._kept_bytes + len(line) > MAX_KEPT_BYTES:
+                self.dropped += 1
+                return
         self._lines.append(line)
         self._kept_bytes += len(line)
 

@@ -34,9 +34,9 @@ _PREFACE_DETAIL = f"TLS stands for {_PING_INTERVAL_S:.0f} s and no HTTP/2 prefac
 # Cipher text is handed to the socket at the end of a pass, or when this much is there.
 _FLUSH_BYTES = 4 << 20
 _RECORD_BYTES = 16_384
-# What may wait to be said to a peer that does not read: 200 streams' answers and windows take a tenth of it.  The codec counts what
+# What may wait to be said to a peer that does not read: 200 streams' answers and windows take a third of it.  The codec counts what
 # it answers by itself; refusals of requests are ours.
-MAX_UNSAID_BYTES = 1 << 20
+MAX_UNSAID_BYTES = 256 << 10
 # A tunnel that was told to end is closed so long after its last stream: what the peer sent before it read GOAWAY must not meet a
 # closed socket, whose reset would take the GOAWAY from it.
 _LINGER_S = 1.0

@@ -89,6 +89,7 @@ class Worker:
         self._outbound = Outbound(self._context, OriginalDestination(settings.original_destination_fd))
         self._inbound = Inbound(self._context)
         self._spare = Spare()
+        self._dropped = 0  # lines that were told of
         self._encoder = msgspec.msgpack.Encoder()
         self._leaving: dict[int, Pod] = {}  # by netns cookie
 
@@ -239,6 +240,9 @@ class Worker:
     def _report_regularly(self) -> None:
         self._poller.later(_REPORT_INTERVAL_S, self._report_regularly)
         self._release_pods()
+        if self._log.dropped > self._dropped:
+            log.warning("%d lines of the access log were dropped: nobody reads them fast enough", self._log.dropped - self._dropped)
+            self._dropped = self._log.dropped
         if not self._outbox:  # an agent that does not read is told the sums later: what waits for it must not grow
             self._report(0)
 

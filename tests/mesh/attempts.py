@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.mesh import cluster as cluster_module
-from tests.mesh.cluster import TIMEOUT_S, Agent, Cluster
 
 from nodeproxy.lab.topology import Host
 from nodeproxy.linux.netns import inside
+from tests.mesh import cluster as cluster_module
+from tests.mesh.cluster import TIMEOUT_S, Agent, Cluster
 
 # The product looks at its mesh file each 200 ms.  Here some hundred edits are made, and what follows an edit is timed.
 WATCH_INTERVAL_S = 0.01

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import re
 import signal
 import socket
@@ -15,13 +16,12 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.mesh.attempts import Greeter, answer, connected, is_open, start_fast, total
-from tests.mesh.cluster import TIMEOUT_S, Agent, Cluster, exactly, wait_until
-from tests.mesh.evidence import Row, rows_of
 
 from nodeproxy.lab.topology import Host
 from nodeproxy.linux.netns import inside
 from nodeproxy.observe.labels import LABELS
+from tests.mesh.attempts import Greeter, answer, connected, start_fast, total
+from tests.mesh.cluster import TIMEOUT_S, Agent, Cluster, exactly, wait_until
 
 PORT, DENIED_PORT = 7200, 7201
 SERVICE = "web.shop.svc.cluster.local"
@@ -40,9 +40,8 @@ def mesh() -> Iterator[Cluster]:
             closing.callback(Greeter(pod.host, (PORT, DENIED_PORT)).close)
         hand = cluster.lab.pod(0, "hand")
         closing.callback(Greeter(hand, (PORT,)).close)
-        cluster.extra_workloads.append(
-            {"uid": HAND, "name": "hand", "namespace": "shop", "serviceAccount": "hand", "workloadIps": list(hand.addresses), "node": "node0"}
-        )
+        entry = {"uid": HAND, "name": "hand", "namespace": "shop", "serviceAccount": "hand", "node": "node0"}
+        cluster.extra_workloads.append({**entry, "workloadIps": list(hand.addresses)})
         cluster.service(SERVICE, "10.96.0.10", {80: PORT}, [cluster.pods["server"]])
         match = {"destinationPorts": [DENIED_PORT]}
         cluster.policies.append(
@@ -71,13 +70,15 @@ def told(agent: Agent, *arguments: str, status: int = 0) -> str:
 
 # ── status ──
 
+STATUS_KEYS = {"version", "instance", "run_dir", "node", "started", "ready", "pending"}
+STATUS_KEYS |= {"state", "pods", "workers", "kernel", "certificates"}
 
 def test_status(mesh: Cluster) -> None:
     agent = mesh.agents[0]
     found = asked(agent, "status")
-    assert {"version", "instance", "run_dir", "node", "started", "ready", "pending", "state", "pods", "workers", "kernel", "certificates"} <= found.keys()
+    assert found.keys() >= STATUS_KEYS
     assert (found["node"], found["instance"], found["ready"], found["pending"]) == ("node0", agent.instance, True, [])
-    assert {key: found["state"][key] for key in ("workloads", "services", "policies", "error")} == {"workloads": 4, "services": 1, "policies": 1, "error": ""}
+    assert found["state"].items() >= {"workloads": 4, "services": 1, "policies": 1, "error": ""}.items()
     assert found["state"]["source"] == f"file {agent.mesh}"
     assert [pod["uid"] for pod in found["pods"]] == sorted(mesh.pods[name].uid for name in ("client", "near"))
     for pod in found["pods"]:
@@ -111,14 +112,16 @@ def test_connections(mesh: Cluster) -> None:
         assert row["security"] == "mutual_tls"
         assert row["source"]["identity"] == client.identity
         assert row["source"]["workload"]["uid"] == client.uid
-        assert row["source"]["address"] == "{}:{}".format(*far.getsockname()) or row["source"]["address"].startswith(f"{client.ip}:")
-        assert row["destination"] == {"address": f"{server.ip}:{PORT}", "identity": server.identity, "workload": row["destination"]["workload"]}
+        assert row["source"]["address"].startswith(f"{client.ip}:")
+        assert row["destination"]["address"] == f"{server.ip}:{PORT}"
+        assert row["destination"]["identity"] == server.identity
         assert row["destination"]["workload"]["uid"] == server.uid
         assert row["service"]["hostname"] == SERVICE
         assert row["hbone_address"] == f"{server.ip}:15008"
         assert (row["received_bytes"], row["sent_bytes"], row["ended"]) == (2048, len("server"), 0.0)
         (inbound,) = asked(mesh.agents[1], "connections")["connections"]
-        assert (inbound["direction"], inbound["source"]["identity"], inbound["received_bytes"]) == ("inbound", client.identity, 2048)
+        assert (inbound["direction"], inbound["received_bytes"]) == ("inbound", 2048)
+        assert inbound["source"]["identity"] == client.identity
         assert len(asked(mesh.agents[0], "connections")["connections"]) == 2
         text = told(mesh.agents[0], "connections")
         assert "2 connections" in text
@@ -162,9 +165,10 @@ def test_why_by_service(mesh: Cluster) -> None:
 def test_why_denied_is_what_happens(mesh: Cluster, where: str) -> None:
     client, pod = mesh.pods["client"], mesh.pods[where]
     found = asked(mesh.agents[0], "why", "client", f"{where}:{DENIED_PORT}", status=1)
-    assert found["refusal"] == {"reason": "policy_deny", "detail": "denied by DENY policy shop/no-port, rule 0", "resource": "shop/no-port"}
+    detail = "denied by DENY policy shop/no-port, rule 0"
+    assert found["refusal"] == {"reason": "policy_deny", "detail": detail, "resource": "shop/no-port"}
     text = told(mesh.agents[0], "why", "client", f"{where}:{DENIED_PORT}", status=1)
-    assert "✗ It would not pass: refused (policy_deny): denied by DENY policy shop/no-port, rule 0 (decided by shop/no-port)" in text
+    assert "✗ It would not pass: refused (policy_deny): denied by DENY policy shop/no-port, rule 0\n" in text
     assert answer(client.host, pod.ip, DENIED_PORT) is None
     assert answer(client.host, pod.ip, PORT) == where
 
@@ -174,7 +178,7 @@ def test_why_denied_is_what_happens(mesh: Cluster, where: str) -> None:
     [
         ("nobody", "server:7200", "no workload is called 'nobody'"),
         ("client", "nowhere.shop:80", "no workload is called 'nowhere.shop'"),
-        ("client", "server:70000", "no workload is called"),
+        ("client", "server:70000", "70000 is no port"),
         ("client", "hand", "which port of"),
     ],
 )
@@ -183,7 +187,7 @@ def test_why_asked_wrongly(mesh: Cluster, source: str, destination: str, said: s
 
 
 def test_usage_errors(mesh: Cluster) -> None:
-    assert "Usage" in told(mesh.agents[0], "why", "client", status=2) or True
+    assert "Missing argument 'DESTINATION[:PORT]'" in told(mesh.agents[0], "why", "client", status=2)
     assert "no such option" in told(mesh.agents[0], "status", "--colour", status=2).lower()
     absent = mesh.lab.nodes[0].run([sys.executable, "-m", "nodeproxy", "status", "--instance", "no-such-one"])
     assert absent.returncode == 1
@@ -200,8 +204,8 @@ def arrival(mesh: Cluster, host: Host) -> str:
     seen = mesh.agents[1].log().count(source)
     if answer(host, server.ip, PORT) is None:
         return "closed"
-    text = wait_until(lambda: (log := mesh.agents[1].log()) if mesh.agents[1].log().count(source) > seen else None, "the line")
-    line = next(line for line in reversed(text.splitlines()) if source in line)
+    wait_until(lambda: mesh.agents[1].log().count(source) > seen, "the line")
+    line = next(line for line in reversed(mesh.agents[1].log().splitlines()) if source in line)
     return "tunnel" if "dst.hbone_addr=" in line else "plain"
 
 
@@ -248,21 +252,29 @@ def test_a_pod_of_the_file_leaves_and_stays_out(mesh: Cluster) -> None:
 
 
 @pytest.mark.parametrize("end", ["client", "near", "server"])
-def test_connections_of_a_pod_that_leaves_end(mesh: Cluster, end: str) -> None:
-    """As `leave` says; a client that is told can connect anew, in plain."""
+def test_connections_of_a_pod_that_leaves_go_on(mesh: Cluster, end: str) -> None:
+    """As `leave` says: what stands stays as it is, tunnelled and judged, to its end; what is new is plain."""
     client, pod = mesh.pods["client"], mesh.pods[end]
     agent = mesh.agents[pod.host.node]
-    far, _ = connected(client.host, mesh.pods["server"].ip, PORT)
-    near, _ = connected(client.host, mesh.pods["near"].ip6, PORT)
-    with far, near:
+    with contextlib.ExitStack() as closing:
+        pairs = []
+        for number, (server, address) in enumerate(((mesh.pods["server"], "ip"), (mesh.pods["near"], "ip6"))):
+            with server.listen(7260 + number, getattr(server, address)) as listener:
+                ours = closing.enter_context(client.connect(getattr(server, address), 7260 + number))
+                theirs = closing.enter_context(listener.accept()[0])
+            theirs.settimeout(TIMEOUT_S)
+            pairs.append((ours, theirs))
         told(agent, "leave", pod.uid)
         try:
-            hit = {"client": [far, near], "near": [near], "server": [far]}[end]
-            for sock in hit:
-                sock.settimeout(2)
-                with pytest.raises(ConnectionResetError):
-                    sock.recv(1)
-            assert all(is_open(sock) for sock in (far, near) if sock not in hit)
+            for ours, theirs in pairs:
+                ours.sendall(b"there")
+                assert exactly(theirs, 5) == b"there"
+                theirs.sendall(b"back")
+                assert exactly(ours, 4) == b"back"
+                theirs.shutdown(socket.SHUT_WR)
+                assert ours.recv(1) == b""
+                ours.close()
+                assert theirs.recv(1) == b""
         finally:
             told(agent, "enrol", pod.uid, pod.host.netns_path)
             wait_until(lambda: agent.get("/status")["ready"], "it is back")
@@ -287,11 +299,13 @@ def test_what_cannot_be_enrolled(mesh: Cluster) -> None:
 
 def command(mesh: Cluster, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A command on node 0 that reaches the agent by its address."""
-    argv = ["/usr/bin/env", *(f"{name}={value}" for name, value in environment.items()), sys.executable, "-m", "nodeproxy", *arguments]
-    return mesh.lab.nodes[0].run([*argv, "--admin", "127.0.0.1:15000"])
+    argv = [sys.executable, "-m", "nodeproxy", *arguments, "--admin", "127.0.0.1:15000"]
+    return mesh.lab.nodes[0].run(argv, env={**os.environ, **environment})
 
 
-def asked_over_tcp(mesh: Cluster, port: int, method: str, path: str, token: str | None = None, body: Any = None) -> tuple[int, str]:
+def asked_over_tcp(
+    mesh: Cluster, port: int, method: str, path: str, token: str | None = None, body: Any = None
+) -> tuple[int, str]:
     with inside(mesh.lab.nodes[0].netns_fd):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
         connection.connect()
@@ -439,9 +453,10 @@ def test_failures_in_metrics(mesh: Cluster) -> None:
         ends = list(zip(mesh.agents, ("source", "destination"), reasons, strict=True))
 
         def counts(ends: Any = ends, flag: str = flag) -> list[tuple[float, float]]:
+            name = "istio_tcp_connections_failed_total"
             return [
                 (
-                    total(agent, "istio_tcp_connections_failed_total", reporter=reporter, response_flags=flag, source_workload="client"),
+                    total(agent, name, reporter=reporter, response_flags=flag, source_workload="client"),
                     total(agent, "nodeproxy_refused_total", reason=reason),
                 )
                 for agent, reporter, reason in ends
@@ -500,4 +515,8 @@ def test_the_access_log_as_text(mesh: Cluster) -> None:
 
 def text_line(agent: Agent, field: str) -> str:
     """The newest line with this field."""
-    return str(wait_until(lambda: [line for line in agent.log().splitlines() if f" {field} " in line], f"a line with {field}")[-1])
+
+    def found() -> list[str]:
+        return [line for line in agent.log().splitlines() if f" {field} " in line]
+
+    return str(wait_until(found, f"a line with {field}")[-1])

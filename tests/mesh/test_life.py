@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -303,6 +304,25 @@ def test_a_full_descriptor_table_refuses_by_name_and_recovers(mesh: Cluster) -> 
         for sock in held:
             sock.close()
     assert wait_until(lambda: passes(mesh, 9301), "it recovers")
+
+
+def test_uninstall_leaves_the_pods_plain_and_nothing_behind(mesh: Cluster) -> None:
+    agent, client, server = mesh.agents[0], mesh.pods["client"], mesh.pods["server"]
+    arguments = ["uninstall", "--cgroup-root", str(mesh.cgroup)]
+    refused = agent.nodeproxy(*arguments)
+    assert refused.returncode == 1
+    assert "runs" in refused.stderr or "in use" in refused.stderr
+    agent.kill(signal.SIGTERM)
+    assert not passes(mesh)
+    done = agent.nodeproxy(*arguments)
+    assert done.returncode == 0, done.stderr
+    mesh.agents[1].request("DELETE", f"/pods/{server.uid}")
+    assert passes(mesh)
+    assert "0x53a" not in client.host.run(["ip", "rule"]).stdout
+    assert not agent.run_dir.exists()
+    assert not Path(f"/sys/fs/bpf/nodeproxy/{agent.instance}").exists()
+    assert not (mesh.cgroup / f"nodeproxy-{agent.instance}").exists()
+    mesh.agents[1].request("POST", "/pods", {"uid": server.uid, "netns": server.host.netns_path})
 
 
 def test_without_capabilities_the_error_says_what_to_do(mesh: Cluster) -> None:

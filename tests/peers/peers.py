@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -86,6 +87,7 @@ class Peers:
         for envoy in self.envoys:
             envoy.stop()
         self.cluster.close()
+        shutil.rmtree(self.cluster.directory)  # private keys of Envoy's among other things
 
 
 def _at(pod: MeshPod) -> Config:

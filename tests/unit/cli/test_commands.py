@@ -15,7 +15,7 @@ import pytest
 from nodeproxy import __version__, config
 from nodeproxy.cli.commands import nodeproxy
 from nodeproxy.cli.options import Command
-from nodeproxy.cli.uninstall import remove_run_directory
+from nodeproxy.app.uninstall import remove_run_directory
 from nodeproxy.errors import ConfigError
 from tests.unit.cli.conftest import Result
 from tests.unit.cli.documented import differences, examples

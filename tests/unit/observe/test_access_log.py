@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from nodeproxy.model.connection import Connection, Direction, Party, Security
-from nodeproxy.model.reason import Reason
-from nodeproxy.observe.access_log import MAX_LINE_BYTES, format_json, format_text
+from nodeproxy.model.reason import Reason, Refusal
+from nodeproxy.observe.access_log import MAX_LINE_BYTES, format_dry_run_json, format_dry_run_text, format_json, format_text
 
 Make = Callable[..., Connection]
 VALUE = r'(?:"(?:[^"\\]|\\["\\/bfnrt]|\\u[0-9a-f]{4})*"|[A-Za-z0-9.:\[\]_-]+)'
@@ -143,3 +143,27 @@ def test_names_as_long_as_kubernetes_allows_are_whole(connection: Make) -> None:
     identity = "spiffe://" + "t" * 255 + "/ns/" + "n" * 63 + "/sa/" + "s" * 253
     line = format_text(connection(source=Party("10.0.0.1:1", None, identity)))
     assert identity.encode() in line
+
+
+def test_a_dry_run_has_a_line_of_its_own(connection: Make) -> None:
+    refusal = Refusal(Reason.POLICY_DENY, 'denied by DENY policy shop/"p", rule 1', "shop/p")
+    begun = connection(ended=0.0)
+    text = format_dry_run_text(begun, refusal).decode()
+    assert text.startswith(
+        "2023-11-14T22:13:20.000000Z\tinfo\tpolicy\ta policy in dry-run would have refused this connection\tsrc.addr=10.0.0.1:4000 "
+    )
+    assert text.endswith(' direction="outbound" dry_run="policy_deny: denied by DENY policy shop/\\"p\\", rule 1"\n')
+    line = json.loads(format_dry_run_json(begun, refusal))
+    assert line["scope"] == "policy"
+    assert line["dry_run"] == 'policy_deny: denied by DENY policy shop/"p", rule 1'
+    assert line["dst.addr"] == "10.0.1.2:15008"
+    assert not {"bytes_sent", "duration", "error"} & line.keys()
+
+
+def test_a_dry_run_line_is_short_too(connection: Make) -> None:
+    refusal = Refusal(Reason.POLICY_NO_ALLOW, "\n" * 10_000)
+    long = connection(source=Party("\U0001f600" * 5000, identity="\U0001f600" * 5000))
+    for write in (format_dry_run_text, format_dry_run_json):
+        line = write(long, refusal)
+        assert len(line) <= MAX_LINE_BYTES
+        assert line.count(b"\n") == 1
