@@ -370,9 +370,15 @@ class Tunnel:
         for half in halves:
             half.on_gone()
             half.session.guard(partial(half.session.tunnel_lost, half, refusal))
-        # Tunnel and codec hold each other until the garbage collector comes, which is seldom; the 20 KiB of TLS shall not wait for it.
+        self._poller.defer(self._release)
+
+    def _release(self) -> None:
+        """Let go of what is large, at the end of the pass, when no callback of this tunnel runs any more.
+
+        Tunnel and codec hold each other until the garbage collector comes, which is seldom: a flood of handshakes would pile up.
+        """
         self._unsent = None
-        del self.tls, self._incoming, self._outgoing
+        del self.tls, self._incoming, self._outgoing, self.codec.handler
 
     def shut(self) -> None:
         """End an idle tunnel in good order: GOAWAY, close_notify, FIN."""

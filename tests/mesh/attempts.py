@@ -183,6 +183,37 @@ def total(agent: Agent, name: str, **labels: str) -> float:
     )
 
 
+class Holder(threading.Thread):
+    """Connects again and again, reads nothing and keeps all."""
+
+    def __init__(self, host: Host, address: str, port: int) -> None:
+        super().__init__(daemon=True)
+        self.socks: list[socket.socket] = []
+        self.error: Exception | None = None
+        self._where = (host, address, port)
+        self._stopping = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        host, address, port = self._where
+        try:
+            while not self._stopping.wait(0.001):
+                sock = opened(host, address)
+                self.socks.append(sock)
+                with contextlib.suppress(ConnectionResetError):  # it is seen again when it is read
+                    sock.connect((address, port))
+        except Exception as error:  # noqa: BLE001 - told by `stop`, in the test's thread
+            self.error = error
+
+    def stop(self) -> list[socket.socket]:
+        """The connections, for the caller to close."""
+        self._stopping.set()
+        self.join(TIMEOUT_S)
+        if self.error is not None:
+            raise self.error
+        return self.socks
+
+
 class Knocker(threading.Thread):
     """Connects again and again; `tries`: (begun, ended, who answered or None)."""
 

@@ -10,6 +10,7 @@ import http.client
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -281,3 +282,4 @@ class Cluster:
                 group.rmdir()
         self.programs.rmdir()
         self.cgroup.rmdir()
+        shutil.rmtree(self.directory)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -37,9 +37,9 @@ def run_cluster() -> Iterator[Callable[[Populate], Cluster]]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add the agents' logs to the report of a failure: the fixtures of the test that are clusters are known by their type."""
-    report: pytest.TestReport = yield  # type: ignore[assignment]
+    report = yield
     if report.failed:
         clusters = [value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Cluster)]
         for cluster in clusters:

@@ -65,7 +65,7 @@ def forge(
     if names:
         uris = [x509.UniformResourceIdentifier(name) for name in names]
         builder = builder.add_extension(x509.SubjectAlternativeName(uris), critical=True)
-    leaf = builder.sign(signer.key, hashes.SHA256())  # type: ignore[arg-type]
+    leaf = builder.sign(signer.key, hashes.SHA256())
     return Shown(pki.certificate_pem(leaf) + signer.above, pki.key_pem(key), leaf, key)
 
 

@@ -128,7 +128,7 @@ def grpc_client(address: str, port: int) -> None:
             unary(b"fail")
             failure: list[Any] = []
         except grpc.RpcError as error:
-            failure = [error.code().name, error.details(), dict(error.trailing_metadata())["why"]]  # type: ignore[attr-defined]
+            failure = [error.code().name, error.details(), dict(error.trailing_metadata())["why"]]
         result = {
             "peer": channel.unary_unary("/test.Test/Unary").with_call(b"x")[1].code().name,
             "large": unary(large) == large[::-1],

@@ -97,12 +97,12 @@ def slow(mesh: Cluster) -> Iterator[dict[str, Slow]]:
             closing.enter_context(listening(pod, backlog=0))
         # With its queue full, its kernel does not answer: as when a NetworkPolicy drops what comes.
         closing.enter_context(dialled(external, (walled.address4, HBONE_PORT)))
-        for name, pod, reason, words in (
+        for name, pod, reason, detail in (
             ("a silent server", mute, "tls_timeout", "the TLS handshake was not done in 10 s"),
             ("an unreachable server", walled, "hbone_timeout", "a NetworkPolicy or firewall may block HBONE (TCP port 15008)"),
         ):
             sock = closing.enter_context(client.connect(pod.address4, 9400))
-            peers[name] = Slow(0, {"dst_addr": f"{pod.address4}:9400"}, reason, words, sock)
+            peers[name] = Slow(0, {"dst_addr": f"{pod.address4}:9400"}, reason, detail, sock)
         yield peers
 
 
@@ -169,7 +169,7 @@ def ask_for_a_tunnel(sock: socket.socket, target: str) -> str:
         while data := sock.recv(65_536):
             for event in h2.receive_data(data):
                 if isinstance(event, ResponseReceived):
-                    return dict(event.headers)[":status"]
+                    return next(str(value) for name, value in event.headers if name == ":status")
     return ""
 
 

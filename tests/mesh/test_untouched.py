@@ -102,7 +102,7 @@ def the_row(mesh: Cluster, node: int, target: str) -> Row:
 
 def is_direct(ours: socket.socket, theirs: socket.socket) -> bool:
     """One TCP connection, with nobody in between."""
-    return ours.getsockname() == theirs.getpeername() and ours.getpeername() == theirs.getsockname()
+    return bool(ours.getsockname() == theirs.getpeername() and ours.getpeername() == theirs.getsockname())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -87,7 +86,6 @@ class Peers:
         for envoy in self.envoys:
             envoy.stop()
         self.cluster.close()
-        shutil.rmtree(self.cluster.directory)  # private keys of Envoy's among other things
 
 
 def _at(pod: MeshPod) -> Config:

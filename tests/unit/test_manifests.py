@@ -77,10 +77,10 @@ def test_arguments_point_into_the_mounts(container: dict[str, Any]) -> None:
     assert container["command"][2].endswith('exec /opt/nodeproxy/bin/nodeproxy "$@"')
     settings = dict(option.removeprefix("--").split("=", 1) for option in options)
     paths = {mount["mountPath"] for mount in container["volumeMounts"]}
-    variables = {variable["name"]: variable.get("value") for variable in container["env"]}
-    assert {variables["NODEPROXY_RUN_DIR"], settings["ca"], settings["cgroup-root"], str(Path(settings["mesh"]).parent)} <= paths
+    variables = {variable["name"]: variable for variable in container["env"]}
+    assert {variables["NODEPROXY_RUN_DIR"]["value"], settings["ca"], settings["cgroup-root"], str(Path(settings["mesh"]).parent)} <= paths
     assert settings["node"] == "$(NODE_NAME)"
-    assert container["env"][0]["valueFrom"]["fieldRef"]["fieldPath"] == "spec.nodeName"
+    assert variables["NODE_NAME"]["valueFrom"]["fieldRef"]["fieldPath"] == "spec.nodeName"
 
 
 def test_is_probed_and_scraped_where_it_listens(objects: dict[str, dict[str, Any]], container: dict[str, Any]) -> None:

@@ -150,7 +150,8 @@ def test_a_dry_run_has_a_line_of_its_own(connection: Make) -> None:
     begun = connection(ended=0.0)
     text = format_dry_run_text(begun, refusal).decode()
     assert text.startswith(
-        "2023-11-14T22:13:20.000000Z\tinfo\tpolicy\ta policy in dry-run would have refused this connection\tsrc.addr=10.0.0.1:4000 "
+        "2023-11-14T22:13:20.000000Z\tinfo\tpolicy\ta policy in dry-run would have refused this connection\t"
+        'src.addr=10.0.0.1:4000 src.workload="cart-1234" '
     )
     assert text.endswith(' direction="outbound" dry_run="policy_deny: denied by DENY policy shop/\\"p\\", rule 1"\n')
     line = json.loads(format_dry_run_json(begun, refusal))

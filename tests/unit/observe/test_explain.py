@@ -99,6 +99,8 @@ def test_a_destination_has_many_names(view: View, destination: str, address: str
         ("nobody:80", "no workload is called 'nobody'"),
         ("twin.a", "which port of a/twin"),
         ("lost:80", "neither a virtual address nor an endpoint"),
+        ("twin.a:70000", "70000 is no port"),
+        ("twin.a:0", "0 is no port"),
         ("secret.b:80", "no workload is called 'secret.b'"),
     ],
 )
