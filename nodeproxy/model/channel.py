@@ -38,7 +38,10 @@ class Channel(Generic[T]):
 
     def receive(self) -> tuple[T, list[int]] | None:
         """One packet and the descriptors in it, now the caller's; None: the other end is gone.  Raises BlockingIOError if none is there."""
-        data, ancillary, _, _ = self.sock.recvmsg(MAX_MESSAGE_BYTES, socket.CMSG_LEN(MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC)
+        try:
+            data, ancillary, _, _ = self.sock.recvmsg(MAX_MESSAGE_BYTES, socket.CMSG_LEN(MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:
+            return None  # it went with messages of ours unread
         if not data:
             return None
         fds = array.array("i")

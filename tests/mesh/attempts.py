@@ -199,9 +199,12 @@ class Holder(threading.Thread):
         try:
             while not self._stopping.wait(0.001):
                 sock = opened(host, address)
-                self.socks.append(sock)
-                with contextlib.suppress(ConnectionResetError):  # it is seen again when it is read
+                try:
                     sock.connect((address, port))
+                except ConnectionResetError:  # refused so fast that connect() sees it
+                    sock.close()
+                    continue
+                self.socks.append(sock)
         except Exception as error:  # noqa: BLE001 - told by `stop`, in the test's thread
             self.error = error
 

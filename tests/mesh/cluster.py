@@ -171,7 +171,7 @@ class Agent:
     def access_log(self) -> list[dict[str, Any]]:
         """The lines about connections."""
         rows = []
-        for line in self.log().splitlines():
+        for line in self.log().rpartition("\n")[0].splitlines():  # the last one may be half written
             if line.startswith("{"):
                 row = json.loads(line)
                 if "src.addr" in row:

@@ -29,7 +29,7 @@ from tests.mesh.hostile import (
 
 GOOD_PORT, OPEN_PORT = 9300, 9301
 # Both workers' growth that is no leak: the allocator keeps what a flood once needed, and buffers of a MiB are touched page by page.
-MAX_GROWTH_MIB = 40
+MAX_GROWTH_MIB = 48
 MAX_DESCRIPTORS_MORE = 4  # the good client's tunnels, which may end on either worker
 
 

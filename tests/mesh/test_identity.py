@@ -169,7 +169,7 @@ def ask_for_a_tunnel(sock: socket.socket, target: str) -> str:
         while data := sock.recv(65_536):
             for event in h2.receive_data(data):
                 if isinstance(event, ResponseReceived):
-                    return next(str(value) for name, value in event.headers if name == ":status")
+                    return next(str(value) for name, value in event.headers if str(name) == ":status")
     return ""
 
 

@@ -214,7 +214,8 @@ def pushed(mesh: Cluster, live: dict[str, socket.socket], hit: set[str]) -> None
     assert ends.keys() == hit, f"these go on: {sorted(hit - ends.keys())}"
     times = sorted((when - begun) * 1000 for when in ends.values())
     interval_ms = WATCH_INTERVAL_S * 1000
-    print(f"{len(times)} connections reset {times[0]:.0f} to {times[-1]:.0f} ms after the edit (looked for each {interval_ms:.0f})")
+    span = f"{times[0]:.0f} to {times[-1]:.0f}"
+    print(f"{len(times)} connections reset {span} ms after the edit, for which the agent looks each {interval_ms:.0f} ms")
     assert times[-1] < 1000
     survivors = {name: sock for name, sock in live.items() if name not in hit}
     assert not [name for name, sock in survivors.items() if not is_open(sock)]
@@ -370,8 +371,8 @@ def refused_edit(agent: Agent, text: str) -> tuple[str, int]:
     error = str(wait_until(lambda: agent.get("/status")["state"]["error"], "the edit is refused"))
     found = re.fullmatch(rf"{re.escape(str(agent.mesh))}:(\d+):(\d+): (.+)", error)
     assert found, error
-    line = wait_until(lambda: [each for each in agent.log().splitlines() if "nothing of it was applied" in each], "the log says it")[-1]
-    assert error in json.loads(line)["message"]
+    messages = [json.loads(line)["message"] for line in agent.log().splitlines() if "nothing of it was applied" in line]
+    assert messages[-1].startswith(f"{error}; ")
     return found[3], int(found[1])
 
 
@@ -426,26 +427,36 @@ def test_no_connection_slips_through_while_policy_flips(mesh: Cluster, policies:
     assert min(held.values()) >= FLIPS
 
 
+def ends_by_reset(sock: socket.socket) -> bool:
+    """Whether a connection ends by one, after its greeting or before."""
+    try:
+        while sock.recv(64):
+            pass
+    except ConnectionResetError:
+        return True
+    return False
+
+
 def test_what_begins_as_a_deny_comes_ends_by_it(mesh: Cluster, policies: list[Policy]) -> None:
     """Whether it was judged, being connected or relayed at that moment: nothing that began under the allow lives on."""
     client, outside = mesh.pods["client"].host, mesh.lab.external()
     near, far = mesh.pods["near"], mesh.pods["far"]
     count = 0
     for _ in range(ROUNDS):
-        policies[:] = []
-        mesh.apply()
+        if policies:
+            policies.clear()
+            mesh.apply()
         holders = [Holder(client, near.ip, PORT), Holder(client, far.ip6, PORT), Holder(outside, far.ip, PORT)]
         try:
-            wait_until(lambda holders=holders: all(holder.error or len(holder.socks) >= 20 for holder in holders), "connections")
+            wait_until(lambda holders=holders: all(each.error or len(each.socks) > 20 for each in holders), "connections")
             policies[:] = [policy("Deny", None, "flip")]
             mesh.apply()
         finally:
             socks = [sock for holder in holders for sock in holder.stop()]
         count += len(socks)
         for sock in socks:
-            with sock, pytest.raises(ConnectionResetError):
-                while sock.recv(64):
-                    pass
+            with sock:
+                assert ends_by_reset(sock)
     for agent in mesh.agents:
         wait_until(lambda agent=agent: not agent.get("/connections")["connections"], "nothing is left")
     print(f"{count} connections that began in {ROUNDS} transitions: all reset")
