@@ -11,6 +11,7 @@ import select
 import socket
 import stat
 from collections.abc import Callable
+from functools import partial
 
 # POSIX: a write of at most PIPE_BUF bytes to a pipe is atomic.
 _ATOMIC_BYTES = select.PIPE_BUF
@@ -24,7 +25,7 @@ class LogWriter:
         self.dropped = 0
         self._lines: list[bytes] = []
         self._kept_bytes = 0
-        self._write = _writer(fd)
+        self._write, self._close = _writer(fd)
 
     def write(self, line: bytes) -> None:
         """Keep `line` (with its newline) for the next `flush`."""
@@ -40,6 +41,11 @@ class LogWriter:
     def pending(self) -> bool:
         """Whether lines wait."""
         return bool(self._lines)
+
+    def close(self) -> None:
+        """Write what can be written, and no more."""
+        self.flush()
+        self._close()
 
     def flush(self) -> None:
         """Write what the reader takes."""
@@ -70,15 +76,19 @@ class LogWriter:
                 return
 
 
-def _writer(fd: int) -> Callable[[bytes], int]:
-    """How to write to `fd` without waiting: O_NONBLOCK belongs to the open file description, which others share."""
+def _writer(fd: int) -> tuple[Callable[[bytes], int], Callable[[], None]]:
+    """How to write to `fd` without waiting, and how to end that: O_NONBLOCK belongs to the open file description, which others share."""
     mode = os.fstat(fd).st_mode
     if stat.S_ISSOCK(mode):  # systemd's journal
         sock = socket.socket(fileno=os.dup(fd))
-        return lambda data: sock.send(data, socket.MSG_DONTWAIT)
+        return partial(_send, sock), sock.close
     if stat.S_ISREG(mode):
         # Never waits.  And the place to write at is the description's: by one of our own we would write over the agent's lines.
-        shared = os.dup(fd)
-        return lambda data: os.write(shared, data)
-    own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    return lambda data: os.write(own, data)
+        own = os.dup(fd)
+    else:
+        own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return partial(os.write, own), partial(os.close, own)
+
+
+def _send(sock: socket.socket, data: bytes) -> int:
+    return sock.send(data, socket.MSG_DONTWAIT)

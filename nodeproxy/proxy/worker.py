@@ -100,7 +100,7 @@ class Worker:
         self._poller.later(_POOL_SWEEP_S, self._sweep)
         self._send(Ready())
         self._poller.run()
-        self._log.flush()
+        self._log.close()
 
     # ── the channel ──
 

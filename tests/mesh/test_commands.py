@@ -391,28 +391,13 @@ def test_metrics_after_known_traffic(mesh: Cluster) -> None:
     client, server = mesh.pods["client"], mesh.pods["server"]
     ends = list(zip(mesh.agents, ("source", "destination"), strict=True))
     names = [f"istio_tcp_{name}_total" for name in ("connections_opened", "connections_closed", "received_bytes", "sent_bytes")]
-    labels = {
-        "source_principal": client.identity,
-        "destination_principal": server.identity,
-        "source_workload": "client",
-        "source_canonical_service": "client-app",
-        "source_canonical_revision": "v2",
-        "source_app": "client-app",
-        "source_version": "v2",
-        "source_workload_namespace": "shop",
-        "source_cluster": "Kubernetes",
-        "source_region": "r1",
-        "source_zone": "z1",
-        "destination_workload": "server",
-        "destination_canonical_service": "unknown",
-        "destination_region": "unknown",
-        "destination_service": SERVICE,
-        "destination_service_name": "web",
-        "destination_service_namespace": "shop",
-        "request_protocol": "tcp",
-        "response_flags": "-",
-        "connection_security_policy": "mutual_tls",
-    }
+    source = {"workload": "client", "workload_namespace": "shop", "principal": client.identity, "cluster": "Kubernetes"}
+    source |= {"canonical_service": "client-app", "app": "client-app", "canonical_revision": "v2", "version": "v2"}
+    destination = {"workload": "server", "principal": server.identity, "canonical_service": "unknown", "region": "unknown"}
+    destination |= {"service": SERVICE, "service_name": "web", "service_namespace": "shop"}
+    labels = {f"source_{name}": value for name, value in {**source, "region": "r1", "zone": "z1"}.items()}
+    labels |= {f"destination_{name}": value for name, value in destination.items()}
+    labels |= {"request_protocol": "tcp", "response_flags": "-", "connection_security_policy": "mutual_tls"}
 
     def values() -> list[list[float]]:
         return [[total(agent, name, reporter=reporter, **labels) for name in names] for agent, reporter in ends]
@@ -492,20 +477,13 @@ def test_the_access_log_as_text(mesh: Cluster) -> None:
     port = fields.pop("src.addr").rpartition(":")
     assert port[0] == client.ip
     assert re.fullmatch(r'"\d+ms"', fields.pop("duration"))
+    source = {"workload": '"client"', "namespace": '"shop"', "identity": f'"{client.identity}"', "cluster": '"Kubernetes"'}
+    destination = {**source, "workload": '"server"', "identity": f'"{server.identity}"'}
+    destination |= {"addr": f"{server.ip}:7250", "hbone_addr": f"{server.ip}:15008"}
     assert fields == {
-        "src.workload": '"client"',
-        "src.namespace": '"shop"',
-        "src.identity": f'"{client.identity}"',
-        "src.cluster": '"Kubernetes"',
-        "dst.addr": f"{server.ip}:7250",
-        "dst.hbone_addr": f"{server.ip}:15008",
-        "dst.workload": '"server"',
-        "dst.namespace": '"shop"',
-        "dst.identity": f'"{server.identity}"',
-        "dst.cluster": '"Kubernetes"',
-        "direction": '"inbound"',
-        "bytes_sent": "30",
-        "bytes_recv": "700",
+        **{f"src.{name}": value for name, value in source.items()},
+        **{f"dst.{name}": value for name, value in destination.items()},
+        **{"direction": '"inbound"', "bytes_sent": "30", "bytes_recv": "700"},
     }
     assert answer(client.host, server.ip, DENIED_PORT) is None
     line = text_line(mesh.agents[1], f"dst.addr={server.ip}:{DENIED_PORT}")
