@@ -1,7 +1,7 @@
 """The admin API: HTTP and JSON, on a Unix socket of root's in the run directory and, for reading, on a TCP address.
 
-Invariant: over TCP, what changes something needs the token that only root can read: any process on the node, a host-network pod among
-them, can connect to loopback.
+Invariant: over TCP, what changes something needs the token that only root can read: any process on the node, a host-network pod
+among them, can connect to loopback.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ class Admin:
             identity = workload.identity if workload else ""
             error = "" if workload else f"the state has no workload {uid}: its connections are refused"
             if workload and not set(workload.addresses) & set(pod.addresses):
-                error = f"the state gives it {', '.join(workload.addresses) or 'no address'}, its namespace has {', '.join(pod.addresses)}"
+                stated = ", ".join(workload.addresses) or "no address"
+                error = f"the state gives it {stated}, its namespace has {', '.join(pod.addresses)}"
             rows.append(
                 {
                     "uid": uid,
@@ -163,7 +164,9 @@ def _guard(token: str | None) -> Any:
         if token is not None and request.method not in ("GET", "HEAD"):
             given = request.headers.get("Authorization", "")
             if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-                return _error(403, f"this needs `Authorization: Bearer TOKEN`; the token is in {TOKEN_FILE} of the run directory, for root")
+                return _error(
+                    403, f"this needs `Authorization: Bearer TOKEN`; the token is in {TOKEN_FILE} of the run directory, for root"
+                )
         return await handler(request)
 
     return guard

@@ -72,7 +72,9 @@ class Endpoints:
         try:
             await web.TCPSite(runner, *address).start()
         except OSError as error:
-            raise ConfigError(f"--{setting} {address[0]}:{address[1]}: {error.strerror}; give another address, or `off`") from error
+            raise ConfigError(
+                f"--{setting} {address[0]}:{address[1]}: {error.strerror}; give another address, or `off`"
+            ) from error
 
     async def _runner(self, app: web.Application) -> web.AppRunner:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)

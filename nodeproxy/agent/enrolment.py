@@ -1,9 +1,9 @@
 """Which pods of this node are in the mesh, and putting them in and out.
 
-Two wishes make the set: what the source says (`want`), and what an administrator says by command (`enrol`, `leave`), which wins until the
-source says something new about that pod.  `reconcile` brings the node there, pod by pod.
-Order, so that no connection is lost or passes unseen: listeners, then the pod's sk_lookup link, then its netns cookie; out in reverse.
-A pod that can't be enrolled is tried again, and is a named error in `status` until then.
+Two wishes make the set: what the source says (`want`), and what an administrator says by command (`enrol`, `leave`), which wins
+until the source says something new about that pod.  `reconcile` brings the node there, pod by pod.
+Order, so that no connection is lost or passes unseen: listeners, then the pod's sk_lookup link, then its netns cookie; out in
+reverse. A pod that can't be enrolled is tried again, and is a named error in `status` until then.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ class Enrolment:
     async def release_strangers(self) -> None:
         """Steering that a former agent left pinned for pods that are no longer wanted.
 
-        A pod that is wanted and could not be enrolled keeps its own: without a listener it is closed, without steering it would be open.
+        A pod that is wanted and could not be enrolled keeps its own: without a listener it is closed, without steering it would
+        be open.
         """
         kept = {pod.cookie for pod in self.pods.values()}
         kept |= {cookie for failed in self.failed.values() if (cookie := _cookie_of(failed.spec)) is not None}
@@ -219,9 +220,12 @@ class Enrolment:
             for other in self.pods.values():
                 if other.cookie == pod.cookie:
                     raise EnrolmentError(f"{spec.netns} is the network namespace of {other.spec.uid}, which is enrolled already")
-                # Before any listener is set: a pod can give itself whatever address it likes, and must not get another's connections.
+                # Before any listener is set: a pod can give itself whatever address it likes, and must not get another's
+                # connections.
                 if taken := sorted(set(other.addresses) & set(pod.addresses)):
-                    raise EnrolmentError(f"its address {taken[0]} is pod {other.spec.uid}'s already; addresses are unique on a node")
+                    raise EnrolmentError(
+                        f"its address {taken[0]} is pod {other.spec.uid}'s already; addresses are unique on a node"
+                    )
             for slot in range(self._slots):
                 self._listen(pod, slot)
             self._steering.enrol(PodSteering(pod.netns_fd, pod.cookie, pod.addresses))
@@ -245,7 +249,8 @@ class Enrolment:
                 for role in Role:
                     self._steering.set_listener(address, role, slot, fds[role])
         finally:
-            # The worker's copies are the ones that count: when it dies, so do its listeners, and the kernel passes that slot over.
+            # The worker's copies are the ones that count: when it dies, so do its listeners, and the kernel passes that slot
+            # over.
             for sock in listeners:
                 sock.close()
 
@@ -283,7 +288,8 @@ def _tidy(pod: EnrolledPod) -> None:
 
 
 def _prepare(spec: PodSpec) -> EnrolledPod:
-    """What is done inside the pod's namespace; in a thread, because netlink is asked by a library with an event loop of its own."""
+    """What is done inside the pod's namespace; in a thread, because netlink is asked by a library with an event loop of its
+    own."""
     netns_fd = open_netns(spec.netns)
     try:
         refuse_node_netns(netns_fd, spec.netns)

@@ -1,4 +1,5 @@
-"""The agent's parts joined: what the source says goes to the store and the workers, pods in and out go to certificates and workers.
+"""The agent's parts joined: what the source says goes to the store and the workers, pods in and out go to certificates and
+workers.
 
 Nothing here decides about a connection, and nothing waits for a worker that does not answer.
 """
@@ -53,7 +54,9 @@ class Node:
         self._received = 0.0
         self._reconciled = False
         settings = WorkerSettings(slot=0, store=str(store), log_json=log_json)
-        self.workers = Workers(workers, settings, steering.original_destination_fd, self.totals, self._tell_new_worker, self._pod_released)
+        self.workers = Workers(
+            workers, settings, steering.original_destination_fd, self.totals, self._tell_new_worker, self._pod_released
+        )
         self.identities = Identities(authority, self.workers.broadcast)
         self.enrolment = Enrolment(steering, workers, self.workers.send, self._pods_changed)
         self.metrics = Metrics(self.totals, version=version)
@@ -98,7 +101,12 @@ class Node:
         self.remembered.keep_pods(mesh.pods, self._received)
         await self._reconcile(mesh.pods)
         counts = self.reader.view().counts()
-        log.info("state %d: %s; %d pods here", self.state.epoch, ", ".join(f"{count} {kind}" for kind, count in counts.items()), len(mesh.pods))
+        log.info(
+            "state %d: %s; %d pods here",
+            self.state.epoch,
+            ", ".join(f"{count} {kind}" for kind, count in counts.items()),
+            len(mesh.pods),
+        )
 
     def refuse_mesh(self, error: ConfigError) -> None:
         """A broken edit: the last good state stays."""

@@ -1,4 +1,5 @@
-"""What an agent keeps for the one after it, beside the state itself: which pods were wanted, by whom, and when the source last spoke."""
+"""What an agent keeps for the one after it, beside the state itself: which pods were wanted, by whom, and when the source last
+spoke."""
 
 from __future__ import annotations
 

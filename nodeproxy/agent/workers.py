@@ -1,7 +1,7 @@
 """The worker processes as the agent sees them: made through the zygote, told things, asked things, replaced when they die.
 
-Invariant: `slot` names a worker's place (its listeners, its counters); a replacement takes the place of the one that died, and gets from
-`on_ready` all that a worker must know before it gets anything else.
+Invariant: `slot` names a worker's place (its listeners, its counters); a replacement takes the place of the one that died, and
+gets from `on_ready` all that a worker must know before it gets anything else.
 """
 
 from __future__ import annotations
@@ -66,7 +66,12 @@ class Workers:
     """
 
     def __init__(
-        self, count: int, settings: WorkerSettings, originals_fd: int, totals: Totals, on_ready: Callable[[int], None],
+        self,
+        count: int,
+        settings: WorkerSettings,
+        originals_fd: int,
+        totals: Totals,
+        on_ready: Callable[[int], None],
         on_released: Callable[[int, int], None],
     ) -> None:
         self.count = count
@@ -94,7 +99,12 @@ class Workers:
         ours.setblocking(False)
         self._channel = Channel(ours, ZygoteReply)
         self._zygote = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "nodeproxy.proxy.zygote", str(theirs.fileno()), pass_fds=(theirs.fileno(),), stdin=asyncio.subprocess.DEVNULL
+            sys.executable,
+            "-m",
+            "nodeproxy.proxy.zygote",
+            str(theirs.fileno()),
+            pass_fds=(theirs.fileno(),),
+            stdin=asyncio.subprocess.DEVNULL,
         )
         theirs.close()
         self._loop.add_reader(ours.fileno(), self._zygote_speaks)
@@ -147,7 +157,8 @@ class Workers:
     # ── telling ──
 
     def send(self, slot: int, message: msgspec.Struct, fds: tuple[int, ...] = ()) -> bool:
-        """Tell one worker, with descriptors (copied if they must wait).  False: there is none in that slot now; `on_ready` will tell it."""
+        """Tell one worker, with descriptors (copied if they must wait).  False: there is none in that slot now; `on_ready` will
+        tell it."""
         worker = self._workers.get(slot)
         if worker is None or not worker.ready:
             return False
@@ -316,7 +327,12 @@ class Workers:
         delay_s = _RESTART_DELAYS_S[min(self._failures[slot], len(_RESTART_DELAYS_S) - 1)]
         self._failures[slot] += 1
         self.restarts[slot] += 1
-        log.error("worker %d (pid %d) ended with status %d; its connections are lost, a new one follows", slot, worker.pid, message.status)
+        log.error(
+            "worker %d (pid %d) ended with status %d; its connections are lost, a new one follows",
+            slot,
+            worker.pid,
+            message.status,
+        )
         self._loop.call_later(delay_s, self._fork, slot)
 
     # ── inside ──
@@ -341,6 +357,7 @@ class Workers:
             theirs.close()
 
     def _kill(self, worker: Worker) -> None:
+        worker.ready = False  # nothing more is told to it; its successor is told everything
         if worker.pid:
             os.kill(worker.pid, 9)
 

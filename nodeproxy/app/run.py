@@ -121,11 +121,16 @@ async def _note_ready(node: Node) -> None:
 
 def _require_privileges() -> None:
     if os.geteuid() != 0:
-        raise PrivilegeError("nodeproxy run needs root: it loads eBPF programs and enters pods' network namespaces; try `sudo nodeproxy run …`")
+        raise PrivilegeError(
+            "nodeproxy run needs root: it loads eBPF programs and enters pods' network namespaces; try `sudo nodeproxy run …`"
+        )
     missing = [row for row in capabilities() if not row.ok]
     if missing:
         names = ", ".join(row.name for row in missing)
-        raise PrivilegeError(f"missing: {names}; give them to the process (in a DaemonSet: securityContext.capabilities.add); `nodeproxy check` lists all")
+        raise PrivilegeError(
+            f"missing: {names}; give them to the process (in a DaemonSet: securityContext.capabilities.add); `nodeproxy "
+            f"check` lists all"
+        )
 
 
 def _own_run_dir(run_dir: Path, instance: str) -> int:
@@ -142,7 +147,8 @@ def _own_run_dir(run_dir: Path, instance: str) -> int:
         holder = os.read(fd, 32).decode(errors="replace").strip() or "?"
         os.close(fd)
         raise ConfigError(
-            f"instance {instance} runs already, as process {holder}; stop it, or choose another name with --instance and --run-dir"
+            f"instance {instance} runs already, as process {holder}; stop it, or choose another name with --instance and "
+            f"--run-dir"
         ) from error
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)

@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 
 def uninstall(instance: str, run_dir: Path, cgroup_root: Path | None) -> None:
-    """Remove it all; its pods are plain again.  Raises KernelError while the agent runs, ConfigError for a directory that is no agent's."""
+    """Remove it all; its pods are plain again.  Raises KernelError while the agent runs, ConfigError for a directory that is no
+    agent's."""
     Steering.uninstall(instance)
     for path in remembered_netns(run_dir / STORE):
         _tidy_pod(path)

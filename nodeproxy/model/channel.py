@@ -1,7 +1,7 @@
 """Typed messages over a Unix SOCK_SEQPACKET pair, with descriptors: what both ends of `messages` share.
 
-Blocking or not is the socket's own setting; nothing here waits.  A packet that is none of the expected types raises msgspec's error: both
-ends are the same version of the same program, so that is a defect.
+Blocking or not is the socket's own setting; nothing here waits.  A packet that is none of the expected types raises msgspec's
+error: both ends are the same version of the same program, so that is a defect.
 """
 
 from __future__ import annotations
@@ -31,15 +31,19 @@ class Channel(Generic[T]):
         return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def send(self, message: msgspec.Struct, fds: tuple[int, ...] = ()) -> None:
-        """Send one packet.  Raises BlockingIOError when the other end is slow and the socket does not block, OSError when it is gone."""
+        """Send one packet.  Raises BlockingIOError when the other end is slow and the socket does not block, OSError when it is
+        gone."""
         data = self._encoder.encode(message)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         self.sock.sendmsg([data], ancillary)
 
     def receive(self) -> tuple[T, list[int]] | None:
-        """One packet and the descriptors in it, now the caller's; None: the other end is gone.  Raises BlockingIOError if none is there."""
+        """One packet and the descriptors in it, now the caller's; None: the other end is gone.  Raises BlockingIOError if none
+        is there."""
         try:
-            data, ancillary, _, _ = self.sock.recvmsg(MAX_MESSAGE_BYTES, socket.CMSG_LEN(MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, _, _ = self.sock.recvmsg(
+                MAX_MESSAGE_BYTES, socket.CMSG_LEN(MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
+            )
         except ConnectionResetError:
             return None  # it went with messages of ours unread
         if not data:

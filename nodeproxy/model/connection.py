@@ -35,7 +35,8 @@ class Party(msgspec.Struct, frozen=True, omit_defaults=True):
 class Connection(msgspec.Struct, kw_only=True):
     """A connection, live or ended.
 
-    received_bytes, sent_bytes: as Istio's TCP metrics count them: received is what came from the source, sent what went back to it.
+    received_bytes, sent_bytes: as Istio's TCP metrics count them: received is what came from the source, sent what went back to
+    it.
     hbone_address: the tunnel's other end, "" without a tunnel.  started, ended: seconds since the epoch; ended 0.0 while live.
     """
 

@@ -10,7 +10,8 @@ import msgspec
 
 from nodeproxy.model.connection import Connection
 
-# The default of net.core.wmem_max (212,992 bytes) bounds a packet of a Unix socket; half of it leaves room for the kernel's own bookkeeping.
+# The default of net.core.wmem_max (212,992 bytes) bounds a packet of a Unix socket; half of it leaves room for the kernel's own
+# bookkeeping.
 MAX_MESSAGE_BYTES = 106_496
 MAX_DESCRIPTORS = 8
 CONNECTIONS_A_PAGE = 50
@@ -25,7 +26,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     original_destination_fd: int = -1  # set by the zygote: the BPF map's descriptor
 
 
-# ── agent → zygote ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── agent → zygote ────────────────────────────────────────────────────────────────────────────────
 
 
 class Fork(msgspec.Struct, frozen=True, tag=True):
@@ -34,7 +35,7 @@ class Fork(msgspec.Struct, frozen=True, tag=True):
     settings: WorkerSettings
 
 
-# ── zygote → agent ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── zygote → agent ────────────────────────────────────────────────────────────────────────────────
 
 
 class Forked(msgspec.Struct, frozen=True, tag=True):
@@ -45,7 +46,7 @@ class Forked(msgspec.Struct, frozen=True, tag=True):
 
 
 class Exited(msgspec.Struct, frozen=True, tag=True):
-    """The worker `pid` ended; `status` as `os.waitstatus_to_exitcode` gives it (negative: by that signal)."""
+    """The worker `pid` (0: the oldest that was not made yet) ended; `status` as `os.waitstatus_to_exitcode` gives it (negative: by that signal)."""
 
     pid: int
     status: int
@@ -53,7 +54,7 @@ class Exited(msgspec.Struct, frozen=True, tag=True):
 
 ZygoteReply = Forked | Exited
 
-# ── agent → worker ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── agent → worker ────────────────────────────────────────────────────────────────────────────────
 
 
 class PodAdded(msgspec.Struct, frozen=True, tag=True):
@@ -108,9 +109,11 @@ class Drain(msgspec.Struct, frozen=True, tag=True):
     grace_s: float
 
 
-ToWorker = PodAdded | PodRemoved | CertificateIssued | CertificateDropped | StateChanged | ReportWanted | ConnectionsWanted | Drain
+ToWorker = (
+    PodAdded | PodRemoved | CertificateIssued | CertificateDropped | StateChanged | ReportWanted | ConnectionsWanted | Drain
+)
 
-# ── worker → agent ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── worker → agent ────────────────────────────────────────────────────────────────────────────────
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

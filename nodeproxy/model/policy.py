@@ -1,6 +1,7 @@
 """Authorization policies: the shape of istio.security, source-neutral.
 
-Rules OR; the clauses of a rule AND; the matches of a clause OR; the fields of a match AND (`nodeproxy.policy.authorize` applies them).
+Rules OR; the clauses of a rule AND; the matches of a clause OR; the fields of a match AND (`nodeproxy.policy.authorize` applies
+them).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Workloads, services and the gateways they name: the shape of istio.workload (protocols of Istio ambient), source-neutral.
 
 Addresses are text in canonical form (`ipaddress`'s; an IPv4-mapped IPv6 address is written as IPv4).  A *network address* is
-"network/address", with an empty network for the default one: "/10.0.0.1".  A *service key* is "namespace/hostname", a *policy key*
-"namespace/name".
+"network/address", with an empty network for the default one: "/10.0.0.1".  A *service key* is "namespace/hostname", a *policy
+key* "namespace/name".
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A plain TCP socket as one half of a relay: an application's, or the plain side towards a server.
 
-Invariants: EPOLLIN is asked for only while the peer takes bytes; EPOLLOUT only while `_unsent` is not empty; a reset on either side
-reaches the other.  It knows nothing of TLS, HTTP/2 or policy.
+Invariants: EPOLLIN is asked for only while the peer takes bytes; EPOLLOUT only while `_unsent` is not empty; a reset on either
+side reaches the other.  It knows nothing of TLS, HTTP/2 or policy.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from nodeproxy.proxy.session import Session
 
 # SO_LINGER on, zero seconds: close() sends RST instead of FIN (socket(7)).
+# What is read from a socket for another one when the worker holds too much already: few enough for thousands of connections.
+_SMALL_READ_BYTES = 4096
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
 
@@ -35,7 +37,20 @@ def reset_and_close(sock: socket.socket) -> None:
 class AppSocket:
     """One half of a relay.  Watching begins with `start`; until then the kernel's buffers hold what comes."""
 
-    __slots__ = ("_ended", "_events", "_fd", "_finishing", "_poller", "_registered", "_unsent", "peer", "read_bytes", "session", "sock")
+    __slots__ = (
+        "_ended",
+        "_events",
+        "_fd",
+        "_finishing",
+        "_owed",
+        "_poller",
+        "_registered",
+        "_unsent",
+        "peer",
+        "read_bytes",
+        "session",
+        "sock",
+    )
 
     def __init__(self, poller: Poller, sock: socket.socket, session: Session) -> None:
         self.sock = sock
@@ -49,6 +64,7 @@ class AppSocket:
         self._ended = False  # the end of its stream was read
         self._finishing = False  # the peer's stream has ended; FIN goes out behind `_unsent`
         self._unsent: bytearray | None = None
+        self._owed = 0  # bytes of `_unsent` that a socket brought; those of a tunnel are the stream's to account for
 
     @property
     def unsent_bytes(self) -> int:
@@ -112,14 +128,17 @@ class AppSocket:
         """See `Half.fill_from`."""
         if self._unsent:
             return BLOCKED
-        buffer = buffers.application
-        count = source.recv_into(buffer)
+        buffer, budget = buffers.application, self.session.budget
+        count = source.recv_into(buffer, _SMALL_READ_BYTES if budget.exhausted else 0)
         if count == 0:
             return 0
         try:
-            self.deliver(buffer[:count])
+            sent = self.deliver(buffer[:count])
         except OSError as error:
             raise SinkError(error.errno, str(error)) from error
+        if sent < count:
+            self._owed = count - sent
+            budget.owe(self._owed)
         return count
 
     def deliver(self, chunk: memoryview) -> int:
@@ -189,6 +208,9 @@ class AppSocket:
             self._want(self._events & ~OUT)
             if self._finishing:
                 self._shut_down()
+        if self._owed:
+            self._owed -= sent
+            self.session.budget.settle(sent)
         self.peer.delivered(sent)
         if self._unsent is None and not self._finishing:
             self.peer.resume()
@@ -217,6 +239,8 @@ class AppSocket:
         if self._registered:
             self._poller.remove(self._fd)
             self._registered = False
+        self.session.budget.settle(self._owed)
+        self._owed = 0
         self._fd = -1
         self._events = 0
         self._unsent = None

@@ -1,7 +1,7 @@
 """The few large buffers that all connections of a worker read through.
 
-Nothing stays in them between two callbacks.  Their size is measured: 64 KiB instead of 256 KiB costs a third of the throughput, 1 MiB
-instead of 256 KiB gives 7 to 9 per cent and an eighth of the CPU back, 4 MiB adds nothing that is sure.
+Nothing stays in them between two callbacks.  Their size is measured: 64 KiB instead of 256 KiB costs a third of the throughput,
+1 MiB instead of 256 KiB gives 7 to 9 per cent and an eighth of the CPU back, 4 MiB adds nothing that is sure.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ class Budget:
         """Hold `count` bytes beyond the budget, which is so in any case; False: it is too much, whoever sent them must go."""
         self._unowed -= count
         return self._unowed >= 0
+
+    @property
+    def exhausted(self) -> bool:
+        """No more should be held, by whoever can help it."""
+        return self._unowed <= 0
 
     def settle(self, count: int) -> None:
         """Owed bytes have left."""

@@ -46,7 +46,9 @@ class ClientTunnel(Tunnel):
 
     role = Role.CLIENT
 
-    def __init__(self, poller: Poller, budget: Budget, sock: socket.socket, context: ssl.SSLContext, key: PoolKey, pool: Pool) -> None:
+    def __init__(
+        self, poller: Poller, budget: Budget, sock: socket.socket, context: ssl.SSLContext, key: PoolKey, pool: Pool
+    ) -> None:
         self._key = key
         self._pool = pool
         self._ready = False  # the peer's SETTINGS have come, so that how many streams it takes is known
@@ -113,7 +115,12 @@ class ClientTunnel(Tunnel):
             return
         peer = f"{self._key.peer[0]}:{self._key.peer[1]}"
         if status == _UNAUTHORIZED:
-            half.answered(Refusal(Reason.HBONE_DENIED, f"the destination's policy denied it ({peer} answered 401); `why` on its node names the policy"))
+            half.answered(
+                Refusal(
+                    Reason.HBONE_DENIED,
+                    f"the destination's policy denied it ({peer} answered 401); `why` on its node names the policy",
+                )
+            )
         else:
             text = status[:8].decode("ascii", "replace") or "no status"
             half.answered(Refusal(Reason.HBONE_REFUSED, f"{peer} answered {text}; its own log says why"))

@@ -34,8 +34,12 @@ class Context:
     sessions: Sessions
     certificates: Certificates
     max_pod_connections: int
-    budget: Budget = field(default_factory=Budget)
     pods: dict[str, Pod] = field(default_factory=dict)
+
+    @property
+    def budget(self) -> Budget:
+        """What connections may hold together."""
+        return self.sessions.budget
 
     def is_local(self, uid: str) -> bool:
         """Whether the workload is a pod of this node that takes connections."""

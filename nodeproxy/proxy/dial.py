@@ -18,7 +18,7 @@ _UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHO
 
 
 class Dial:
-    """Connects `sock` to `address` and calls `on_done` once, with the connected socket or with a refusal (the socket is then closed).
+    """Connects `sock` to `address` and calls `on_done` once, with the connected socket or with a refusal (then it is closed).
 
     A defect within `on_done` is a refusal too: it is called again, with that, and must bear it.
     """
@@ -58,7 +58,9 @@ class Dial:
         """A defect of ours: whoever waits must hear of it, and the socket may be nobody's."""
         if self._fd >= 0:
             self._let_go()
-        self._on_done(None, Refusal(Reason.INTERNAL, f"nodeproxy failed on this connection: {error!r}; its log has the traceback"))
+        self._on_done(
+            None, Refusal(Reason.INTERNAL, f"nodeproxy failed on this connection: {error!r}; its log has the traceback")
+        )
         # Last: whoever took it over has stopped to watch it by now.
         self._sock.close()
 

@@ -1,8 +1,8 @@
 """The two kinds of ends that a relay joins, and what each must be able to do.
 
-A relay has two halves that know each other as `peer`.  Bytes are moved by the half that *takes* them: `fill_from(socket)` reads what a
-socket has and passes it on, so that a tunnel can have it read straight behind its frame header.  A half that can take no more says
-BLOCKED and later calls `peer.resume()`: back-pressure end to end, with nothing in between that grows.
+A relay has two halves that know each other as `peer`.  Bytes are moved by the half that *takes* them: `fill_from(socket)` reads
+what a socket has and passes it on, so that a tunnel can have it read straight behind its frame header.  A half that can take no
+more says BLOCKED and later calls `peer.resume()`: back-pressure end to end, with nothing in between that grows.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ class Half(Protocol):
     def fill_from(self, source: socket.socket) -> int:
         """Read what `source` has and send it here.
 
-        Returns the bytes moved, 0 at the end of the stream, BLOCKED when nothing can be taken now (`peer.resume` is called when it can).
-        Raises BlockingIOError when `source` has nothing, OSError when it is broken, `SinkError` when this half is.
+        Returns the bytes moved, 0 at the end of the stream, BLOCKED when nothing can be taken now (`peer.resume` is called when
+        it can). Raises BlockingIOError when `source` has nothing, OSError when it is broken, `SinkError` when this half is.
         """
 
     def deliver(self, chunk: memoryview) -> int:
-        """Send `chunk` here; what is not sent at once is copied and sent later (`peer.delivered` tells).  Returns the bytes sent now."""
+        """Send `chunk` here; what is not sent at once is copied and sent later (`peer.delivered` tells).
+
+        Returns the bytes sent now.
+        """
 
     def delivered(self, count: int) -> None:
         """`count` bytes that the peer had copied have left."""

@@ -17,15 +17,16 @@ from nodeproxy.proxy.server_tunnel import ServerTunnel
 from nodeproxy.proxy.session import Session
 from nodeproxy.state.view import View
 
-# Handshakes at once of one pod in one worker: each holds some 50 KB of TLS state, and 10 s are enough for all of them on one core.
-# Beyond it the oldest gives way to the newest: an honest one is done in milliseconds, and who stalls must not keep others out.
+# Handshakes at once of one pod in one worker: each holds some 50 KB of TLS state, and 10 s are enough for all of them on one
+# core. Beyond it the oldest gives way to the newest: an honest one is done in milliseconds, and who stalls must not keep others
+# out.
 MAX_HANDSHAKES = 1024
-# Tunnels that stand, of one pod in one worker.  Clients have one each for as long as they like, so that the one which has been idle
-# the longest makes room.
+# Tunnels that stand, of one pod in one worker.  Clients have one each for as long as they like, so that the one which has been
+# idle the longest makes room.
 MAX_TUNNELS = 2048
 _TOO_MANY_HANDSHAKES = Refusal(
     Reason.TOO_MANY_CONNECTIONS,
-    f"{MAX_HANDSHAKES} TLS handshakes with this pod were under way in one worker, the limit, and this was the oldest; do clients stall?",
+    f"{MAX_HANDSHAKES} TLS handshakes with this pod were under way in one worker: the limit, and this was the oldest",
 )
 
 
@@ -47,9 +48,13 @@ class Inbound:
         elif workload is None:
             refusal = Refusal(Reason.UNKNOWN_WORKLOAD, f"this pod's workload {pod.uid} is not in the state")
         elif contexts is None:
-            refusal = Refusal(Reason.NO_CERTIFICATE, f"there is no certificate for {workload.identity} yet; `status` says what the CA answers")
+            refusal = Refusal(
+                Reason.NO_CERTIFICATE, f"there is no certificate for {workload.identity} yet; `status` says what the CA answers"
+            )
         elif len(pod.tunnels) >= MAX_TUNNELS and not _shut_an_idle_tunnel(pod):
-            refusal = Refusal(Reason.TOO_MANY_CONNECTIONS, f"{MAX_TUNNELS} tunnels to this pod are in use in one worker: the limit")
+            refusal = Refusal(
+                Reason.TOO_MANY_CONNECTIONS, f"{MAX_TUNNELS} tunnels to this pod are in use in one worker: the limit"
+            )
         if refusal is not None or workload is None or contexts is None:
             record = context.record(Direction.INBOUND, Party(join_address(*peer)), Party(join_address(*local), workload))
             reset_and_close(sock)
@@ -72,11 +77,18 @@ class Inbound:
             session.refuse(Refusal(Reason.UNKNOWN_WORKLOAD, f"this pod's workload {pod.uid} is not in the state"))
         elif sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == MARK_LAST_LEG:
             # tcp_fwmark_accept shows the mark of the SYN: this is our own last leg, which the flow table should have let through.
-            session.refuse(Refusal(Reason.FLOW_TABLE_FULL, "the kernel's table of flows is full: too many connections on this node at once"))
+            session.refuse(
+                Refusal(Reason.FLOW_TABLE_FULL, "the kernel's table of flows is full: too many connections on this node at once")
+            )
         elif local[0] not in pod.addresses:
             session.refuse(Refusal(Reason.ILLEGAL_PORT, f"{join_address(*local)} is no address of the pod"))
         elif pod.connections > context.max_pod_connections:
-            session.refuse(Refusal(Reason.TOO_MANY_CONNECTIONS, f"the pod has {context.max_pod_connections} connections open in one worker: its limit"))
+            session.refuse(
+                Refusal(
+                    Reason.TOO_MANY_CONNECTIONS,
+                    f"the pod has {context.max_pod_connections} connections open in one worker: its limit",
+                )
+            )
         else:
             record.source = Party(record.source.address, view.workload_at(workload.network, peer[0]))
             session.guard(lambda: self._judge(session, view, workload, local, peer))

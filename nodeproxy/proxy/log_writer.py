@@ -1,7 +1,8 @@
 """Where a worker's lines go: its standard output, which all workers and the agent share.
 
-Invariant: writing never blocks the data path.  Whole lines are written together at the end of a pass, at most PIPE_BUF bytes at a time,
-so that lines of several processes do not mix; what a slow reader does not take is kept up to a limit and then dropped, and counted.
+Invariant: writing never blocks the data path.  Whole lines are written together at the end of a pass, at most PIPE_BUF bytes at
+a time, so that lines of several processes do not mix; what a slow reader does not take is kept up to a limit and then dropped,
+and counted.
 """
 
 from __future__ import annotations
@@ -77,7 +78,10 @@ class LogWriter:
 
 
 def _writer(fd: int) -> tuple[Callable[[bytes], int], Callable[[], None]]:
-    """How to write to `fd` without waiting, and how to end that: O_NONBLOCK belongs to the open file description, which others share."""
+    """How to write to `fd` without waiting, and how to end that.
+
+    O_NONBLOCK belongs to the open file description, which others share.
+    """
     mode = os.fstat(fd).st_mode
     if stat.S_ISSOCK(mode):  # systemd's journal
         sock = socket.socket(fileno=os.dup(fd))

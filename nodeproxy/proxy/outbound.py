@@ -45,10 +45,19 @@ class Outbound:
         session = Session(context.sessions, pod, record)
         session.source = AppSocket(context.poller, sock, session)
         if original is None:
-            session.refuse(Refusal(Reason.NO_ORIGINAL_DESTINATION, "the pod connected to the proxy's own port; connect to the service itself"))
+            session.refuse(
+                Refusal(
+                    Reason.NO_ORIGINAL_DESTINATION, "the pod connected to the proxy's own port; connect to the service itself"
+                )
+            )
             return
         if pod.connections > context.max_pod_connections:
-            session.refuse(Refusal(Reason.TOO_MANY_CONNECTIONS, f"the pod has {context.max_pod_connections} connections open in one worker: its limit"))
+            session.refuse(
+                Refusal(
+                    Reason.TOO_MANY_CONNECTIONS,
+                    f"the pod has {context.max_pod_connections} connections open in one worker: its limit",
+                )
+            )
             return
         session.guard(lambda: self._decide(session, peer[0], original))
 
@@ -57,7 +66,12 @@ class Outbound:
         view = context.state.view()
         workload = view.workload(session.pod.uid)
         if workload is None:
-            session.refuse(Refusal(Reason.UNKNOWN_WORKLOAD, f"this pod's workload {session.pod.uid} is not in the state; its source has removed it or not sent it yet"))
+            session.refuse(
+                Refusal(
+                    Reason.UNKNOWN_WORKLOAD,
+                    f"this pod's workload {session.pod.uid} is not in the state; its source has removed it or not sent it yet",
+                )
+            )
             return
         record.source = Party(record.source.address, workload, workload.identity)
         route = outbound(view, workload, original[0], original[1], context.balancer, context.is_local)
@@ -98,7 +112,10 @@ class Outbound:
         session.record.destination = Party(join_address(*admission.address), destination, destination.identity)
         context.sessions.dry_run(session.record, admission.dry_run)
         session.pending = context.dial_application(
-            context.pods[destination.uid], client_ip, admission.address, lambda upstream, refusal: self._joined(session, upstream, refusal)
+            context.pods[destination.uid],
+            client_ip,
+            admission.address,
+            lambda upstream, refusal: self._joined(session, upstream, refusal),
         )
 
     # ── by tunnel ──
@@ -178,5 +195,8 @@ def _tunnel_refusal(refusal: Refusal | None, peer: tuple[str, int]) -> Refusal:
     if refusal is None:
         return Refusal(Reason.INTERNAL, f"the connect to {where} ended without a result")
     if refusal.reason is Reason.CONNECT_TIMEOUT:
-        return Refusal(Reason.HBONE_TIMEOUT, f"connect to {where} timed out; a NetworkPolicy or firewall may block HBONE (TCP port {peer[1]})")
+        return Refusal(
+            Reason.HBONE_TIMEOUT,
+            f"connect to {where} timed out; a NetworkPolicy or firewall may block HBONE (TCP port {peer[1]})",
+        )
     return refusal

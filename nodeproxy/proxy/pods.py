@@ -33,7 +33,10 @@ _ITS_OWN_FAULT = {
 
 
 class Pod:
-    """One enrolled pod.  `connections`: how many of its sessions live; `handshakes`: tunnels whose handshake runs, the oldest first."""
+    """One enrolled pod.
+
+    connections: how many of its sessions live.  handshakes: tunnels whose handshake runs, the oldest first.
+    """
 
     __slots__ = ("addresses", "connections", "handshakes", "leaving", "listeners", "netns_fd", "tunnels", "uid")
 
@@ -70,7 +73,7 @@ OnFull = Callable[[Pod, tuple[str, int]], None]
 
 
 class Spare:
-    """One descriptor in reserve: when the table is full it makes room to accept, and so to refuse, who would else wake us for ever."""
+    """One descriptor in reserve: with a full table it makes room to accept, and so refuse, who would else wake us for ever."""
 
     def __init__(self) -> None:
         self._fd = -1

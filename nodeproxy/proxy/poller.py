@@ -2,8 +2,9 @@
 
 Measured on this workload: uvloop's `add_reader` costs 1.16 times the CPU for a new connection, asyncio's own loop 1.39 times,
 transports twice.
-Invariants: a callback that raises takes down the one connection it belongs to (`on_fault`), never the loop; an event is only ever told
-to whom it happened, though descriptors are used again within a pass.  It knows nothing of what it polls.
+Invariants: a callback that raises takes down the one connection it belongs to (`on_fault`), never the loop;
+an event is only ever told to whom it happened, though descriptors are used again within a pass.  It knows nothing of what it
+polls.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ class Poller:
     """One epoll instance, its timers, and what must happen at the end of a pass."""
 
     def __init__(
-        self, on_error: Callable[[Exception], None], before_waiting: Callable[[], None], clock: Callable[[], float] = time.monotonic
+        self,
+        on_error: Callable[[Exception], None],
+        before_waiting: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._epoll = select.epoll()
         self._watched: dict[int, Watched] = {}
@@ -114,7 +118,8 @@ class Poller:
         self._new.clear()
         for fd, events in ready:
             target = watched.get(fd)
-            # Ended by an earlier event of this pass; or ended, and its number is another's by now, whose own events come next time.
+            # Ended by an earlier event of this pass; or ended, and its number is another's by now, whose own events come next
+            # time.
             if target is None or fd in self._new:
                 continue
             try:

@@ -1,7 +1,7 @@
-"""Client tunnels that are kept and shared: one handshake for all who wait, at most 100 streams each, released after 5 idle minutes.
+"""Client tunnels, kept and shared: one handshake for all who wait, at most 100 streams each, released after 5 idle minutes.
 
-Key: source pod (its address and identity), peer address and the identities that the peer may show.  So no connection ever travels in a
-tunnel that was made for another identity, in either direction.
+Key: source pod (its address and identity), peer address and the identities that the peer may show.  So no connection ever
+travels in a tunnel that was made for another identity, in either direction.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Pool:
                 tunnel.shut()
 
     def shut_idle(self, pod_uid: str | None = None) -> None:
-        """Shut every tunnel without streams (of one pod, or all) and hand none out any more; those in use end with their last stream."""
+        """Hand no tunnel (of one pod, or any) out any more: those without streams end now, others with their last stream."""
         for key, tunnels in list(self._tunnels.items()):
             if pod_uid in (None, key.pod_uid):
                 del self._tunnels[key]

@@ -1,4 +1,4 @@
-"""A tunnel that arrived at a pod of this node: the client's identity is proved, then each CONNECT is judged and led to the application."""
+"""A tunnel that arrived at a pod of this node: its client proves who it is; each CONNECT is judged and led to the application."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ class ServerStream(TunnelStream):
             self._answered = True
             status = status_for(Refusal(reason, ""))
             self.tunnel.codec.respond(self.stream, status_block(status), end_stream=True)
-            # RFC 9113, section 8.1: "A server MAY send a complete response prior to the client sending an entire request" and then
-            # "request that the client abort transmission of a request without error by sending a RST_STREAM with an error code of NO_ERROR".
+            # RFC 9113, section 8.1: "A server MAY send a complete response prior to the client sending an entire request" and
+            # then "request that the client abort transmission of a request without error by sending a RST_STREAM with an error
+            # code of NO_ERROR".
             code = ErrorCode.NO_ERROR
         super().abort(code)
 
@@ -62,7 +63,16 @@ class ServerTunnel(Tunnel):
 
     role = Role.SERVER
 
-    def __init__(self, context: Context, pod: Pod, workload: Workload, sock: socket.socket, tls: ssl.SSLContext, peer: tuple[str, int], local: tuple[str, int]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        pod: Pod,
+        workload: Workload,
+        sock: socket.socket,
+        tls: ssl.SSLContext,
+        peer: tuple[str, int],
+        local: tuple[str, int],
+    ) -> None:
         self._context = context
         self._pod = pod
         self._uid = workload.uid
@@ -120,7 +130,12 @@ class ServerTunnel(Tunnel):
         elif self._pod.leaving:
             session.refuse(Refusal(Reason.DRAINED, "the pod leaves the mesh or its node drains"))
         elif self._pod.connections > context.max_pod_connections:
-            session.refuse(Refusal(Reason.TOO_MANY_CONNECTIONS, f"the pod has {context.max_pod_connections} connections open in one worker: its limit"))
+            session.refuse(
+                Refusal(
+                    Reason.TOO_MANY_CONNECTIONS,
+                    f"the pod has {context.max_pod_connections} connections open in one worker: its limit",
+                )
+            )
         else:
             self._judge(session, half, request)
 
@@ -135,9 +150,17 @@ class ServerTunnel(Tunnel):
         if source is not None and source.identity == self._client_identity:
             record.source = Party(record.source.address, source, self._client_identity)
         elif request.baggage:
-            record.source = Party(record.source.address, parse_baggage(request.baggage, self._client_identity), self._client_identity)
+            record.source = Party(
+                record.source.address, parse_baggage(request.baggage, self._client_identity), self._client_identity
+            )
         admission = admit_hbone(
-            view, workload, request.authority, self._local[0], self._client_identity, self._peer[0], forwarded_host=request.forwarded_host
+            view,
+            workload,
+            request.authority,
+            self._local[0],
+            self._client_identity,
+            self._peer[0],
+            forwarded_host=request.forwarded_host,
         )
         if isinstance(admission, Refusal):
             asked = parse_authority(request.authority)
@@ -152,17 +175,27 @@ class ServerTunnel(Tunnel):
         context.sessions.dry_run(record, admission.dry_run)
         block = ok_block(encode_baggage(workload))
         session.pending = context.dial_application(
-            self._pod, self._peer[0], admission.address, lambda upstream, refusal: self._joined(session, half, admission, block, upstream, refusal)
+            self._pod,
+            self._peer[0],
+            admission.address,
+            lambda upstream, refusal: self._joined(session, half, admission, block, upstream, refusal),
         )
 
     def _joined(
-        self, session: Session, half: ServerStream, admission: Admission, block: bytes, upstream: socket.socket | None, refusal: Refusal | None
+        self,
+        session: Session,
+        half: ServerStream,
+        admission: Admission,
+        block: bytes,
+        upstream: socket.socket | None,
+        refusal: Refusal | None,
     ) -> None:
         if upstream is None:
             session.refuse(refusal or Refusal(Reason.INTERNAL, "the connect ended without a result"))
             return
         if admission.proxy_protocol:
-            # Before `relay`, which passes on what the client has sent already.  An empty socket takes so little at once, or is broken.
+            # Before `relay`, which passes on what the client has sent already.  An empty socket takes so little at once, or is
+            # broken.
             try:
                 upstream.send(encode_proxy_v2(self._peer, admission.target, self._client_identity))
             except OSError as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from nodeproxy.model.connection import Connection
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.proxy.app_socket import AppSocket
+from nodeproxy.proxy.buffers import Budget
 from nodeproxy.proxy.half import Half
 from nodeproxy.proxy.tunnel_stream import TunnelStream
 from nodeproxy.wire.frames import ErrorCode
@@ -91,6 +92,11 @@ class Session:
                 half.start()
             elif not self.ended:
                 half.joined()
+
+    @property
+    def budget(self) -> Budget:
+        """What all connections of the worker may hold together."""
+        return self._sessions.budget
 
     @property
     def relaying(self) -> bool:

@@ -12,6 +12,7 @@ from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.observe.counters import Counters
 from nodeproxy.observe.labels import Reporter, tcp_labels
 from nodeproxy.policy.match import Subject
+from nodeproxy.proxy.buffers import Budget
 from nodeproxy.proxy.pods import Pod
 from nodeproxy.proxy.session import Session
 from nodeproxy.state.view import View
@@ -24,6 +25,7 @@ class Sessions:
     """The registry.  Every connection is in it from accept to its end, and leaves it through `remove`, once."""
 
     def __init__(self, counters: Counters, write_log: WriteLog, write_dry_run: WriteDryRun) -> None:
+        self.budget = Budget()  # of bytes that connections hold because applications do not read
         self._counters = counters
         self._write_log = write_log
         self._write_dry_run = write_dry_run

@@ -1,8 +1,8 @@
 """One HBONE connection: a TCP socket, TLS 1.3 over memory BIOs, HTTP/2, and the CONNECT streams on it.
 
-`ClientTunnel` and `ServerTunnel` say what a stream means; here is what both share: the handshake with its deadline, decryption into the
-shared buffer, one send a pass, back-pressure, keep-alive, and an end that no stream misses.  A `MemoryBIO` and not an `SSLSocket`:
-measured, it is 6 to 13 per cent faster.
+`ClientTunnel` and `ServerTunnel` say what a stream means; here is what both share: the handshake with its deadline, decryption
+into the shared buffer, one send a pass, back-pressure, keep-alive, and an end that no stream misses.  A `MemoryBIO` and not an
+`SSLSocket`: measured, it is 6 to 13 per cent faster.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _PREFACE_DETAIL = f"TLS stands for {_PING_INTERVAL_S:.0f} s and no HTTP/2 prefac
 # Cipher text is handed to the socket at the end of a pass, or when this much is there.
 _FLUSH_BYTES = 4 << 20
 _RECORD_BYTES = 16_384
-# What may wait to be said to a peer that does not read: 200 streams' answers and windows take a third of it.  The codec counts what
-# it answers by itself; refusals of requests are ours.
+# What may wait to be said to a peer that does not read: 200 streams' answers and windows take a third of it.  The codec counts
+# what it answers by itself; refusals of requests are ours.
 MAX_UNSAID_BYTES = 256 << 10
 # A tunnel that was told to end is closed so long after its last stream: what the peer sent before it read GOAWAY must not meet a
 # closed socket, whose reset would take the GOAWAY from it.
@@ -130,7 +130,9 @@ class Tunnel:
 
     def on_fault(self, error: Exception) -> None:
         """A defect of ours: this tunnel ends."""
-        self.lose(Refusal(Reason.INTERNAL, f"nodeproxy failed on this tunnel: {error!r}; please report it with the log's traceback"))
+        self.lose(
+            Refusal(Reason.INTERNAL, f"nodeproxy failed on this tunnel: {error!r}; please report it with the log's traceback")
+        )
 
     def _receive(self) -> None:
         raw = buffers.raw
@@ -332,7 +334,12 @@ class Tunnel:
             return
         self._pings_missed = 0 if self._heard else self._pings_missed + 1
         if self._pings_missed >= _PING_MISSED:
-            self.lose(Refusal(Reason.H2_TIMEOUT, "the tunnel's other end did not answer two PINGs in 20 s: its node or the way to it is down"))
+            self.lose(
+                Refusal(
+                    Reason.H2_TIMEOUT,
+                    "the tunnel's other end did not answer two PINGs in 20 s: its node or the way to it is down",
+                )
+            )
             return
         self._heard = False
         self.codec.ping(_PING)
@@ -340,7 +347,12 @@ class Tunnel:
         self._timer = self._poller.later(_PING_INTERVAL_S, self._keep_alive)
 
     def _handshake_timed_out(self) -> None:
-        self.lose(Refusal(Reason.TLS_TIMEOUT, f"the TLS handshake was not done in {HANDSHAKE_TIMEOUT_S:.0f} s; the peer stalls or is overloaded"))
+        self.lose(
+            Refusal(
+                Reason.TLS_TIMEOUT,
+                f"the TLS handshake was not done in {HANDSHAKE_TIMEOUT_S:.0f} s; the peer stalls or is overloaded",
+            )
+        )
 
     def say_goaway(self) -> None:
         """Ask the peer to open no new stream, and end when the last one has ended."""

@@ -1,8 +1,8 @@
 """A CONNECT stream as one half of a relay.
 
-Invariant: what DATA brought is credited to the stream's window only when the application took it, so that a slow reader slows its own
-writer.  The connection's window is credited at once while the worker holds little (`Budget`): one reader that stands still
-must not stop the tunnel's other streams.
+Invariant: what DATA brought is credited to the stream's window only when the application took it, so that a slow reader slows
+its own writer.  The connection's window is credited at once while the worker holds little (`Budget`): one reader that stands
+still must not stop the tunnel's other streams.
 """
 
 from __future__ import annotations
@@ -48,7 +48,21 @@ def _gapped(frame_bytes: int) -> list[memoryview]:
 class TunnelStream:
     """One half of a relay, over a stream of `tunnel`."""
 
-    __slots__ = ("_bulk", "_early", "_ended_in", "_ended_out", "_held", "_held_credited", "_joined", "on_unserved", "peer", "read_bytes", "session", "stream", "tunnel")
+    __slots__ = (
+        "_bulk",
+        "_early",
+        "_ended_in",
+        "_ended_out",
+        "_held",
+        "_held_credited",
+        "_joined",
+        "on_unserved",
+        "peer",
+        "read_bytes",
+        "session",
+        "stream",
+        "tunnel",
+    )
 
     def __init__(self, tunnel: Tunnel, session: Session) -> None:
         self.tunnel = tunnel
@@ -102,7 +116,7 @@ class TunnelStream:
         return True
 
     def let_go(self) -> bool:
-        """The stream was reset without an error: if its peer had said all, that is an orderly end, and what came is still delivered."""
+        """The stream was reset without an error: if its peer had said all, that is an orderly end, and what came is delivered."""
         if not (self._joined and self._ended_in):
             return False
         self.stream = None
@@ -183,8 +197,8 @@ class TunnelStream:
     def abort(self, code: int = ErrorCode.CONNECT_ERROR) -> None:
         """Reset the stream.
 
-        RFC 9113, section 8.5: "A proxy treats any error in the TCP connection, which includes receiving a TCP segment with the RST bit
-        set, as a stream error of type CONNECT_ERROR".
+        RFC 9113, section 8.5: "A proxy treats any error in the TCP connection, which includes receiving a TCP segment with the
+        RST bit set, as a stream error of type CONNECT_ERROR".
         """
         if self.stream is not None:
             self.tunnel.codec.reset(self.stream, code)

@@ -1,7 +1,7 @@
 """One worker process: its parts put together, what the agent tells it, and its end.
 
-It is told of pods, certificates and new state, and tells counters and its connections.  It never asks: what it must decide by stands in
-the state's store.  When the agent's end of the channel closes, the worker ends: a node without an agent is closed.
+It is told of pods, certificates and new state, and tells counters and its connections.  It never asks: what it must decide by
+stands in the state's store.  When the agent's end of the channel closes, the worker ends: a node without an agent is closed.
 """
 
 from __future__ import annotations
@@ -241,7 +241,9 @@ class Worker:
         self._poller.later(_REPORT_INTERVAL_S, self._report_regularly)
         self._release_pods()
         if self._log.dropped > self._dropped:
-            log.warning("%d lines of the access log were dropped: nobody reads them fast enough", self._log.dropped - self._dropped)
+            log.warning(
+                "%d lines of the access log were dropped: nobody reads them fast enough", self._log.dropped - self._dropped
+            )
             self._dropped = self._log.dropped
         if not self._outbox:  # an agent that does not read is told the sums later: what waits for it must not grow
             self._report(0)

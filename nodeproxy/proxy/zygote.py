@@ -1,6 +1,7 @@
 """The process that workers are forked from: it has imported what a worker needs, once, and its memory is shared by all of them.
 
-It is started by the agent with nothing but a channel, never touches traffic, and ends (and with it every worker) when the agent does.
+It is started by the agent with nothing but a channel, never touches traffic, and ends (and with it every worker) when the agent
+does.
 """
 
 from __future__ import annotations
@@ -60,7 +61,15 @@ def _serve(channel: Channel[Fork], wake_read: int) -> None:
 
 
 def _fork(channel: Channel[Fork], message: Fork, fds: list[int]) -> None:
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        # Those that run must not end for it.  Process id 0: the one that was to be made.
+        logging.getLogger(__name__).error("a worker can't be forked: %s; raise the limit of processes", error.strerror)
+        for fd in fds:
+            os.close(fd)
+        channel.send(Exited(0, 1))
+        return
     if pid:
         for fd in fds:
             os.close(fd)

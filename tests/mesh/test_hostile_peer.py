@@ -1,4 +1,4 @@
-"""Peers with a valid certificate, or none, that try to break the node: each is ended by a named reason, and costs others nothing."""
+"""Peers with a valid certificate, or none, that try to break a node: each ends by a named reason and costs others nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from tests.mesh.hostile import (
 )
 
 GOOD_PORT, OPEN_PORT = 9300, 9301
-# Both workers' growth that is no leak: the allocator keeps what a flood once needed, and buffers of a MiB are touched page by page.
+# Both workers' growth that is no leak: the allocator keeps what a flood once needed, and buffers of a MiB are touched page by
+# page.
 MAX_GROWTH_MIB = 48
 MAX_DESCRIPTORS_MORE = 4  # the good client's tunnels, which may end on either worker
 
@@ -222,7 +223,9 @@ def test_an_attack_on_http2_ends_the_tunnel(scene: Scene, attack: Callable[[Tunn
         (connect_fields("{ip}:9399"), 503, "connect_refused"),
     ],
 )
-def test_a_request_that_cannot_be_is_answered_by_status(scene: Scene, fields: list[tuple[bytes, bytes]], status: int, reason: str) -> None:
+def test_a_request_that_cannot_be_is_answered_by_status(
+    scene: Scene, fields: list[tuple[bytes, bytes]], status: int, reason: str
+) -> None:
     agent = scene.cluster.agents[1]
     fields = [(name, value.replace(b"{ip}", scene.server.ip.encode())) for name, value in fields]
     before = refused_total(agent, reason)
@@ -292,7 +295,9 @@ def test_garbage_instead_of_tls(scene: Scene, garbage: bytes) -> None:
         with contextlib.suppress(OSError):
             while sock.recv(4096):
                 pass
-    wait_until(lambda: [row for row in rows_of(agent, src_addr=source) if row["error"].startswith("tls_failure")], "the log says so")
+    wait_until(
+        lambda: [row for row in rows_of(agent, src_addr=source) if row["error"].startswith("tls_failure")], "the log says so"
+    )
     scene.is_well()
 
 
@@ -332,7 +337,9 @@ def test_slow_ones_end_in_time(scene: Scene) -> None:
         else:
             raise AssertionError("the node waits for ever")
         silent.until_closed()
-    wait_until(lambda: [row for row in rows_of(agent, src_addr=source) if row["error"].startswith("tls_timeout")], "loris is named")
+    wait_until(
+        lambda: [row for row in rows_of(agent, src_addr=source) if row["error"].startswith("tls_timeout")], "loris is named"
+    )
     target = f"{scene.server.ip}:{HBONE_PORT}"
 
     def named() -> bool:

@@ -65,7 +65,9 @@ class Bench:
             self.poller.run_once(0)
 
     def session(self, direction: Direction = Direction.OUTBOUND) -> Session:
-        record = Connection(id=self.sessions.new_id(), direction=direction, source=Party("1.1.1.1:1"), destination=Party("2.2.2.2:2"))
+        record = Connection(
+            id=self.sessions.new_id(), direction=direction, source=Party("1.1.1.1:1"), destination=Party("2.2.2.2:2")
+        )
         return Session(self.sessions, self.pod, record)
 
     def relayed(self) -> tuple[socket.socket, socket.socket, Session]:

@@ -10,6 +10,7 @@ import pytest
 
 from nodeproxy.model.reason import Reason
 from nodeproxy.proxy.app_socket import AppSocket
+from nodeproxy.proxy.buffers import Budget
 from tests.unit.proxy.conftest import Bench
 
 _LINGER_RESET = struct.pack("ii", 1, 0)
@@ -144,3 +145,28 @@ def test_descriptors_are_given_back(bench: Bench) -> None:
         destination.close()
     assert len(os.listdir("/proc/self/fd")) == before
     assert bench.errors == []
+
+
+def test_with_an_exhausted_budget_a_connection_holds_little(bench: Bench) -> None:
+    """Thousands of readers that stand still must not cost a MiB each."""
+    bench.sessions.budget = budget = Budget(0, 100_000)
+    held = []
+    for _ in range(3):
+        source, _, session = bench.relayed()
+        fill(bench, source)
+        assert isinstance(session.destination, AppSocket)
+        held.append(session.destination.unsent_bytes)
+    assert held[0] > 100_000
+    assert held[1:] < [4097, 4097]
+    assert budget.exhausted
+    for session in bench.sessions:
+        session.fault(RuntimeError("enough"))
+    assert budget._unowed == 100_000
+
+
+def test_what_was_owed_is_settled_as_it_leaves(bench: Bench) -> None:
+    source, destination, _ = bench.relayed()
+    total = fill(bench, source)
+    assert bench.sessions.budget._unowed < Budget()._unowed
+    bench.read(destination, total)
+    assert bench.sessions.budget._unowed == Budget()._unowed

@@ -26,7 +26,9 @@ class Door:
         self.raises = raises
         self.sock = socket.create_server(("127.0.0.1", 0), backlog=200)
         self.address = self.sock.getsockname()
-        self.listener = Listener(bench.poller, bench.pod, self.sock, Spare(), self._accept, lambda pod, peer: self.full.append(peer))
+        self.listener = Listener(
+            bench.poller, bench.pod, self.sock, Spare(), self._accept, lambda pod, peer: self.full.append(peer)
+        )
 
     def _accept(self, pod: Pod, sock: socket.socket, peer: Address) -> None:
         if self.raises:

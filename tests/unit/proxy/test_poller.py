@@ -10,7 +10,9 @@ from nodeproxy.proxy.poller import HUP, IN, OUT, Poller
 
 
 class Watcher:
-    def __init__(self, on_event: Callable[[int], None] = lambda events: None, on_fault: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, on_event: Callable[[int], None] = lambda events: None, on_fault: Callable[[], None] = lambda: None
+    ) -> None:
         self.events: list[int] = []
         self.faults: list[Exception] = []
         self._on_event, self._on_fault = on_event, on_fault
