@@ -46,7 +46,10 @@ class Forked(msgspec.Struct, frozen=True, tag=True):
 
 
 class Exited(msgspec.Struct, frozen=True, tag=True):
-    """The worker `pid` (0: the oldest that was not made yet) ended; `status` as `os.waitstatus_to_exitcode` gives it (negative: by that signal)."""
+    """The worker `pid` ended; 0: the oldest one that was asked for could not be made.
+
+    status: as `os.waitstatus_to_exitcode` gives it (negative: by that signal).
+    """
 
     pid: int
     status: int
