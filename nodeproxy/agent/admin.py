@@ -91,7 +91,7 @@ class Admin:
         )
 
     def _pods(self) -> list[dict[str, Any]]:
-        view = self._node.reader.view()
+        view = self._node.view()
         rows = []
         for uid, pod in sorted(self._node.enrolment.pods.items()):
             workload = view.workload(uid)
@@ -137,7 +137,7 @@ class Admin:
         except KeyError as error:
             raise ConfigError(f"the query lacks {error}: /why?source=…&destination=…") from error
         node = self._node
-        return _json(explain(node.reader.view(), node.balancer, source, destination, node.enrolment.pods.__contains__))
+        return _json(explain(node.view(), node.balancer, source, destination, node.enrolment.pods.__contains__))
 
     async def _enrol(self, request: web.Request) -> web.Response:
         try:

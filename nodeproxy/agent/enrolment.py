@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 # How often pods are looked at for a namespace that has gone or been replaced, and failed ones are tried again.
 _WATCH_INTERVAL_S = 1.0
-_RETRY_S = 5.0
+_RETRY_S = 1.0  # until then its traffic is plain
 
 Tell = Callable[[int, msgspec.Struct, tuple[int, ...]], bool]
 
@@ -66,15 +66,26 @@ class _Leaving:
 
 
 class Enrolment:
-    """`tell(slot, message, fds)` reaches a worker; `on_change(uid)` is called after a pod came or went."""
+    """`tell(slot, message, fds)` reaches a worker; `on_change(uid)` is called after a pod came or went.
 
-    def __init__(self, steering: Steering, slots: int, tell: Tell, on_change: Callable[[str], None]) -> None:
+    `is_foreign(uid, address)`: whether the state gives the address to another workload than `uid`.
+    """
+
+    def __init__(
+        self,
+        steering: Steering,
+        slots: int,
+        tell: Tell,
+        on_change: Callable[[str], None],
+        is_foreign: Callable[[str, str], bool],
+    ) -> None:
         self.pods: dict[str, EnrolledPod] = {}
         self.failed: dict[str, FailedPod] = {}
         self._steering = steering
         self._slots = slots
         self._tell = tell
         self._on_change = on_change
+        self._is_foreign = is_foreign
         self._wanted: dict[str, PodSpec] = {}
         self._by_command: dict[str, PodSpec | None] = {}
         self._leaving: dict[int, _Leaving] = {}  # by netns cookie
@@ -220,12 +231,7 @@ class Enrolment:
             for other in self.pods.values():
                 if other.cookie == pod.cookie:
                     raise EnrolmentError(f"{spec.netns} is the network namespace of {other.spec.uid}, which is enrolled already")
-                # Before any listener is set: a pod can give itself whatever address it likes, and must not get another's
-                # connections.
-                if taken := sorted(set(other.addresses) & set(pod.addresses)):
-                    raise EnrolmentError(
-                        f"its address {taken[0]} is pod {other.spec.uid}'s already; addresses are unique on a node"
-                    )
+            pod.addresses = self._own_addresses(pod)
             for slot in range(self._slots):
                 self._listen(pod, slot)
             self._steering.enrol(PodSteering(pod.netns_fd, pod.cookie, pod.addresses))
@@ -238,6 +244,18 @@ class Enrolment:
         self.failed.pop(spec.uid, None)
         log.info("pod %s is in the mesh: %s, %s", spec.uid, spec.netns, ", ".join(pod.addresses))
         self._on_change(spec.uid)
+
+    def _own_addresses(self, pod: EnrolledPod) -> tuple[str, ...]:
+        """Those of the addresses in the pod's namespace that are not somebody else's.
+
+        A pod can give itself whatever address it likes, and must neither get another's connections, nor keep it out, nor stay out of
+        the mesh by it.  Without any address that is its own it is in, and can't connect.
+        """
+        taken = {address for other in self.pods.values() for address in other.addresses}
+        foreign = [each for each in pod.addresses if each in taken or self._is_foreign(pod.spec.uid, each)]
+        if foreign:
+            log.warning("pod %s has addresses of other workloads, which it does not get: %s", pod.spec.uid, ", ".join(foreign))
+        return tuple(address for address in pod.addresses if address not in foreign)
 
     def _listen(self, pod: EnrolledPod, slot: int) -> None:
         listeners = open_listeners(pod.netns_fd)

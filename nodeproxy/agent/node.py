@@ -6,6 +6,8 @@ Nothing here decides about a connection, and nothing waits for a worker that doe
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import time
 from pathlib import Path
@@ -15,7 +17,7 @@ from nodeproxy.agent.identities import Identities
 from nodeproxy.agent.remembered import Remembered
 from nodeproxy.agent.sources.mesh_file import Mesh
 from nodeproxy.agent.workers import Workers
-from nodeproxy.errors import ConfigError
+from nodeproxy.errors import ConfigError, IdentityError
 from nodeproxy.identity.certificate import CertificateAuthority
 from nodeproxy.kernel.steering import Steering
 from nodeproxy.model.delta import PodSpec
@@ -24,6 +26,10 @@ from nodeproxy.observe.counters import Totals
 from nodeproxy.observe.metrics import Metrics, StateStatistics
 from nodeproxy.state.balance import Balancer
 from nodeproxy.state.store import StateWriter
+from nodeproxy.state.view import View
+
+# A CA answers in milliseconds, or is away.
+_CERTIFICATE_WAIT_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +53,8 @@ class Node:
         self.steering = steering
         self.state = StateWriter(store)
         self.remembered = Remembered(self.state)
-        self.reader = self.state.reader()
+        self._reader = self.state.reader()
+        self._releasing = False
         self.balancer = Balancer()
         self.totals = Totals()
         self._source = source
@@ -58,7 +65,7 @@ class Node:
             workers, settings, steering.original_destination_fd, self.totals, self._tell_new_worker, self._pod_released
         )
         self.identities = Identities(authority, self.workers.broadcast)
-        self.enrolment = Enrolment(steering, workers, self.workers.send, self._pods_changed)
+        self.enrolment = Enrolment(steering, workers, self.workers.send, self._pods_changed, self._is_foreign)
         self.metrics = Metrics(self.totals, version=version)
         self.metrics.certificates = self.identities.manager.statistics
         self.metrics.state = self.state_statistics
@@ -100,7 +107,7 @@ class Node:
             self.workers.broadcast(StateChanged())
         self.remembered.keep_pods(mesh.pods, self._received)
         await self._reconcile(mesh.pods)
-        counts = self.reader.view().counts()
+        counts = self.view().counts()
         log.info(
             "state %d: %s; %d pods here",
             self.state.epoch,
@@ -119,8 +126,14 @@ class Node:
         """By an administrator's command; how long it took, in milliseconds."""
         before = time.monotonic()
         await self.enrolment.enrol(spec)
+        took_ms = (time.monotonic() - before) * 1000
         self.remembered.keep_commands(self.enrolment.commands)
-        return (time.monotonic() - before) * 1000
+        workload = self.view().workload(spec.uid)
+        if workload is not None:
+            # So that its first connection does not come before its certificate; a CA that is away is no reason to fail.
+            with contextlib.suppress(TimeoutError, IdentityError):
+                await asyncio.wait_for(self.identities.manager.wait_certificate(workload.identity), _CERTIFICATE_WAIT_S)
+        return took_ms
 
     async def leave(self, uid: str) -> bool:
         """By an administrator's command; False: it was not in."""
@@ -144,10 +157,21 @@ class Node:
 
     def state_statistics(self) -> StateStatistics:
         """The state's source, age and size."""
-        counts = self.reader.view().counts()
+        counts = self.view().counts()
         return StateStatistics(source=self._source, received=self._received, epoch=self.state.epoch, **counts)
 
+    def view(self) -> View:
+        """The state as it is now, until control goes back to the loop: a snapshot that is held keeps the store from shrinking."""
+        if not self._releasing:
+            self._releasing = True
+            asyncio.get_running_loop().call_soon(self._release)
+        return self._reader.view()
+
     # ── inside ──
+
+    def _release(self) -> None:
+        self._releasing = False
+        self._reader.release()
 
     async def _reconcile(self, pods: tuple[PodSpec, ...]) -> None:
         await self.enrolment.want(pods)
@@ -159,8 +183,14 @@ class Node:
         self.metrics.enrolled_pods = len(self.enrolment.pods)
         self._assign_identities()
 
+    def _is_foreign(self, uid: str, address: str) -> bool:
+        view = self.view()
+        pod = view.workload(uid)
+        owner = view.workload_at(pod.network if pod else "", address)
+        return owner is not None and owner.uid != uid and not (pod and address in pod.addresses)
+
     def _assign_identities(self) -> None:
-        view = self.reader.view()
+        view = self.view()
         workloads = ((uid, view.workload(uid)) for uid in self.enrolment.pods)
         self.identities.assign((uid, workload.identity) for uid, workload in workloads if workload is not None)
 

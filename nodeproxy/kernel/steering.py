@@ -139,12 +139,10 @@ class Steering:
     def enrol(self, pod: PodSteering) -> None:
         """Steer the pod's TCP from now on.
 
-        Its listeners should be set already, or its connections are refused until they are.
+        Its listeners should be set already, or its connections are refused until they are.  Without an address it can't connect.
         """
         four = [address for address in pod.addresses if ":" not in address]
         six = [address for address in pod.addresses if ":" in address]
-        if not four and not six:
-            raise EnrolmentError("the pod has no address")
         self._refuse_strangers(pod)
         owners = self._maps["pods_by_address"]
         for address in pod.addresses:

@@ -95,10 +95,12 @@ def test_an_address_of_another_pod_is_refused(fresh: Node, lab: Lab) -> None:
         fresh.steering.enrol(PodSteering(other.netns_fd, netns_cookie(other.netns_fd), one.addresses))
 
 
-def test_a_pod_without_address_is_refused(fresh: Node, lab: Lab) -> None:
-    pod = lab.pod(0, unique("p"))
-    with pytest.raises(EnrolmentError, match="no address"):
-        fresh.steering.enrol(PodSteering(pod.netns_fd, netns_cookie(pod.netns_fd), ()))
+def test_a_pod_without_an_address_of_its_own_is_closed(fresh: Node, lab: Lab, program: Callable[[Host], Program]) -> None:
+    pod, other = lab.pod(0, unique("p")), lab.pod(0, unique("p"))
+    fresh.steering.enrol(PodSteering(pod.netns_fd, netns_cookie(pod.netns_fd), ()))
+    caller = program(pod)
+    assert caller.connect(other.address4, 80)["errno"] == errno.ENETUNREACH
+    assert caller.connect(other.address6, 80)["errno"] == errno.ENETUNREACH
 
 
 def test_agent_gone_is_closed_and_the_next_adopts(

@@ -226,13 +226,41 @@ def test_it_cannot_take_anothers_address(mesh: Cluster) -> None:
     with inside(late.host.netns_fd), IPRoute() as route:
         route.addr("add", index=1, address=near.ip, prefixlen=32)
     try:
-        status, answer = agent.request("POST", "/pods", {"uid": late.uid, "netns": late.host.netns_path})
-        assert status == 409, answer
-        assert near.ip in answer["error"]
+        enrol(mesh, late)
+        (row,) = (row for row in agent.get("/status")["pods"] if row["uid"] == late.uid)
+        assert sorted(row["addresses"]) == sorted(late.host.addresses)
         serves(mesh)
+        serves(mesh, "late")
     finally:
         with inside(late.host.netns_fd), IPRoute() as route:
             route.addr("del", index=1, address=near.ip, prefixlen=32)
+
+
+def test_it_cannot_keep_another_out_nor_itself_by_anothers_address(mesh: Cluster) -> None:
+    """With nothing but an address that the state gives to another workload it is in the mesh all the same, and can't connect."""
+    late, agent, far = mesh.pods["late"], mesh.agents[0], mesh.pods["far"]
+    assert agent.request("DELETE", f"/pods/{late.uid}")[0] == 200
+    with inside(late.host.netns_fd), IPRoute() as route:
+        (link,) = route.link_lookup(ifname="eth0")
+        route.flush_addr(index=link)
+        route.addr("add", index=link, address=far.ip, prefixlen=24)
+    try:
+        status, answer = agent.request("POST", "/pods", {"uid": late.uid, "netns": late.host.netns_path})
+        assert status == 200, answer
+        (row,) = (row for row in agent.get("/status")["pods"] if row["uid"] == late.uid)
+        assert row["addresses"] == []
+        with pytest.raises(OSError, match="unreachable|not permitted"):
+            late.connect(mesh.pods["near"].ip, PORT).close()
+        serves(mesh)
+    finally:
+        with inside(late.host.netns_fd), IPRoute() as route:
+            (link,) = route.link_lookup(ifname="eth0")
+            route.flush_addr(index=link)
+            for address, length in ((late.ip, 24), (late.ip6, 64)):
+                route.addr("add", index=link, address=address, prefixlen=length)
+            route.route("replace", dst="0.0.0.0/0", gateway="10.10.0.1")
+            route.route("replace", dst="::/0", gateway="fd00:10::1")
+        assert agent.request("DELETE", f"/pods/{late.uid}")[0] == 200
     enrol(mesh, late)
     serves(mesh, "late")
 

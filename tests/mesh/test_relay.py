@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+
 from tests.mesh.cluster import Cluster, MeshPod, exactly, wait_until
 
 GIB = 1 << 30

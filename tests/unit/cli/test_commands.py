@@ -13,9 +13,9 @@ import click
 import pytest
 
 from nodeproxy import __version__, config
+from nodeproxy.app.uninstall import remove_run_directory
 from nodeproxy.cli.commands import nodeproxy
 from nodeproxy.cli.options import Command
-from nodeproxy.app.uninstall import remove_run_directory
 from nodeproxy.errors import ConfigError
 from tests.unit.cli.conftest import Result
 from tests.unit.cli.documented import differences, examples
