@@ -248,8 +248,8 @@ class Enrolment:
     def _own_addresses(self, pod: EnrolledPod) -> tuple[str, ...]:
         """Those of the addresses in the pod's namespace that are not somebody else's.
 
-        A pod can give itself whatever address it likes, and must neither get another's connections, nor keep it out, nor stay out of
-        the mesh by it.  Without any address that is its own it is in, and can't connect.
+        A pod can give itself whatever address it likes, and must neither get another's connections, nor keep it out, nor stay
+        out of the mesh by it.  Without any address that is its own it is in, and can't connect.
         """
         taken = {address for other in self.pods.values() for address in other.addresses}
         foreign = [each for each in pod.addresses if each in taken or self._is_foreign(pod.spec.uid, each)]

@@ -39,4 +39,3 @@ def uninstall(instance: str, run_dir: str | None, cgroup_root: str | None, outpu
         print_json({"instance": instance})
     else:
         click.echo(f"Nothing of instance {instance} is left; its pods are plain again.")
-

@@ -1,7 +1,7 @@
 """Two nodes with agents that run as a user would run them, and pods whose sockets a test holds in its own hands.
 
-The test's own process is moved into a cgroup below the one that is steered, so that a socket it makes inside a pod's namespace is steered
-like any program's there.
+The test's own process is moved into a cgroup below the one that is steered, so that a socket it makes inside a pod's namespace is
+steered like any program's there.
 """
 
 from __future__ import annotations
@@ -196,7 +196,8 @@ class Agent:
     def nodeproxy(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command against this agent."""
         node: Host = self.cluster.lab.nodes[self.number]
-        return node.run([sys.executable, "-m", "nodeproxy", *arguments, "--instance", self.instance, "--run-dir", str(self.run_dir)])
+        where = ["--instance", self.instance, "--run-dir", str(self.run_dir)]
+        return node.run([sys.executable, "-m", "nodeproxy", *arguments, *where])
 
 
 class Cluster:
@@ -230,7 +231,8 @@ class Cluster:
 
     def service(self, hostname: str, vip: str, ports: dict[int, int], pods: list[MeshPod], **more: Any) -> dict[str, Any]:
         namespace = "shop"
-        entry = {"name": hostname.split(".")[0], "namespace": namespace, "hostname": hostname, "vips": [f"/{vip}"], "ports": ports, **more}
+        entry = {"name": hostname.split(".")[0], "namespace": namespace, "hostname": hostname}
+        entry |= {"vips": [f"/{vip}"], "ports": ports, **more}
         self.services.append(entry)
         for pod in pods:
             pod.entry.setdefault("services", {})[f"{namespace}/{hostname}"] = ports

@@ -73,6 +73,7 @@ def told(agent: Agent, *arguments: str, status: int = 0) -> str:
 STATUS_KEYS = {"version", "instance", "run_dir", "node", "started", "ready", "pending"}
 STATUS_KEYS |= {"state", "pods", "workers", "kernel", "certificates"}
 
+
 def test_status(mesh: Cluster) -> None:
     agent = mesh.agents[0]
     found = asked(agent, "status")

@@ -148,7 +148,8 @@ def test_memory_at_rest(mesh: Cluster, record_property: pytest.RecordProperty) -
     assert len(pids) == 4  # agent, zygote, two workers
     parts = {pid: pss_mb([pid]) for pid in pids}
     total = sum(parts.values())
-    print(f"memory at rest, agent and two workers (PSS): {total:.1f} MB = " + " + ".join(f"{part:.1f}" for part in parts.values()))
+    summands = " + ".join(f"{part:.1f}" for part in parts.values())
+    print(f"memory at rest, agent and two workers (PSS): {total:.1f} MB = {summands}")
     record_property("memory_mb", total)
     assert total < 120
 

@@ -190,8 +190,10 @@ def test_a_killed_worker_is_replaced(mesh: Cluster) -> None:
     os.kill(victim["pid"], signal.SIGKILL)
     before = time.monotonic()
     wait_until(
-        lambda: [worker["ready"] for worker in agent.get("/status")["workers"]] == [True, True]
-        and victim["pid"] not in [worker["pid"] for worker in agent.get("/status")["workers"]],
+        lambda: (
+            [worker["ready"] for worker in agent.get("/status")["workers"]] == [True, True]
+            and victim["pid"] not in [worker["pid"] for worker in agent.get("/status")["workers"]]
+        ),
         "a new worker",
     )
     assert time.monotonic() - before < 1.5
@@ -210,7 +212,7 @@ def test_a_killed_worker_is_replaced(mesh: Cluster) -> None:
     assert 0 < alive < 8, "only the dead worker's connections are lost"
     for number in range(20):
         assert passes(mesh, 9200 + number)
-    assert 'nodeproxy_worker_restarts_total 1' in agent.metrics()
+    assert "nodeproxy_worker_restarts_total 1" in agent.metrics()
 
 
 def test_a_killed_zygote_is_replaced(mesh: Cluster) -> None:
@@ -222,8 +224,10 @@ def test_a_killed_zygote_is_replaced(mesh: Cluster) -> None:
     assert zygote not in (agent.process.pid, 1)
     os.kill(zygote, signal.SIGKILL)
     wait_until(
-        lambda: len(workers := agent.get("/status")["workers"]) == 2
-        and all(each["ready"] and each["pid"] != worker["pid"] for each in workers),
+        lambda: (
+            len(workers := agent.get("/status")["workers"]) == 2
+            and all(each["ready"] and each["pid"] != worker["pid"] for each in workers)
+        ),
         "new workers",
     )
     assert wait_until(lambda: passes(mesh), "traffic is back")

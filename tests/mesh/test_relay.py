@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.mesh.cluster import Cluster, MeshPod, exactly, wait_until
+from tests.mesh.evidence import rows_of
 
 GIB = 1 << 30
 _LINGER_RESET = struct.pack("ii", 1, 0)
@@ -227,7 +228,7 @@ def test_two_thousand_connections_at_once(mesh: Cluster) -> None:
             return len(theirs) == count
 
         wait_until(accepted, "all connections are accepted", 30)
-        for number, sock in enumerate(ours):
+        for number in range(count):
             theirs[struct.pack("!I", number)].sendall(struct.pack("!I", number ^ 0xFFFFFFFF))
         for number, sock in enumerate(ours):
             assert exactly(sock, 4) == struct.pack("!I", number ^ 0xFFFFFFFF)
@@ -247,9 +248,7 @@ def test_what_happened_stands_in_the_access_log(mesh: Cluster) -> None:
         theirs.sendall(b"b" * 300)
         exactly(ours, 300)
     for agent, direction in zip(mesh.agents, ("outbound", "inbound"), strict=True):
-        target = f"{server.ip}:9010"
-        rows = wait_until(lambda agent=agent: [row for row in agent.access_log() if row["dst.addr"] == target], "the line is there")
-        (row,) = rows
+        (row,) = wait_until(lambda agent=agent: rows_of(agent, dst_addr=f"{server.ip}:9010"), "the line is there")
         assert row["direction"] == direction
         assert row["src.identity"] == client.identity
         assert row["dst.identity"] == server.identity

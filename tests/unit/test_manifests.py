@@ -78,7 +78,8 @@ def test_arguments_point_into_the_mounts(container: dict[str, Any]) -> None:
     settings = dict(option.removeprefix("--").split("=", 1) for option in options)
     paths = {mount["mountPath"] for mount in container["volumeMounts"]}
     variables = {variable["name"]: variable for variable in container["env"]}
-    assert {variables["NODEPROXY_RUN_DIR"]["value"], settings["ca"], settings["cgroup-root"], str(Path(settings["mesh"]).parent)} <= paths
+    assert variables["NODEPROXY_RUN_DIR"]["value"] in paths
+    assert {settings["ca"], settings["cgroup-root"], str(Path(settings["mesh"]).parent)} <= paths
     assert settings["node"] == "$(NODE_NAME)"
     assert variables["NODE_NAME"]["valueFrom"]["fieldRef"]["fieldPath"] == "spec.nodeName"
 

@@ -11,7 +11,10 @@ SIGNATURE = bytes.fromhex("0d0a0d0a000d0a515549540a")
 
 def test_ipv4_with_identity() -> None:
     header = encode_proxy_v2(("10.0.0.1", 4660), ("10.0.0.2", 80), "spiffe://a/ns/b/sa/c")
-    assert header == SIGNATURE + bytes.fromhex("21110023" + "0a000001" + "0a000002" + "1234" + "0050" + "d00014") + b"spiffe://a/ns/b/sa/c"
+    assert (
+        header
+        == SIGNATURE + bytes.fromhex("21110023" + "0a000001" + "0a000002" + "1234" + "0050" + "d00014") + b"spiffe://a/ns/b/sa/c"
+    )
 
 
 def test_ipv6_without_identity() -> None:
