@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 from collections.abc import Iterator
+from typing import Any
 
 from nodeproxy.linux.netns import inside
 from tests.mesh.attempts import Greeter, start_fast
