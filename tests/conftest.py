@@ -67,6 +67,24 @@ class SkipLedger:
                 terminalreporter.write_line(f"{node}: {reason}")
 
 
+class Measurements:
+    """Shows, after the run, what tests measured and told by `record_property`: "what" → text."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, object]] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self.rows += report.user_properties
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.rows:
+            terminalreporter.section("measured")
+            width = max(len(what) for what, _ in self.rows)
+            for what, value in self.rows:
+                terminalreporter.write_line(f"{what:{width}}  {value}")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--no-skips", action="store_true", help=f'a skip fails the run, unless its reason begins with "{KERNEL_LACKS}"'
@@ -74,6 +92,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Measurements(), "measurements")
     config.pluginmanager.register(SkipLedger(config.getoption("--no-skips")), "skip-ledger")
 
 

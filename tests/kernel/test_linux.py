@@ -116,7 +116,7 @@ def test_listeners_are_reached_by_nobody(host: Host) -> None:
         with netns.inside(host.netns_fd):
             for address in ("127.0.0.1", "10.9.0.1", "::1", "fd00:9::1"):
                 with pytest.raises(ConnectionRefusedError):
-                    socket.create_connection((address, 15001), 1.0)
+                    socket.create_connection((address, 15001), 5.0)
 
 
 def test_listeners_beside_an_application_that_has_the_ports(host: Host) -> None:

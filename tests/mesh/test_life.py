@@ -153,7 +153,9 @@ def test_the_grace_period_ends(mesh: Cluster) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_killed_agent_leaves_the_node_closed_and_the_next_one_opens_it(mesh: Cluster, number: int) -> None:
+def test_a_killed_agent_leaves_the_node_closed_and_the_next_one_opens_it(
+    mesh: Cluster, number: int, record_property: pytest.RecordProperty
+) -> None:
     """Not one packet of a connection passes between SIGKILL and the next start, in either direction."""
     assert passes(mesh)
     agent = mesh.agents[number]
@@ -169,7 +171,7 @@ def test_a_killed_agent_leaves_the_node_closed_and_the_next_one_opens_it(mesh: C
     took = time.monotonic() - before
     assert agent.get("/status")["kernel"]["adopted"] is True
     assert wait_until(lambda: passes(mesh), "traffic is back")
-    print(f"start to ready with adopted pins: {took:.2f} s")
+    record_property(f"start to ready, pins adopted (node {number})", f"{took:.2f} s")
 
 
 def test_plain_traffic_from_outside_is_closed_too(mesh: Cluster) -> None:
