@@ -79,6 +79,9 @@ class AppSocket:
 
     def on_event(self, events: int) -> None:
         """Move what can be moved."""
+        if events == IN and self._events & IN:
+            self._read()
+            return
         if events & ERR and self._failed():
             return
         if events & OUT:

@@ -20,6 +20,7 @@ from nodeproxy.proxy.poller import Poller
 from nodeproxy.proxy.sessions import Sessions
 from nodeproxy.state.balance import Balancer
 from nodeproxy.state.reader import StateReader
+from nodeproxy.state.view import View
 
 _LOOPBACK = frozenset({"127.0.0.1", "::1"})
 
@@ -35,6 +36,7 @@ class Context:
     certificates: Certificates
     max_pod_connections: int
     pods: dict[str, Pod] = field(default_factory=dict)
+    _viewing: bool = False
 
     @property
     def budget(self) -> Budget:
@@ -84,4 +86,15 @@ class Context:
 
     def workload(self, uid: str) -> Workload | None:
         """The pod's workload as the state has it now."""
-        return self.state.view().workload(uid)
+        return self.view().workload(uid)
+
+    def view(self) -> View:
+        """The newest state, for this pass of the poller: a snapshot that is kept while waiting keeps the store from shrinking."""
+        if not self._viewing:
+            self._viewing = True
+            self.poller.defer(self._release)
+        return self.state.view()
+
+    def _release(self) -> None:
+        self._viewing = False
+        self.state.release()

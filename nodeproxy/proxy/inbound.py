@@ -68,7 +68,7 @@ class Inbound:
         """Any other connection to the pod."""
         context = self._context
         local = plain_address(sock.getsockname())
-        view = context.state.view()
+        view = context.view()
         workload = view.workload(pod.uid)
         record = context.record(Direction.INBOUND, Party(join_address(*peer)), Party(join_address(*local), workload))
         session = Session(context.sessions, pod, record)

@@ -63,7 +63,7 @@ class Outbound:
 
     def _decide(self, session: Session, client_ip: str, original: tuple[str, int]) -> None:
         context, record = self._context, session.record
-        view = context.state.view()
+        view = context.view()
         workload = view.workload(session.pod.uid)
         if workload is None:
             session.refuse(
@@ -103,7 +103,7 @@ class Outbound:
 
     def _to_local_pod(self, session: Session, client_ip: str, route: Route, source: Workload, destination: Workload) -> None:
         context = self._context
-        admission = admit_local(context.state.view(), destination, route.address[0], route.address[1], source, client_ip)
+        admission = admit_local(context.view(), destination, route.address[0], route.address[1], source, client_ip)
         if isinstance(admission, Refusal):
             session.refuse(admission)
             return

@@ -59,7 +59,6 @@ class Poller:
     def __init__(
         self,
         on_error: Callable[[Exception], None],
-        before_waiting: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._epoll = select.epoll()
@@ -68,7 +67,6 @@ class Poller:
         self._timers: list[Timer] = []
         self._deferred: list[Callable[[], None]] = []
         self._on_error = on_error
-        self._before_waiting = before_waiting
         self._running = True
         self.clock = clock
 
@@ -112,15 +110,14 @@ class Poller:
 
     def run_once(self, timeout_s: float) -> None:
         """One pass: wait at most `timeout_s`, call back what is ready, then what was deferred, then due timers."""
-        watched = self._watched
-        self._guarded(self._before_waiting)
+        watched, new = self._watched, self._new
         ready = self._epoll.poll(timeout_s, _MAX_EVENTS)
-        self._new.clear()
+        new.clear()
         for fd, events in ready:
             target = watched.get(fd)
             # Ended by an earlier event of this pass; or ended, and its number is another's by now, whose own events come next
             # time.
-            if target is None or fd in self._new:
+            if target is None or fd in new:
                 continue
             try:
                 target.on_event(events)
@@ -131,7 +128,8 @@ class Poller:
             deferred, self._deferred = self._deferred, []
             for callback in deferred:
                 self._guarded(callback)
-        self._fire_timers()
+        if self._timers and self._timers[0].due <= self.clock():
+            self._fire_timers()
 
     def close(self) -> None:
         """Forget everything; descriptors stay their owners' to close."""
@@ -157,10 +155,7 @@ class Poller:
         return max(timers[0].due - self.clock(), 0.0) + _COARSE_S if timers else -1.0
 
     def _fire_timers(self) -> None:
-        timers = self._timers
-        if not timers:
-            return
-        now = self.clock()
+        timers, now = self._timers, self.clock()
         while timers and timers[0].due <= now:
             callback = heapq.heappop(timers).callback
             if callback is not None:

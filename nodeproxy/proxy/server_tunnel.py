@@ -141,7 +141,7 @@ class ServerTunnel(Tunnel):
 
     def _judge(self, session: Session, half: ServerStream, request: ConnectRequest) -> None:
         context, record = self._context, session.record
-        view = context.state.view()
+        view = context.view()
         workload = view.workload(self._uid)
         if workload is None:
             session.refuse(Refusal(Reason.UNKNOWN_WORKLOAD, f"this pod's workload {self._uid} is not in the state"))

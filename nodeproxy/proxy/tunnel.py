@@ -61,7 +61,7 @@ class Tunnel:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=self.role is Role.SERVER)
-        self._unsent: memoryview | None = None
+        self.unsent: memoryview | None = None
         self._dirty = False
         self._heard = False
         self._settled = False  # SETTINGS came
@@ -93,11 +93,6 @@ class Tunnel:
     def idle(self) -> bool:
         """It stands, and carries nothing."""
         return self.established and not self.closed and self.codec.active_streams == 0
-
-    @property
-    def blocked(self) -> bool:
-        """The socket takes no more for now."""
-        return self._unsent is not None
 
     def wait(self, half: TunnelStream) -> None:
         """Resume `half`'s peer when windows and socket allow."""
@@ -158,10 +153,11 @@ class Tunnel:
             self._send_last_words()
             self.lose(tls_refusal(error))
         else:
-            if self.blocked and len(self.codec.out) > MAX_UNSAID_BYTES:
+            if self.unsent is not None and len(self.codec.out) > MAX_UNSAID_BYTES:
                 detail = f"the peer asks without reading: more than {MAX_UNSAID_BYTES} bytes of answers wait"
                 self.lose(Refusal(Reason.H2_CONTROL_FLOOD, detail))
-            self.mark_dirty()
+            elif self.codec.out or self._outgoing.pending:
+                self.mark_dirty()
 
     def _connection_lost(self, detail: str) -> Refusal:
         return Refusal(Reason.RESET_BY_DESTINATION if self.established else Reason.TLS_FAILURE, detail)
@@ -235,26 +231,40 @@ class Tunnel:
         except OSError as error:
             self.lose(self._connection_lost(f"the tunnel's connection failed: {error.strerror}"))
             return
-        self._watch(IN if complete else IN | OUT)
+        events = IN if complete else IN | OUT
+        if events != self._events:
+            self._watch(events)
         if complete and self.waiting:
             self._resume_waiting()
 
     def _send_all(self) -> bool:
+        """Whether the socket took everything."""
+        if self.unsent is None and self._outgoing.pending and not self.codec.out:
+            # By far the most frequent case: one event's worth, which the socket takes whole.
+            data = self._outgoing.read()
+            try:
+                sent = self.sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            if sent == len(data):
+                return True
+            self.unsent = memoryview(data)[sent:]
+            return False
         while True:
-            if self._unsent is not None:
+            if self.unsent is not None:
                 try:
-                    sent = self.sock.send(self._unsent)
+                    sent = self.sock.send(self.unsent)
                 except BlockingIOError:
                     return False
-                if sent < len(self._unsent):
-                    self._unsent = self._unsent[sent:]
+                if sent < len(self.unsent):
+                    self.unsent = self.unsent[sent:]
                     return False
-                self._unsent = None
+                self.unsent = None
             if self.established and self.codec.out:
                 self.tls.write(self.codec.take_out())
             if not self._outgoing.pending:
                 return True
-            self._unsent = memoryview(self._outgoing.read())
+            self.unsent = memoryview(self._outgoing.read())
 
     def _send_last_words(self, *, close_notify: bool = False) -> None:
         """GOAWAY or a TLS alert, if the socket takes it: the peer should know why."""
@@ -270,9 +280,8 @@ class Tunnel:
             return
 
     def _watch(self, events: int) -> None:
-        if events != self._events:
-            self._events = events
-            self._poller.change(self._fd, events)
+        self._events = events
+        self._poller.change(self._fd, events)
 
     def _resume_waiting(self) -> None:
         """Who could send now; those whose stream has no window stay."""
@@ -300,7 +309,7 @@ class Tunnel:
     def on_window(self, stream: Stream | None) -> None:
         """Sending may go on."""
         if stream is None:
-            if not self.blocked:
+            if self.unsent is None:
                 self._resume_waiting()
         elif stream.owner in self.waiting:
             del self.waiting[stream.owner]
@@ -389,7 +398,7 @@ class Tunnel:
 
         Tunnel and codec hold each other until the garbage collector comes, which is seldom: a flood of handshakes would pile up.
         """
-        self._unsent = None
+        self.unsent = None
         del self.tls, self._incoming, self._outgoing, self.codec.handler
 
     def shut(self) -> None:

@@ -83,8 +83,7 @@ class TunnelStream:
         """There is a peer now: it gets what came before."""
         self._joined = True
         if self._early:
-            early, self._early = self._early, bytearray()
-            self._pass_on(memoryview(early), held=True)
+            self._deliver_early()
         if self._ended_in and not self.session.ended:
             self.peer.finish()
             self.session.half_ended()
@@ -93,12 +92,22 @@ class TunnelStream:
 
     def on_data(self, chunk: memoryview) -> None:
         """DATA came."""
-        self.read_bytes += len(chunk)
-        if self._joined:
-            self._pass_on(chunk)
-        else:
+        length = len(chunk)
+        self.read_bytes += length
+        if not self._joined:
             self._early += chunk  # bounded by the stream's window
-            self._hold(len(chunk))
+            self._hold(length)
+            return
+        try:
+            sent = self.peer.deliver(chunk)
+        except OSError:
+            self.tunnel.codec.credit(None, length)
+            self.session.reset_by(self.peer)
+            return
+        if sent:
+            self.tunnel.codec.credit(self.stream, sent)
+        if sent < length:
+            self._hold(length - sent)
 
     def on_end(self) -> None:
         """END_STREAM came."""
@@ -139,7 +148,7 @@ class TunnelStream:
         tunnel, stream = self.tunnel, self.stream
         if stream is None:  # the session has ended
             return BLOCKED
-        if tunnel.blocked:
+        if tunnel.unsent is not None:
             tunnel.wait(self)
             return BLOCKED
         codec = tunnel.codec
@@ -237,22 +246,14 @@ class TunnelStream:
         self.tunnel.write(buffer[:offset])
         return count
 
-    def _pass_on(self, chunk: memoryview, held: bool = False) -> None:
-        length = len(chunk)
+    def _deliver_early(self) -> None:
+        early, self._early = self._early, bytearray()
         try:
-            sent = self.peer.deliver(chunk)
+            sent = self.peer.deliver(memoryview(early))
         except OSError:
-            if not held:
-                self.tunnel.codec.credit(None, length)
             self.session.reset_by(self.peer)
-            return
-        if held:
+        else:
             self.delivered(sent)
-            return
-        if sent:
-            self.tunnel.codec.credit(self.stream, sent)
-        if sent < length:
-            self._hold(length - sent)
 
     def _hold(self, count: int) -> None:
         if self.tunnel.budget.take(count):

@@ -57,6 +57,8 @@ log = logging.getLogger(__name__)
 MAX_POD_CONNECTIONS = 32_768
 # A connection takes two descriptors: no pod gets more than a quarter of the worker's, so that others are served whatever it does.
 _DESCRIPTOR_SHARE = 8
+# Lines are written together: a write for each would be a system call for each connection.  What went wrong is told at once.
+_LOG_DELAY_S = 0.02
 # Unasked reports: what is lost of the counters when a worker is killed.
 _REPORT_INTERVAL_S = 1.0
 _POOL_SWEEP_S = 10.0
@@ -75,7 +77,7 @@ class Worker:
         self._log = LogWriter(log_fd)
         self._format = format_json if settings.log_json else format_text
         self._format_dry_run = format_dry_run_json if settings.log_json else format_dry_run_text
-        self._poller = Poller(_log_defect, self._before_waiting)
+        self._poller = Poller(_log_defect)
         self._counters = Counters()
         self._state = StateReader(settings.store)
         self._context = Context(
@@ -89,6 +91,7 @@ class Worker:
         self._outbound = Outbound(self._context, OriginalDestination(settings.original_destination_fd))
         self._inbound = Inbound(self._context)
         self._spare = Spare()
+        self._log_awaited = False
         self._dropped = 0  # lines that were told of
         self._encoder = msgspec.msgpack.Encoder()
         self._leaving: dict[int, Pod] = {}  # by netns cookie
@@ -136,7 +139,7 @@ class Worker:
                 self._context.certificates.drop(message.identity)
             case StateChanged():
                 self._outbound.forget()
-                self._context.sessions.recheck(self._state.view())
+                self._context.sessions.recheck(self._context.view())
             case ReportWanted():
                 self._report(message.request)
             case ConnectionsWanted():
@@ -221,15 +224,24 @@ class Worker:
     # ── reports ──
 
     def _write_log(self, connection: Connection) -> None:
-        self._log.write(self._format(connection))
+        self._write_line(self._format(connection), at_once=connection.reason is not None)
 
     def _write_dry_run(self, connection: Connection, refusal: Refusal) -> None:
-        self._log.write(self._format_dry_run(connection, refusal))
+        self._write_line(self._format_dry_run(connection, refusal), at_once=True)
 
-    def _before_waiting(self) -> None:
-        if self._log.pending:
+    def _write_line(self, line: bytes, at_once: bool) -> None:
+        self._log.write(line)
+        if self._log.full:
             self._log.flush()
-        self._state.release()
+        elif at_once:
+            self._poller.defer(self._log.flush)
+        elif not self._log_awaited:
+            self._log_awaited = True
+            self._poller.later(_LOG_DELAY_S, self._flush_log)
+
+    def _flush_log(self) -> None:
+        self._log_awaited = False
+        self._log.flush()
 
     def _report(self, request: int) -> None:
         for page in self._context.sessions.take_counters():
@@ -238,6 +250,8 @@ class Worker:
             self._send(Report(request, b"", last=True))
 
     def _report_regularly(self) -> None:
+        if self._log.pending:  # what its reader did not take before
+            self._log.flush()
         self._poller.later(_REPORT_INTERVAL_S, self._report_regularly)
         self._release_pods()
         if self._log.dropped > self._dropped:

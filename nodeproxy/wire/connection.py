@@ -131,7 +131,7 @@ class HboneConnection(ControlSide):
                     return -1
                 return self._begin_padded_data(flags, stream_id, length, data[position]) + position
             self._begin_data(flags, stream_id, length, length)
-            return position
+            return self._take_data(data, position, end) if self._data_left and position < end else position
         needed = self._admit(kind, stream_id, length)
         after = position + needed
         if after > end:

@@ -109,7 +109,8 @@ class SendingSide:
 
     def sendable(self, stream: Stream) -> int:
         """How many bytes of DATA may be sent on `stream` now; not positive: none."""
-        return min(stream.send_window, self._send_window)
+        room = self._send_window
+        return stream.send_window if stream.send_window < room else room
 
     # ── commands ──
 
@@ -142,8 +143,13 @@ class SendingSide:
 
     def data_header_into(self, buffer: bytearray | memoryview, offset: int, stream: Stream, length: int) -> None:
         """Write the header of a DATA frame and take its `length` from both windows; the caller puts the payload behind it."""
-        allowed = min(stream.send_window, self._send_window, self._peer.max_frame_bytes)
-        if length > allowed or not stream.local_open:
+        if (
+            length > stream.send_window
+            or length > self._send_window
+            or length > self._peer.max_frame_bytes
+            or not stream.local_open
+        ):
+            allowed = min(stream.send_window, self._send_window, self._peer.max_frame_bytes)
             raise MisuseError(f"{length} bytes can't be sent on stream {stream.id}: it has ended, or {allowed} is its limit now")
         stream.send_window -= length
         self._send_window -= length
@@ -164,14 +170,16 @@ class SendingSide:
 
     def credit(self, stream: Stream | None, nbytes: int) -> None:
         """`nbytes` of the stream's DATA were delivered or discarded: the peer may send as many again (None: on other streams)."""
-        self._credit_bytes += nbytes
-        if self._credit_bytes >= self._credit_step:
-            self.out += frames.window_update(0, self._credit_bytes)
-            self._receive_window += self._credit_bytes
+        total = self._credit_bytes = self._credit_bytes + nbytes
+        if total >= self._credit_step:
+            self.out += frames.window_update(0, total)
+            self._receive_window += total
             self._credit_bytes = 0
             self._patience.progress()
         if stream is not None:
-            self.credit_stream(stream, nbytes)
+            stream.credit_bytes += nbytes
+            if stream.credit_bytes >= self._stream_credit_step:
+                self.credit_stream(stream, 0)
 
     def credit_stream(self, stream: Stream, nbytes: int) -> None:
         """As `credit`, for bytes that the connection's window has got back before."""

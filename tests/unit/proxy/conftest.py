@@ -42,7 +42,7 @@ class Bench:
     def __init__(self) -> None:
         self.errors: list[Exception] = []
         self.ended: list[Connection] = []
-        self.poller = Poller(self.errors.append, lambda: None)
+        self.poller = Poller(self.errors.append)
         self.counters = Counters()
         self.sessions = Sessions(self.counters, self.ended.append, lambda connection, refusal: None)
         self.pod = Pod("uid", ("127.0.0.1",), os.open("/dev/null", os.O_RDONLY))

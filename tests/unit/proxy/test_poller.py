@@ -36,7 +36,7 @@ def fail(*_: object) -> None:
 
 def poller(errors: list[Exception] | None = None, clock: Callable[[], float] | None = None) -> Poller:
     log = (errors if errors is not None else []).append
-    return Poller(log, lambda: None, clock) if clock else Poller(log, lambda: None)
+    return Poller(log, clock) if clock else Poller(log)
 
 
 def test_an_event_is_told_to_its_watcher() -> None:
