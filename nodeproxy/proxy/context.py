@@ -21,6 +21,8 @@ from nodeproxy.proxy.sessions import Sessions
 from nodeproxy.state.balance import Balancer
 from nodeproxy.state.reader import StateReader
 from nodeproxy.state.view import View
+from nodeproxy.wire.baggage import encode_baggage
+from nodeproxy.wire.hbone import ok_block
 
 _LOOPBACK = frozenset({"127.0.0.1", "::1"})
 
@@ -37,6 +39,7 @@ class Context:
     max_pod_connections: int
     pods: dict[str, Pod] = field(default_factory=dict)
     _viewing: bool = False
+    _ok_blocks: dict[str, tuple[Workload, bytes]] = field(default_factory=dict)
 
     @property
     def budget(self) -> Budget:
@@ -94,6 +97,18 @@ class Context:
             self._viewing = True
             self.poller.defer(self._release)
         return self.state.view()
+
+    def ok_block(self, workload: Workload) -> bytes:
+        """The header block of a 200 from `workload`, encoded once."""
+        known = self._ok_blocks.get(workload.uid)
+        if known is None or known[0] is not workload:
+            known = self._ok_blocks[workload.uid] = (workload, ok_block(encode_baggage(workload)))
+        return known[1]
+
+    def forget_pod(self, uid: str) -> None:
+        """The pod has left."""
+        del self.pods[uid]
+        self._ok_blocks.pop(uid, None)
 
     def _release(self) -> None:
         self._viewing = False

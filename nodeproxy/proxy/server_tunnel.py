@@ -18,10 +18,10 @@ from nodeproxy.proxy.pods import Pod
 from nodeproxy.proxy.session import Session
 from nodeproxy.proxy.tunnel import Headers, Tunnel
 from nodeproxy.proxy.tunnel_stream import TunnelStream
-from nodeproxy.wire.baggage import encode_baggage, parse_baggage
+from nodeproxy.wire.baggage import parse_baggage
 from nodeproxy.wire.connection import Role
 from nodeproxy.wire.frames import ErrorCode
-from nodeproxy.wire.hbone import ConnectRequest, ok_block, parse_connect, status_block
+from nodeproxy.wire.hbone import ConnectRequest, parse_connect, status_block
 from nodeproxy.wire.proxy_protocol import encode_proxy_v2
 from nodeproxy.wire.stream import Stream
 
@@ -173,7 +173,7 @@ class ServerTunnel(Tunnel):
         record.service = admission.service
         record.destination = Party(join_address(*admission.address), workload, workload.identity)
         context.sessions.dry_run(record, admission.dry_run)
-        block = ok_block(encode_baggage(workload))
+        block = context.ok_block(workload)
         session.pending = context.dial_application(
             self._pod,
             self._peer[0],

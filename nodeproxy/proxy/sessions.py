@@ -62,7 +62,9 @@ class Sessions:
         session.pod.connections -= 1
         self._count_bytes(session)
         for reporter, series in session.series:
-            self._counters.close(series, tcp_labels(session.record, reporter))
+            # How it ended is the only label that may have changed since it opened.
+            ended_well = session.record.reason is None
+            self._counters.close(series, series.labels if ended_well else tcp_labels(session.record, reporter))
         if not session.series:
             self._failed(session.record)
         elif session.record.reason is not None:

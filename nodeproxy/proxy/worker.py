@@ -196,7 +196,7 @@ class Worker:
             for tunnel in list(pod.tunnels):
                 tunnel.lose(Refusal(Reason.POD_LEFT, "the pod has left the mesh or ended"))
         # Streams and sockets that stand hold the namespace themselves; nothing new is made in it.
-        del self._context.pods[message.uid]
+        self._context.forget_pod(message.uid)
         pod.close()
         self._leaving[message.cookie] = pod
         self._release_pods()

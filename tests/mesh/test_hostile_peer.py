@@ -236,9 +236,7 @@ def test_a_request_that_cannot_be_is_answered_by_status(
         tunnel.send(tunnel.request(3, connect_fields(f"{scene.server.ip}:{OPEN_PORT}")))
         assert tunnel.status(3) == 200
     assert refused_total(agent, reason) == before + 1
-    wait_until(
-        lambda: any(row.get("error", "").startswith(reason) for row in rows_of(agent, src_addr=tunnel.source)), "its line"
-    )
+    wait_until(lambda: any(row.get("error", "").startswith(reason) for row in rows_of(agent, src_addr=tunnel.source)), "its line")
     scene.is_well()
 
 
