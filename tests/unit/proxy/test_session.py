@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 
 import pytest
@@ -136,3 +137,28 @@ def test_a_pod_that_has_gone_takes_its_connections_with_it(bench: Bench) -> None
     bench.sessions.end_pod("uid")
     assert ours.ended
     assert {record.reason for record in bench.ended} == {Reason.POD_LEFT}
+
+
+def test_an_ended_connection_is_gone_without_a_collection(bench: Bench) -> None:
+    """Garbage in circles cost an eighth of the CPU, and pauses of 50 ms."""
+
+    def parts() -> int:
+        return sum(isinstance(each, (Session, AppSocket)) for each in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = parts()
+        for _ in range(3):
+            source, destination, session = bench.relayed()
+            ended = len(bench.ended)
+            source.close()
+            destination.close()
+            bench.until(lambda ended=ended: len(bench.ended) > ended)
+            bench.passes()
+        assert parts() == before + 3  # the last one, which is unlinked when another begins
+        del session
+        bench.sessions.take_counters()
+        assert parts() == before
+    finally:
+        gc.enable()
