@@ -33,6 +33,9 @@ class Contestant(Protocol):
     tools_cgroup: Path
     """The cgroup (version 2) that programs in its pods run in."""
 
+    twin: Contestant | None
+    """The same way between two more pods, for rows with more connections than one pod may have; None where one pod may."""
+
     def start(self) -> None:
         """Build the way; returns when connections go through."""
 

@@ -40,7 +40,11 @@ def program(name: str, *arguments: object) -> list[str]:
 
 
 def start_applications(contestant: Contestant, directory: Path) -> None:
-    """Everything that rows talk to, in the server's pod; it ends with the pod."""
+    """Everything that rows talk to, in the server's pod; it ends with the pod.  A twin has held connections only."""
+    if contestant.twin is not None:
+        twin = contestant.twin
+        twin.server.popen(program("echo", ECHO_PORT), cgroup=twin.tools_cgroup, stdin=subprocess.DEVNULL)
+        _wait_listening(twin.server, {ECHO_PORT})
     configuration = directory / f"nginx-{contestant.name}.conf"
     configuration.write_text(_NGINX.format(directory=directory, port=HTTP_PORT))
     nginx = ["nginx", "-e", "stderr", "-p", str(directory), "-c", str(configuration)]
@@ -120,20 +124,29 @@ def stream_beside(contestant: Contestant) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_connections(contestant: Contestant, count: int) -> Iterator[None]:
-    """Connections that have each echoed a byte and are then idle as long as the block."""
-    process = contestant.client.popen(
+    """Connections that have each echoed a byte and are then idle as long as the block; a twin has half of them."""
+    shares = [(contestant, count)]
+    if contestant.twin is not None:
+        shares = [(contestant, count - count // 2), (contestant.twin, count // 2)]
+    holders = [_holder(way, share) for way, share in shares]
+    try:
+        for holder in holders:
+            assert holder.stdout is not None
+            if holder.stdout.readline().strip() != b"held":
+                assert holder.stderr is not None
+                raise ToolError(f"holding {count} connections: {holder.stderr.read()[-300:]!r}")
+        yield
+    finally:
+        for holder in holders:
+            holder.kill()
+            holder.communicate()
+
+
+def _holder(contestant: Contestant, count: int) -> subprocess.Popen[bytes]:
+    return contestant.client.popen(
         program("hold", *contestant.address(ECHO_PORT), count),
         cgroup=contestant.tools_cgroup,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    try:
-        assert process.stdout is not None
-        if process.stdout.readline().strip() != b"held":
-            assert process.stderr is not None
-            raise ToolError(f"holding {count} connections: {process.stderr.read()[-300:]!r}")
-        yield
-    finally:
-        process.kill()
-        process.communicate()

@@ -10,6 +10,8 @@ from tests.bench.world import World
 class Direct:
     """Two pods and nothing between them but the network."""
 
+    twin = None
+
     def __init__(self, world: World, name: str, title: str, client: Host, server: Host) -> None:
         self.name = self.baseline = name
         self.title, self.client, self.server, self.tools_cgroup = title, client, server, world.home

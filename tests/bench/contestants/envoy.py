@@ -36,6 +36,7 @@ class EnvoyWay:
     """Two Envoys and the way between them."""
 
     name, title, baseline = "envoy", "Envoy, between nodes", "direct"
+    twin = None
 
     def __init__(self, world: World) -> None:
         self.client, self.server = world.pod(0, "e-client"), world.pod(1, "e-server")

@@ -100,6 +100,8 @@ class Nodeproxy:
         self.mesh, self._client = mesh, client
         self.client, self.server = client.host, server.host
         self.tools_cgroup = mesh.cluster.programs
+        # A pod has at most a quarter of a worker's descriptors: 10,000 connections do not fit where the limit is 20,000.
+        self.twin: Nodeproxy | None = None
         self.start, self.restart, self.stop, self.pids = mesh.start, mesh.restart, mesh.stop, mesh.pids
 
     def address(self, port: int) -> tuple[str, int]:
@@ -115,13 +117,22 @@ class Nodeproxy:
         wait_serving(agent)
 
 
+def _way(name: str, title: str, mesh: Mesh, node: int) -> Nodeproxy:
+    """A way from node 0 to `node`, with its twin."""
+    baseline = "direct" if node else "direct-node"
+    short = "far" if node else "near"
+    pairs = [(mesh.pod(0, f"to-{short}{number}"), mesh.pod(node, f"{short}{number}")) for number in (1, 2)]
+    made, twin = (Nodeproxy(name, title, baseline, mesh, client, server) for client, server in pairs)
+    made.twin = twin
+    return made
+
+
 def _build(world: World, tree: Path, suffix: str) -> list[Contestant]:
     """The ways of one build of nodeproxy."""
     mesh = Mesh(world, tree, ["--workers", str(world.options.workers)])
-    client, near, far = mesh.pod(0, "client"), mesh.pod(0, "near"), mesh.pod(1, "far")
     return [
-        Nodeproxy(f"nodeproxy-node{suffix}", f"nodeproxy{suffix}, same node", "direct-node", mesh, client, near),
-        Nodeproxy(f"nodeproxy{suffix}", f"nodeproxy{suffix}, between nodes", "direct", mesh, client, far),
+        _way(f"nodeproxy-node{suffix}", f"nodeproxy{suffix}, same node", mesh, 0),
+        _way(f"nodeproxy{suffix}", f"nodeproxy{suffix}, between nodes", mesh, 1),
     ]
 
 
@@ -130,9 +141,7 @@ def contestants(world: World) -> list[Contestant]:
     found = _build(world, options.tree, "")
     if "same_node" in RunConfig.__dataclass_fields__:
         mesh = Mesh(world, options.tree, ["--workers", str(options.workers), "--same-node", "hbone"])
-        client, near = mesh.pod(0, "client"), mesh.pod(0, "near")
-        title = "nodeproxy, same node through the proxy"
-        found.insert(1, Nodeproxy("nodeproxy-node-hbone", title, "direct-node", mesh, client, near))
+        found.insert(1, _way("nodeproxy-node-hbone", "nodeproxy, same node through the proxy", mesh, 0))
     if options.against is not None:
         found += _build(world, options.against, "-against")
     return found
