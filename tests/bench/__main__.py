@@ -7,15 +7,20 @@ import importlib.util
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from tests.bench import report
+from tests.bench.agent_rows import AGENT, AgentRow
+from tests.bench.compare import told
 from tests.bench.contestant import Contestant
+from tests.bench.plot import draw
 from tests.bench.record import Record, about_this_machine
 from tests.bench.rows import MEMORY, TRAFFIC, Row
-from tests.bench.run import Clock, Plan, measure, start
-from tests.bench.world import Options, World, say
+from tests.bench.run import AGENT_OF, Clock, Plan, measure, measure_agent, start
+from tests.bench.world import Options, World
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "docs" / "bench"
@@ -24,7 +29,7 @@ PARTIAL = Path(tempfile.gettempdir()) / "nodeproxy-bench"
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
-    names = ", ".join(row.name for row in (*TRAFFIC, *MEMORY))
+    names = ", ".join(row.name for row in (*TRAFFIC, *MEMORY, *AGENT))
     add = parser.add_argument
     add("--quick", action="store_true", help="fewer rows and rounds: under 4 minutes")
     add("--only", action="append", metavar="ROW", help=f"rows whose name begins so; again for more.  Rows: {names}")
@@ -60,36 +65,66 @@ def find_contestants(world: World, plugins: list[Path], wanted: str | None) -> l
     return [each for each in found if each.name in names]
 
 
-def choose(rows: list[Row], only: list[str] | None, quick: bool) -> list[Row]:
+AnyRow = TypeVar("AnyRow", Row, AgentRow)
+
+
+def choose(rows: Sequence[AnyRow], only: list[str] | None, quick: bool) -> list[AnyRow]:
+    """The rows that were asked for."""
     if only:
         return [row for row in rows if row.name.startswith(tuple(only))]
     return [row for row in rows if row.quick or not quick]
 
 
-def main() -> int:
-    asked = arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+def run(asked: argparse.Namespace, clock: Clock) -> Record:
+    """Build the nodes, measure, remove the nodes."""
     plan = Plan(asked.rounds or (2 if asked.quick else 5), asked.seconds or (1 if asked.quick else 3))
-    rows = choose([*TRAFFIC, *MEMORY], asked.only, asked.quick)
-    if not rows:
-        raise SystemExit(f"no row begins with {' or '.join(asked.only)}")
-    out = asked.out or (PARTIAL if asked.quick or asked.only or asked.contestants or asked.against else KEPT)
-    clock = Clock()
-    with World(Options(asked.tree.resolve(), asked.against and asked.against.resolve(), asked.workers)) as world:
+    traffic, memory, agent = (choose(rows, asked.only, asked.quick) for rows in (TRAFFIC, MEMORY, AGENT))
+    if not (traffic or memory or agent):
+        raise SystemExit(f"no row begins with {' or '.join(asked.only)}; --help lists them")
+    about = {**about_this_machine(asked.tree), "rounds": plan.rounds, "seconds": plan.seconds, "quick": asked.quick}
+    options = Options(asked.tree.resolve(), asked.against and asked.against.resolve(), asked.workers)
+    with World(options) as world:
         contestants = find_contestants(world, asked.plugin, asked.contestants)
-        record = Record.new(about_this_machine(asked.tree), contestants, rows)
+        agent = agent if AGENT_OF in {each.name for each in contestants} else []
+        record = Record.new(about, contestants, [*traffic, *memory, *agent])
         try:
-            start(world, contestants, clock)
-            measure(contestants, [row for row in rows if row not in MEMORY], plan, record, clock)
-            measure(contestants, [row for row in rows if row in MEMORY], plan, record, clock)
+            measure_agent(world, agent, plan, record, clock)
+            if traffic or memory:
+                start(world, contestants, clock)
+                measure(contestants, traffic, plan, record, clock)
+                measure(contestants, memory, plan, record, clock)
         except KeyboardInterrupt:
-            say("interrupted: what was measured is written, and the nodes are removed")
+            clock.say("interrupted: the nodes are removed, and what was measured is written")
+            record.failures.append("the run was interrupted")
+    return record
+
+
+def write(record: Record, out: Path, clock: Clock) -> None:
+    """The record, its table and its picture; what changed since the record that is kept; and, beside that one, the README."""
+    kept = Record.read(KEPT / "bench.json")
     out.mkdir(parents=True, exist_ok=True)
     record.write(out / "bench.json")
-    text = report.table(record) + "\n" + report.ratio_table(record)
+    text = report.document(record)
     (out / "bench.md").write_text(text, encoding="utf-8")
+    draw(record, out)
+    if out.resolve() == KEPT:
+        report.write_readme(ROOT / "README.md", record)
     print(text)
+    if kept is not None:
+        print(told(kept, record))
     clock.say(f"written: {out}")
+
+
+def main() -> int:
+    """The exit status: 1 if a measurement failed."""
+    asked = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    partial = asked.quick or asked.only or asked.contestants or asked.against or asked.plugin
+    clock = Clock()
+    record = run(asked, clock)
+    if "the run was interrupted" in record.failures and asked.out is None:
+        partial = True  # it must not replace the record that is kept
+    write(record, asked.out or (PARTIAL if partial else KEPT), clock)
     return 1 if record.failures else 0
 
 

@@ -24,8 +24,12 @@ KINDS = {
     "per_s": Kind("rate", "1/s", True, 0),
     "cpu_s_per_1000": Kind("proxy CPU for 1,000", "s", digits=3),
     "ms": Kind("time", "ms"),
+    "s": Kind("time", "s", digits=2),
+    "load_ms": Kind("loading", "ms", digits=0),
+    "change_ms": Kind("change of one workload until it is in use", "ms"),
+    "added_mb": Kind("memory added", "MB"),
+    "peak_added_mb": Kind("memory added, peak while loading", "MB"),
     "mb": Kind("memory (PSS)", "MB"),
-    "peak_mb": Kind("memory, peak", "MB"),
     "bytes_each": Kind("memory of a connection, both sides", "bytes", digits=0),
 }
 

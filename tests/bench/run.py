@@ -5,11 +5,15 @@ So contestants that are compared run within seconds of each other, and what the 
 
 from __future__ import annotations
 
+import functools
+import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from nodeproxy.errors import NodeproxyError
 from tests.bench import pods
+from tests.bench.agent_rows import AgentRow
 from tests.bench.contestant import Contestant
 from tests.bench.metrics import kind_of, written
 from tests.bench.record import Record
@@ -18,7 +22,9 @@ from tests.bench.tools import ToolError
 from tests.bench.world import World, say
 
 # What a failed measurement may be: recorded and told, and the run goes on.
-_FAILURES = (ToolError, OSError, TimeoutError, AssertionError, ValueError)
+_FAILURES = (ToolError, OSError, AssertionError, ValueError, subprocess.TimeoutExpired, NodeproxyError)
+# In whose column the rows of one agent alone stand.
+AGENT_OF = "nodeproxy"
 
 
 @dataclass(frozen=True)
@@ -58,22 +64,32 @@ def measure(contestants: Sequence[Contestant], rows: Sequence[Row], plan: Plan, 
             turn = number % len(contestants)
             for contestant in (*contestants[turn:], *contestants[:turn]):
                 if row.fits(contestant):
-                    _one(contestant, row, number, plan, record, clock)
+                    measured = functools.partial(row.measure, contestant, plan.seconds)
+                    _one(row, contestant.name, number, plan, record, clock, measured)
 
 
-def _one(contestant: Contestant, row: Row, number: int, plan: Plan, record: Record, clock: Clock) -> None:
-    where = f"round {number + 1}/{min(plan.rounds, row.max_rounds or plan.rounds)}  {row.name:16} {contestant.name:20}"
+def measure_agent(world: World, rows: Sequence[AgentRow], plan: Plan, record: Record, clock: Clock) -> None:
+    """Run the rows of one agent alone; they stand as nodeproxy's."""
+    for row in rows:
+        for number in range(min(plan.rounds, row.max_rounds or plan.rounds)):
+            _one(row, AGENT_OF, number, plan, record, clock, functools.partial(row.measure, world))
+
+
+def _one(
+    row: Row | AgentRow, name: str, number: int, plan: Plan, record: Record, clock: Clock, measured: Callable[[], Values]
+) -> None:
+    where = f"round {number + 1}/{min(plan.rounds, row.max_rounds or plan.rounds)}  {row.name:16} {name:20}"
     try:
-        values = row.measure(contestant, plan.seconds)
+        values = measured()
     except _FAILURES as error:
-        record.failures.append(f"{row.name}, {contestant.name}, round {number + 1}: {error}")
+        record.failures.append(f"{row.name}, {name}, round {number + 1}: {error}")
         clock.say(f"{where} FAILED: {error}")
         return
-    record.add(contestant.name, row.name, number, values)
+    record.add(name, row.name, number, values)
     clock.say(f"{where} {_shown(row, values)}")
 
 
-def _shown(row: Row, values: Values) -> str:
+def _shown(row: Row | AgentRow, values: Values) -> str:
     parts = []
     for name, value in values.items():
         metric = f"{row.name}.{name}"

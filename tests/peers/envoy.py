@@ -54,7 +54,7 @@ class Credentials:
 class Envoy:
     """A running Envoy.  `log()` is what it wrote, its access log included.
 
-    concurrency: its threads.  flush_ms: how soon a line of its access log is in the file; None: Envoy's default, for measurements.
+    concurrency: its threads.  flush_ms: how soon a line of its access log is in the file; None: as late as by default.
     """
 
     def __init__(

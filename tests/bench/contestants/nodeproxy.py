@@ -49,12 +49,12 @@ class Mesh:
 
     def __init__(self, world: World, tree: Path, arguments: list[str], nodes: int = 2) -> None:
         self.cluster = Cluster(nodes)
-        world.closing.callback(self.cluster.close)
+        world.closing.callback(self.close)
         # Cluster moves this process below the cgroup that is steered; only programs in its pods belong there.
         (world.home / "cgroup.procs").write_text(str(os.getpid()))
         self.agents = [TreeAgent(self.cluster, number, tree, arguments) for number in range(nodes)]
         self.cluster.agents = list(self.agents)
-        self.running = False
+        self.running = self.closed = False
 
     def pod(self, node: int, name: str) -> MeshPod:
         pod = self.cluster.pod(node, name)
@@ -81,6 +81,12 @@ class Mesh:
         for agent in self.agents:
             agent.end()
         self.running = False
+
+    def close(self) -> None:
+        """Remove its nodes; once is enough."""
+        if not self.closed:
+            self.closed = True
+            self.cluster.close()
 
 
 def wait_serving(agent: Agent) -> None:
