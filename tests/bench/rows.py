@@ -119,7 +119,7 @@ def _traffic_rows() -> list[Row]:
             rows.append(Row(f"bulk_{streams}_{direction}", title, _bulk(streams, direction), quick=direction != "both"))
     for name, size in (("64", 64), ("4k", 4096)):
         size_title = {"64": "64 bytes", "4k": "4 KiB"}[name]
-        rows.append(Row(f"rtt_{name}", f"round trip of {size_title}", _round_trip(size, False)))
+        rows.append(Row(f"rtt_{name}", f"round trip of {size_title}", _round_trip(size, False), quick=name == "64"))
         beside = f"round trip of {size_title} beside a bulk stream"
         rows.append(Row(f"rtt_{name}_loaded", beside, _round_trip(size, True), quick=name == "64"))
     rows += [
