@@ -102,7 +102,8 @@ def write_readme(readme: Path, record: Record) -> bool:
     after = rest.partition(END)[2]
     about = record.about
     where = f"{about['cpus']} × {about['cpu']}, Linux {about['kernel']}, shared by load generators, both nodes and all proxies"
-    between = f"{headline_table(record)}\n{where}; medians of {about['rounds']} rounds.\n"
+    words = f"{where}; medians of {about['rounds']} rounds. [Everything that was measured](docs/bench/bench.md)"
+    between = f"{headline_table(record)}\n{words}\n\n![The same as bars, with their spreads](docs/bench/bench.svg)\n"
     readme.write_text(f"{before}{BEGIN}\n{between}{END}{after}", encoding="utf-8")
     return True
 
