@@ -183,6 +183,10 @@ def total(agent: Agent, name: str, **labels: str) -> float:
     )
 
 
+# What one of them keeps: three of them, and the node's ends of it, fit a descriptor table of 20,000.
+MAX_HELD = 1000
+
+
 class Holder(threading.Thread):
     """Connects again and again, reads nothing and keeps all."""
 
@@ -198,6 +202,8 @@ class Holder(threading.Thread):
         host, address, port = self._where
         try:
             while not self._stopping.wait(0.001):
+                if len(self.socks) >= MAX_HELD:
+                    continue
                 sock = opened(host, address)
                 try:
                     sock.connect((address, port))
