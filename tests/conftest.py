@@ -8,6 +8,7 @@ kernel and no change of ours can make it.
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -92,6 +93,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell's background job begins so, and the programs that tests start, and end by Ctrl-C's signal, would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(Measurements(), "measurements")
     config.pluginmanager.register(SkipLedger(config.getoption("--no-skips")), "skip-ledger")
 
