@@ -9,8 +9,6 @@ becomes.
 
 from __future__ import annotations
 
-import ipaddress
-
 import msgspec
 
 from nodeproxy.decide.trace import Trace, note
@@ -18,17 +16,13 @@ from nodeproxy.decide.waypoint import is_waypoint
 from nodeproxy.model.policy import Action
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.model.workload import OWN_PORTS, Service, Workload
-from nodeproxy.policy.address import canonical_ip
 from nodeproxy.policy.authorize import Considered, authorize
 from nodeproxy.policy.match import Subject
 from nodeproxy.state.balance import target_port
 from nodeproxy.state.view import View
+from nodeproxy.wire.hbone import MAX_AUTHORITY_BYTES, parse_authority
 
 Address = tuple[str, int]
-
-# RFC 1035, section 2.3.4: a name has 255 octets at most; and a port after it.
-MAX_AUTHORITY_BYTES = 262
-_MAX_PORT = 65535
 
 _STATUS = {
     Reason.POLICY_DENY: 401,
@@ -115,28 +109,6 @@ def admit_local(
 def recheck(view: View, pod: Workload, subject: Subject) -> Refusal | None:
     """What today's policies, and the workload as it is today, say about a connection that was admitted to `pod` earlier."""
     return authorize(view.policies_for(view.workload(pod.uid) or pod), subject).refusal
-
-
-def parse_authority(authority: str) -> tuple[str, int, bool] | None:
-    """(host, port, whether the host is an IP address, then in canonical form) of "ip:port", "[v6]:port" or "host:port"."""
-    if len(authority) > MAX_AUTHORITY_BYTES:
-        return None
-    host, colon, port_text = authority.rpartition(":")
-    if not colon or not port_text.isascii() or not port_text.isdigit() or not 0 < int(port_text) <= _MAX_PORT:
-        return None
-    bracketed = host.startswith("[") and host.endswith("]")
-    text = host[1:-1] if bracketed else host
-    try:
-        ip = canonical_ip(text)
-    except ipaddress.AddressValueError:
-        # Only letters, digits, "-", "_" and "." make a name; digits and dots alone would be a broken address.
-        is_name = not bracketed and text.replace("-", "").replace("_", "").replace(".", "").isalnum() and text.isascii()
-        if not is_name or text.replace(".", "").isdigit():
-            return None
-        return text.lower().removesuffix("."), int(port_text), False
-    if bracketed != (":" in text):
-        return None
-    return ip, int(port_text), True
 
 
 def _admit(

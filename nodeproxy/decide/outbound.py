@@ -16,6 +16,7 @@ import msgspec
 
 from nodeproxy.decide.trace import Trace, note
 from nodeproxy.decide.waypoint import is_waypoint, pick_ip, resolve
+from nodeproxy.model.address import join_address
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.model.workload import HBONE_PORT, OWN_PORTS, Balancing, Gateway, Protocol, Service, Workload
 from nodeproxy.policy.address import canonical_ip
@@ -69,11 +70,6 @@ def outbound(
         return Refusal(Reason.STATE_UNAVAILABLE, "no source of state has answered yet; see the agent's log for why")
     decision = _Decision(view, source, ip, port, balancer, is_local, trace)
     return decision.decide()
-
-
-def format_address(ip: str, port: int) -> str:
-    """ "ip:port", or "[v6]:port"."""
-    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
 class _Decision:
@@ -133,7 +129,7 @@ class _Decision:
             return Refusal(Reason.NO_ENDPOINT, detail, service.key)
         workload, own = endpoint
         target = (pick_ip(workload, self.ip), target_port(service, own, self.port) or self.port)
-        note(self.trace, "which endpoint?", f"{workload.name} at {format_address(*target)}, of {len(endpoints)}", workload.uid)
+        note(self.trace, "which endpoint?", f"{workload.name} at {join_address(*target)}, of {len(endpoints)}", workload.uid)
         return self._last_step(workload, target, service)
 
     def _no_endpoint(self, service: Service, endpoints: tuple[tuple[Workload, dict[int, int]], ...]) -> str:
@@ -163,12 +159,12 @@ class _Decision:
             return found
         if is_remote(self.source, found.workload):
             return self._remote(found.workload)
-        outcome = f"yes: {found.workload.name} at {format_address(found.ip, found.port)}"
+        outcome = f"yes: {found.workload.name} at {join_address(found.ip, found.port)}"
         note(self.trace, "through the waypoint?", outcome, gateway.destination)
         return Route(
             kind=RouteKind.HBONE,
             address=(self.ip, self.port),
-            authority=format_address(self.ip, self.port),
+            authority=join_address(self.ip, self.port),
             peer=(found.ip, found.port),
             identities=found.identities,
             destination=found.workload,
@@ -192,11 +188,11 @@ class _Decision:
             note(self.trace, "how is it reached?", "in plain: it is not in the mesh (protocol TCP)", workload.uid)
             return Route(kind=RouteKind.PLAIN, address=target, destination=workload, service=service)
         identities = frozenset((workload.identity, *service.subject_alt_names)) if service else frozenset((workload.identity,))
-        note(self.trace, "how is it reached?", f"through HBONE to {format_address(target[0], HBONE_PORT)}", workload.uid)
+        note(self.trace, "how is it reached?", f"through HBONE to {join_address(target[0], HBONE_PORT)}", workload.uid)
         return Route(
             kind=RouteKind.HBONE,
             address=target,
-            authority=format_address(*target),
+            authority=join_address(*target),
             peer=(target[0], HBONE_PORT),
             identities=identities,
             destination=workload,

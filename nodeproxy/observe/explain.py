@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from nodeproxy.decide.inbound import Admission, admit_hbone, admit_local, parse_authority
-from nodeproxy.decide.outbound import Route, RouteKind, format_address, outbound
+from nodeproxy.decide.inbound import Admission, admit_hbone, admit_local
+from nodeproxy.decide.outbound import Route, RouteKind, outbound
 from nodeproxy.decide.trace import Step, Trace, note
 from nodeproxy.errors import ConfigError
+from nodeproxy.model.address import join_address
 from nodeproxy.model.reason import Refusal
 from nodeproxy.model.workload import Service, Workload
 from nodeproxy.policy.address import canonical_ip
 from nodeproxy.state.balance import Balancer, target_port
 from nodeproxy.state.view import View
+from nodeproxy.wire.hbone import parse_authority
 
 _MAX_EXAMPLES = 5
 _MAX_PORT = 65535
@@ -54,7 +56,7 @@ def explain(view: View, balancer: Balancer, source: str, destination: str, is_lo
         outcome = f"refused ({refusal.reason}): {refusal.detail}"
     else:
         outcome = _describe(route)
-    return Explanation(source=pod.uid, destination=format_address(ip, port), steps=tuple(steps), outcome=outcome, refusal=refusal)
+    return Explanation(source=pod.uid, destination=join_address(ip, port), steps=tuple(steps), outcome=outcome, refusal=refusal)
 
 
 def find_workload(view: View, text: str) -> Workload:
@@ -183,7 +185,7 @@ def _at_destination(view: View, source: Workload, route: Route, steps: Trace) ->
 def _describe(route: Route | Refusal) -> str:
     if isinstance(route, Refusal):
         return route.detail
-    target = format_address(*route.address)
+    target = join_address(*route.address)
     name = route.destination.name if route.destination is not None else ""
     if route.kind is RouteKind.PASSTHROUGH:
         return f"passed through to {target}, untouched"
@@ -192,4 +194,4 @@ def _describe(route: Route | Refusal) -> str:
     if route.kind is RouteKind.PLAIN:
         return f"connected to {name} at {target} in plain TCP, outside the mesh"
     via = f"through waypoint {name}" if route.via_waypoint else f"to {name}"
-    return f"tunnelled {via} at {format_address(*route.peer)} in mutual TLS, for {target}"
+    return f"tunnelled {via} at {join_address(*route.peer)} in mutual TLS, for {target}"

@@ -10,13 +10,15 @@ from nodeproxy.errors import KernelError
 from nodeproxy.linux.pod_socket import last_leg_socket, outbound_socket
 from nodeproxy.model.address import join_address
 from nodeproxy.model.connection import Connection, Direction, Party
-from nodeproxy.model.reason import Refusal
+from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.model.workload import Workload
+from nodeproxy.proxy.app_socket import AppSocket
 from nodeproxy.proxy.buffers import Budget
 from nodeproxy.proxy.certificates import Certificates
-from nodeproxy.proxy.dial import Dial, OnDone, connect_refusal
+from nodeproxy.proxy.dial import NO_RESULT, Dial, OnDone, connect_refusal
 from nodeproxy.proxy.pods import Pod
 from nodeproxy.proxy.poller import Poller
+from nodeproxy.proxy.session import Session
 from nodeproxy.proxy.sessions import Sessions
 from nodeproxy.state.balance import Balancer
 from nodeproxy.state.reader import StateReader
@@ -86,6 +88,20 @@ class Context:
                 sock.close()
             on_done(None, connect_refusal(error.errno or 0, address))
             return None
+
+    def join(self, session: Session, upstream: socket.socket | None, refusal: Refusal | None) -> None:
+        """A dial is done: relay between who connected and `upstream`, or refuse."""
+        if upstream is None:
+            session.refuse(refusal or NO_RESULT)
+        elif session.source is not None:
+            session.relay(session.source, AppSocket(self.poller, upstream, session))
+
+    def over_limit(self, pod: Pod) -> Refusal | None:
+        """Why the pod may have no connection more than it has now, if so."""
+        if pod.connections <= self.max_pod_connections:
+            return None
+        detail = f"the pod has {self.max_pod_connections} connections open in one worker: its limit"
+        return Refusal(Reason.TOO_MANY_CONNECTIONS, detail)
 
     def workload(self, uid: str) -> Workload | None:
         """The pod's workload as the state has it now."""

@@ -12,6 +12,9 @@ from nodeproxy.proxy.poller import OUT, Poller
 # ztunnel's connect timeout; a SYN is then sent four times (after 1, 3 and 7 s).
 CONNECT_TIMEOUT_S = 10.0
 
+# What nothing should ever be called: `on_done` came with neither a socket nor a reason.
+NO_RESULT = Refusal(Reason.INTERNAL, "the connect ended without a result")
+
 OnDone = Callable[[socket.socket | None, Refusal | None], None]
 
 _UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL}

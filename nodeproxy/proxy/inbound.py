@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 
 from nodeproxy.decide.inbound import admit_plain
 from nodeproxy.linux.pod_socket import MARK_LAST_LEG
@@ -82,13 +83,8 @@ class Inbound:
             )
         elif local[0] not in pod.addresses:
             session.refuse(Refusal(Reason.ILLEGAL_PORT, f"{join_address(*local)} is no address of the pod"))
-        elif pod.connections > context.max_pod_connections:
-            session.refuse(
-                Refusal(
-                    Reason.TOO_MANY_CONNECTIONS,
-                    f"the pod has {context.max_pod_connections} connections open in one worker: its limit",
-                )
-            )
+        elif (over := context.over_limit(pod)) is not None:
+            session.refuse(over)
         else:
             record.source = Party(record.source.address, view.workload_at(workload.network, peer[0]))
             session.guard(lambda: self._judge(session, view, workload, local, peer))
@@ -103,15 +99,7 @@ class Inbound:
         session.subject = admission.subject
         session.destination_uid = workload.uid
         session.record.service = admission.service
-        session.pending = context.dial_application(
-            session.pod, peer[0], admission.address, lambda upstream, refusal: self._joined(session, upstream, refusal)
-        )
-
-    def _joined(self, session: Session, upstream: socket.socket | None, refusal: Refusal | None) -> None:
-        if upstream is None:
-            session.refuse(refusal or Refusal(Reason.INTERNAL, "the connect ended without a result"))
-        elif session.source is not None:
-            session.relay(session.source, AppSocket(self._context.poller, upstream, session))
+        session.pending = context.dial_application(session.pod, peer[0], admission.address, partial(context.join, session))
 
 
 def _shut_an_idle_tunnel(pod: Pod) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import partial
 
 from nodeproxy.decide.inbound import admit_local
 from nodeproxy.decide.outbound import Route, RouteKind, outbound
@@ -51,13 +52,8 @@ class Outbound:
                 )
             )
             return
-        if pod.connections > context.max_pod_connections:
-            session.refuse(
-                Refusal(
-                    Reason.TOO_MANY_CONNECTIONS,
-                    f"the pod has {context.max_pod_connections} connections open in one worker: its limit",
-                )
-            )
+        if (over := context.over_limit(pod)) is not None:
+            session.refuse(over)
             return
         session.guard(lambda: self._decide(session, peer[0], original))
 
@@ -85,21 +81,13 @@ class Outbound:
         elif route.kind is RouteKind.HBONE:
             self._by_tunnel(session, route, workload)
         else:
-            session.pending = context.dial_from(
-                session.pod, route.address, lambda upstream, refusal: self._joined(session, upstream, refusal)
-            )
+            session.pending = context.dial_from(session.pod, route.address, partial(context.join, session))
 
     def forget(self) -> None:
         """State has changed: what was encoded from it may be old."""
         self._prefixes.clear()
 
     # ── in plain ──
-
-    def _joined(self, session: Session, upstream: socket.socket | None, refusal: Refusal | None) -> None:
-        if upstream is None:
-            session.refuse(refusal or Refusal(Reason.INTERNAL, "the connect ended without a result"))
-        elif session.source is not None:
-            session.relay(session.source, AppSocket(self._context.poller, upstream, session))
 
     def _to_local_pod(self, session: Session, client_ip: str, route: Route, source: Workload, destination: Workload) -> None:
         context = self._context
@@ -115,7 +103,7 @@ class Outbound:
             context.pods[destination.uid],
             client_ip,
             admission.address,
-            lambda upstream, refusal: self._joined(session, upstream, refusal),
+            partial(context.join, session),
         )
 
     # ── by tunnel ──

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 
-from nodeproxy.decide.inbound import Admission, admit_hbone, parse_authority, status_for
+from nodeproxy.decide.inbound import Admission, admit_hbone, status_for
 from nodeproxy.identity.tls import verify_client
 from nodeproxy.model.address import join_address
 from nodeproxy.model.connection import Direction, Party, Security
@@ -13,7 +13,7 @@ from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.model.workload import Workload
 from nodeproxy.proxy.app_socket import AppSocket
 from nodeproxy.proxy.context import Context
-from nodeproxy.proxy.dial import connect_refusal
+from nodeproxy.proxy.dial import NO_RESULT, connect_refusal
 from nodeproxy.proxy.pods import Pod
 from nodeproxy.proxy.session import Session
 from nodeproxy.proxy.tunnel import Headers, Tunnel
@@ -129,13 +129,8 @@ class ServerTunnel(Tunnel):
             session.refuse(request)
         elif self._pod.leaving:
             session.refuse(Refusal(Reason.DRAINED, "the pod leaves the mesh or its node drains"))
-        elif self._pod.connections > context.max_pod_connections:
-            session.refuse(
-                Refusal(
-                    Reason.TOO_MANY_CONNECTIONS,
-                    f"the pod has {context.max_pod_connections} connections open in one worker: its limit",
-                )
-            )
+        elif (over := context.over_limit(self._pod)) is not None:
+            session.refuse(over)
         else:
             self._judge(session, half, request)
 
@@ -163,9 +158,8 @@ class ServerTunnel(Tunnel):
             forwarded_host=request.forwarded_host,
         )
         if isinstance(admission, Refusal):
-            asked = parse_authority(request.authority)
-            if asked is not None:  # what it wanted, for the log: a policy that denied it may be about the port
-                record.destination = self._destination(asked[1])
+            # What it wanted, for the log: a policy that denied it may be about the port.
+            record.destination = self._destination(request.port)
             session.refuse(admission)
             return
         session.subject = admission.subject
@@ -191,7 +185,7 @@ class ServerTunnel(Tunnel):
         refusal: Refusal | None,
     ) -> None:
         if upstream is None:
-            session.refuse(refusal or Refusal(Reason.INTERNAL, "the connect ended without a result"))
+            session.refuse(refusal or NO_RESULT)
             return
         if admission.proxy_protocol:
             # Before `relay`, which passes on what the client has sent already.  An empty socket takes so little at once, or is

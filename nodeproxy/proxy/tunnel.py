@@ -53,7 +53,6 @@ class Tunnel:
         self.codec = HboneConnection(self.role, self)
         self.established = False
         self.closed = False
-        self.opened_at = poller.clock()
         self.waiting: dict[TunnelStream, None] = {}
         self._poller = poller
         self._fd = sock.fileno()

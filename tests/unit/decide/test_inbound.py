@@ -11,7 +11,6 @@ from nodeproxy.decide.inbound import (
     admit_hbone,
     admit_local,
     admit_plain,
-    parse_authority,
     recheck,
     status_for,
 )
@@ -41,42 +40,6 @@ def admitted(found: Admission | Refusal) -> Admission:
 
 def hbone(view: View, authority: str, at: Workload = POD, ip: str = "10.0.0.2", identity: str = CLIENT_ID) -> Admission | Refusal:
     return admit_hbone(view, at, authority, ip, identity, "10.0.0.1")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("10.0.0.1:80", ("10.0.0.1", 80, True)),
-        ("[fd00::1]:80", ("fd00::1", 80, True)),
-        ("[FD00:0::1]:80", ("fd00::1", 80, True)),
-        ("[::ffff:10.0.0.1]:80", ("10.0.0.1", 80, True)),
-        ("Web.ns.SVC.cluster.local.:80", ("web.ns.svc.cluster.local", 80, False)),
-        ("web:65535", ("web", 65535, False)),
-        ("", None),
-        ("10.0.0.1", None),
-        ("10.0.0.1:", None),
-        (":80", None),
-        ("10.0.0.1:0", None),
-        ("10.0.0.1:65536", None),
-        ("10.0.0.1:+80", None),
-        ("10.0.0.1:٨٠", None),
-        ("10.0.0.1:80:80", None),
-        ("10.0.0.256:80", None),
-        ("1.2.3:80", None),
-        ("fd00::1:80", None),
-        ("[10.0.0.1]:80", None),
-        ("[web]:80", None),
-        ("[fd00::1:80", None),
-        ("user@web:80", None),
-        ("we b:80", None),
-        ("http://web:80", None),
-        ("wéb:80", None),
-        ("a" * 300 + ":80", None),
-        (".:80", None),
-    ],
-)
-def test_authorities(text: str, expected: tuple[str, int, bool] | None) -> None:
-    assert parse_authority(text) == expected
 
 
 @pytest.mark.parametrize(

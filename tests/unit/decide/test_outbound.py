@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nodeproxy.decide.outbound import Route, RouteKind, format_address, outbound
+from nodeproxy.decide.outbound import Route, RouteKind, outbound
 from nodeproxy.decide.trace import Trace
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.model.workload import Balancing, Gateway, LoadBalancer, Protocol, WeightedGateway, Workload
@@ -275,7 +275,3 @@ def test_trace_tells_the_steps_and_what_decided(build: Build) -> None:
         ("which endpoint?", "server"),
         ("how is it reached?", "server"),
     ]
-
-
-def test_addresses_as_text() -> None:
-    assert (format_address("10.0.0.1", 1), format_address("::1", 2)) == ("10.0.0.1:1", "[::1]:2")

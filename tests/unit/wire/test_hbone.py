@@ -122,3 +122,39 @@ def test_forwarded(address: str, host: str, value: str, found: str) -> None:
 )
 def test_foreign_forwarded(value: str, found: str) -> None:
     assert ConnectRequest("a:1", "a", 1, False, forwarded=value).forwarded_host == found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("10.0.0.1:80", ("10.0.0.1", 80, True)),
+        ("[fd00::1]:80", ("fd00::1", 80, True)),
+        ("[FD00:0::1]:80", ("fd00::1", 80, True)),
+        ("[::ffff:10.0.0.1]:80", ("10.0.0.1", 80, True)),
+        ("Web.ns.SVC.cluster.local.:80", ("web.ns.svc.cluster.local", 80, False)),
+        ("web:65535", ("web", 65535, False)),
+        ("", None),
+        ("10.0.0.1", None),
+        ("10.0.0.1:", None),
+        (":80", None),
+        ("10.0.0.1:0", None),
+        ("10.0.0.1:65536", None),
+        ("10.0.0.1:+80", None),
+        ("10.0.0.1:٨٠", None),
+        ("10.0.0.1:80:80", None),
+        ("10.0.0.256:80", None),
+        ("1.2.3:80", None),
+        ("fd00::1:80", None),
+        ("[10.0.0.1]:80", None),
+        ("[web]:80", None),
+        ("[fd00::1:80", None),
+        ("user@web:80", None),
+        ("we b:80", None),
+        ("http://web:80", None),
+        ("wéb:80", None),
+        ("a" * 300 + ":80", None),
+        (".:80", None),
+    ],
+)
+def test_authorities_as_people_and_peers_write_them(text: str, expected: tuple[str, int, bool] | None) -> None:
+    assert parse_authority(text) == expected
