@@ -52,6 +52,10 @@ class Node:
         self.started = time.time()
         self.steering = steering
         self.state = StateWriter(store)
+        if self.state.rebuilt:
+            log.warning(
+                "the state of the agent before was thrown away, and what was enrolled by command with it: %s", self.state.rebuilt
+            )
         self.remembered = Remembered(self.state)
         self._reader = self.state.reader()
         self._releasing = False

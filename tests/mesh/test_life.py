@@ -269,6 +269,16 @@ def test_a_broken_mesh_file_at_start(mesh: Cluster) -> None:
     assert "Traceback" not in fresh.log()
 
 
+def test_a_damaged_store_is_made_anew_and_told(mesh: Cluster) -> None:
+    agent = mesh.agents[0]
+    agent.kill(signal.SIGKILL)
+    (data,) = (agent.run_dir / "state").glob("data*")
+    data.write_bytes(b"no database at all" * 1000)
+    agent.start()
+    assert wait_until(lambda: passes(mesh), "traffic is back")
+    assert "thrown away" in agent.log()
+
+
 def test_a_namespace_that_has_gone_is_forgotten(mesh: Cluster) -> None:
     agent = mesh.agents[1]
     server = mesh.pods["doomed"]
