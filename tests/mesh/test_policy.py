@@ -276,7 +276,13 @@ def test_a_workload_that_is_removed(mesh: Cluster, policies: list[Policy]) -> No
         finally:
             mesh.pods.update(gone)
             mesh.apply()
-    wait_until(lambda: all(agent.get("/status")["ready"] for agent in mesh.agents), "they are back")
+    back = {pod.uid for pod in gone.values()}
+
+    def in_the_mesh() -> set[str]:
+        return {row["uid"] for agent in mesh.agents for row in agent.get("/status")["pods"] if not row["error"]}
+
+    wait_until(lambda: back <= in_the_mesh(), "they are enrolled again")
+    wait_until(lambda: all(agent.get("/status")["ready"] for agent in mesh.agents), "they have their certificates")
     passes(mesh, mesh.pods["client"].host)
 
 
