@@ -43,11 +43,6 @@ class LogWriter:
         """Whether lines wait."""
         return bool(self._lines)
 
-    @property
-    def full(self) -> bool:
-        """Whether as much waits as is written at once."""
-        return self._kept_bytes >= _ATOMIC_BYTES
-
     def close(self) -> None:
         """Write what can be written, and no more."""
         self.flush()

@@ -57,8 +57,6 @@ log = logging.getLogger(__name__)
 MAX_POD_CONNECTIONS = 32_768
 # A connection takes two descriptors: no pod gets more than a quarter of the worker's, so that others are served whatever it does.
 _DESCRIPTOR_SHARE = 8
-# Lines are written together: a write for each would be a system call for each connection.  What went wrong is told at once.
-_LOG_DELAY_S = 0.02
 # Unasked reports: what is lost of the counters when a worker is killed.
 _REPORT_INTERVAL_S = 1.0
 _POOL_SWEEP_S = 10.0
@@ -91,7 +89,6 @@ class Worker:
         self._outbound = Outbound(self._context, OriginalDestination(settings.original_destination_fd))
         self._inbound = Inbound(self._context)
         self._spare = Spare()
-        self._log_awaited = False
         self._dropped = 0  # lines that were told of
         self._encoder = msgspec.msgpack.Encoder()
         self._leaving: dict[int, Pod] = {}  # by netns cookie
@@ -224,24 +221,15 @@ class Worker:
     # ── reports ──
 
     def _write_log(self, connection: Connection) -> None:
-        self._write_line(self._format(connection), at_once=connection.reason is not None)
+        self._write_line(self._format(connection))
 
     def _write_dry_run(self, connection: Connection, refusal: Refusal) -> None:
-        self._write_line(self._format_dry_run(connection, refusal), at_once=True)
+        self._write_line(self._format_dry_run(connection, refusal))
 
-    def _write_line(self, line: bytes, at_once: bool) -> None:
+    def _write_line(self, line: bytes) -> None:
+        if not self._log.pending:
+            self._poller.defer(self._log.flush)  # once a pass, for all its lines
         self._log.write(line)
-        if self._log.full:
-            self._log.flush()
-        elif at_once:
-            self._poller.defer(self._log.flush)
-        elif not self._log_awaited:
-            self._log_awaited = True
-            self._poller.later(_LOG_DELAY_S, self._flush_log)
-
-    def _flush_log(self) -> None:
-        self._log_awaited = False
-        self._log.flush()
 
     def _report(self, request: int) -> None:
         for page in self._context.sessions.take_counters():
