@@ -105,11 +105,10 @@ class Node:
         before = self.state.epoch
         self._received = time.time()
         self.source_error = ""
-        self.state.replace(mesh.everything)
+        self.state.replace(mesh.everything, self.remembered.source(mesh.pods, self._received))
         if self.state.epoch != before:
             self._assign_identities()
             self.workers.broadcast(StateChanged())
-        self.remembered.keep_pods(mesh.pods, self._received)
         await self._reconcile(mesh.pods)
         counts = self.view().counts()
         log.info(

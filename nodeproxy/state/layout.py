@@ -6,9 +6,12 @@ Tables (LMDB's named databases); indexes are multi-valued and sorted, so that eq
     services    "ns/hostname" -> Service            vips        "network/ip" -> service keys
     policies    "ns/name" -> Policy                 hosts       hostname in lower case -> service keys
     meta        agent's key -> bytes                endpoints   service key -> uids of the workloads that list it
-    about       "schema" -> version                 scopes      "" with "/" before it, or namespace -> policy keys
+    about       "schema" -> version                 scopes      scope and group -> policy keys
+                "epoch" -> number, big-endian       shapes      scope, group and shape -> policy keys
+    changes     see `changes`                       rules       digest of scope, group, shape and values -> policy keys
 
 An index may name what is not there yet (an endpoint before its service): readers skip it.
+A scope is a namespace, or "/" for all; a group is what a policy does, see `group`; shapes and values: `nodeproxy.policy.index`.
 Knows the bytes, not what they mean for a connection (`view`) nor how they change (`store`).
 """
 
@@ -23,11 +26,11 @@ import lmdb
 import msgspec
 
 from nodeproxy.errors import StateError
-from nodeproxy.model.policy import Policy, PolicyScope
+from nodeproxy.model.policy import Action, Policy, PolicyScope
 from nodeproxy.model.workload import Service, Workload
 
 # Raise it with every change of a table or of a stored struct that an older reader would misread.
-SCHEMA = b"1"
+SCHEMA = b"2"
 # LMDB's own limit of a key and of an index's value (MDB_MAXKEYSIZE, compiled in).
 MAX_KEY_BYTES = 511
 # Address space, not memory: pages are used as they are needed.  100,000 workloads take some 60 MiB.
@@ -36,9 +39,10 @@ MAP_SIZE_BYTES = 4 << 30
 _MAX_READERS = 512
 
 DATA_FILE = "data.mdb"
-PLAIN_TABLES = ("workloads", "services", "policies", "meta", "about")
-INDEXES = ("addresses", "vips", "hosts", "endpoints", "scopes")
-GLOBAL_SCOPE = b"/"  # no namespace is named so
+PLAIN_TABLES = ("workloads", "services", "policies", "meta", "about", "changes")
+INDEXES = ("addresses", "vips", "hosts", "endpoints", "scopes", "shapes", "rules")
+GLOBAL_SCOPE = "/"  # no namespace is named so
+GROUPS = (b"D", b"A", b"d", b"a")
 
 encode = msgspec.msgpack.Encoder().encode
 decode_workload = msgspec.msgpack.Decoder(Workload).decode
@@ -53,11 +57,23 @@ def address_keys(workload: Workload) -> list[bytes]:
     return [f"{workload.network}/{address}".encode() for address in workload.addresses]
 
 
-def scope_key(policy: Policy) -> bytes | None:
-    """Key of `scopes`, None for a policy that holds only where a workload lists it."""
+def scope_of(policy: Policy) -> str | None:
+    """The scope of a policy, None for one that holds only where a workload lists it."""
     if policy.scope is PolicyScope.GLOBAL:
         return GLOBAL_SCOPE
-    return policy.namespace.encode() if policy.scope is PolicyScope.NAMESPACE else None
+    return policy.namespace if policy.scope is PolicyScope.NAMESPACE else None
+
+
+def group_of(policy: Policy) -> bytes:
+    """What a policy does: one of `GROUPS`, "D" denies, "A" allows; in lower case if that is dry-run."""
+    letter = b"D" if policy.action is Action.DENY else b"A"
+    return letter.lower() if policy.dry_run else letter
+
+
+def scope_key(scope: str, group: bytes, shape: str | None = None) -> bytes:
+    """Key of `scopes`, and of `shapes` if there is a shape."""
+    key = b"%b\0%b" % (scope.encode(), group)
+    return key if shape is None else key + shape.encode()
 
 
 class User(Protocol):
