@@ -107,8 +107,7 @@ class Node:
         self.source_error = ""
         self.state.replace(mesh.everything, self.remembered.source(mesh.pods, self._received))
         if self.state.epoch != before:
-            self._assign_identities()
-            self.workers.broadcast(StateChanged())
+            self._state_changed()
         await self._reconcile(mesh.pods)
         counts = self.view().counts()
         log.info(
@@ -182,9 +181,16 @@ class Node:
             await self.enrolment.release_strangers()
             self._reconciled = True
 
+    def _state_changed(self) -> None:
+        self.view()
+        touched = self._reader.take_touched()
+        pods = self.enrolment.pods
+        self._assign_identities(list(pods) if touched.everything else [uid for uid in touched.workloads if uid in pods])
+        self.workers.broadcast(StateChanged())
+
     def _pods_changed(self, uid: str) -> None:
         self.metrics.enrolled_pods = len(self.enrolment.pods)
-        self._assign_identities()
+        self._assign_identities([uid])
 
     def _is_foreign(self, uid: str, address: str) -> bool:
         view = self.view()
@@ -192,10 +198,10 @@ class Node:
         owner = view.workload_at(pod.network if pod else "", address)
         return owner is not None and owner.uid != uid and not (pod and address in pod.addresses)
 
-    def _assign_identities(self) -> None:
+    def _assign_identities(self, uids: list[str]) -> None:
         view = self.view()
-        workloads = ((uid, view.workload(uid)) for uid in self.enrolment.pods)
-        self.identities.assign((uid, workload.identity) for uid, workload in workloads if workload is not None)
+        workloads = [(uid, view.workload(uid) if uid in self.enrolment.pods else None) for uid in uids]
+        self.identities.assign((uid, workload.identity if workload is not None else "") for uid, workload in workloads)
 
     def _tell_new_worker(self, slot: int) -> None:
         self.metrics.worker_restarts = sum(self.workers.restarts)
