@@ -79,6 +79,9 @@ def scope_key(scope: str, group: bytes, shape: str | None = None) -> bytes:
 class User(Protocol):
     """Whoever works with an `Environment`'s handles and can let go of them."""
 
+    def release(self) -> None:
+        """End the snapshot that it has, if it has one."""
+
     def forget(self) -> None:
         """Drop every handle of LMDB, without closing it."""
 
@@ -90,14 +93,43 @@ class Environment:
     forgets what its parent had open.  So handles are reached through this object or held by a registered user, nowhere else.
     """
 
-    def __init__(self, path: str, env: lmdb.Environment, *, writable: bool) -> None:
+    def __init__(self, path: str, *, writable: bool, map_size_bytes: int) -> None:
+        """Raises lmdb.Error if it can't be opened."""
         self.path, self.writable = path, writable
-        self.env: lmdb.Environment = env
         self.count = 1
         self.users: WeakSet[User] = WeakSet()
         self.tables: dict[str, Any] = {}
-        for name in PLAIN_TABLES + INDEXES:
-            self.tables[name] = env.open_db(name.encode(), create=writable, dupsort=name in INDEXES)
+        self.env = self._open(map_size_bytes)
+
+    def _open(self, map_size_bytes: int) -> lmdb.Environment:
+        # sync=False: the store is a cache of its source; a crash of the process loses nothing, one of the machine loses a cache.
+        # readahead=False: look-ups are random.
+        env = lmdb.open(
+            self.path,
+            map_size=map_size_bytes,
+            readonly=not self.writable,
+            create=self.writable,
+            max_dbs=len(PLAIN_TABLES) + len(INDEXES),
+            max_readers=_MAX_READERS,
+            sync=False,
+            readahead=False,
+            mode=0o600,
+        )
+        try:
+            for name in PLAIN_TABLES + INDEXES:
+                self.tables[name] = env.open_db(name.encode(), create=self.writable, dupsort=name in INDEXES)
+        except BaseException:
+            env.close()
+            raise
+        return env
+
+    def reopen(self) -> None:
+        """Give back the memory that LMDB keeps for itself.  Every snapshot of this process is released."""
+        for user in self.users:
+            user.release()
+        size = self.env.info()["map_size"]
+        self.env.close()
+        self.env = self._open(size)
 
     def release(self) -> None:
         """One user less; the last one closes."""
@@ -138,25 +170,7 @@ def acquire(directory: Path, *, writable: bool, map_size_bytes: int = 0) -> Envi
             check_unopened(directory)
         environment.count += 1
         return environment
-    # sync=False: the store is a cache of its source; a crash of the process loses nothing, one of the machine loses a cache.
-    # readahead=False: look-ups are random.
-    env = lmdb.open(
-        path,
-        map_size=map_size_bytes,
-        readonly=not writable,
-        create=writable,
-        max_dbs=len(PLAIN_TABLES) + len(INDEXES),
-        max_readers=_MAX_READERS,
-        sync=False,
-        readahead=False,
-        mode=0o600,
-    )
-    try:
-        environment = Environment(path, env, writable=writable)
-    except BaseException:
-        env.close()
-        raise
-    _opened[path] = environment
+    environment = _opened[path] = Environment(path, writable=writable, map_size_bytes=map_size_bytes)
     return environment
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -37,6 +37,9 @@ from nodeproxy.state.reader import StateReader
 from nodeproxy.state.resources import POLICIES, SERVICES, WORKLOADS, Table
 
 _LOCK_FILE = "writer.lock"
+_END: tuple[None, bytes] = (None, b"")
+# LMDB keeps the memory of the pages that a transaction wrote for the next ones: a large one's is given back.
+_LARGE = 5000
 
 Meta = Mapping[str, bytes | None]
 
@@ -122,7 +125,15 @@ class StateWriter:
         finally:
             if txn is not None:
                 txn.abort()  # does nothing after a commit
+        if change.count > _LARGE:
+            self._give_memory_back()
         return self._epoch
+
+    def _give_memory_back(self) -> None:
+        try:
+            self._environment.reopen()
+        except lmdb.Error as exc:
+            raise StateError(f"can't open the state in {self.path} again after a large change of it: {exc}") from exc
 
 
 class _Change:
@@ -130,6 +141,7 @@ class _Change:
 
     def __init__(self, txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
         self.touched = Touched()
+        self.count = 0  # of resources that were written or removed
         self._meta = False
         self._txn = txn
         self._tables = tables
@@ -158,14 +170,37 @@ class _Change:
             (SERVICES, everything.services),
             (POLICIES, everything.policies),
         ):
-            kept = {table.key(resource).encode() for resource in given}
-            with self._txn.cursor(self._tables[table.name]) as cursor:
-                stored = cast("Iterator[bytes]", cursor.iternext(keys=True, values=False))
-                gone = [key for key in stored if key not in kept]
+            gone, changed = self._differences(table, given)
             for key in gone:
                 self._remove(table, key)
-            for resource in given:
+            for resource in changed:
                 self._put(table, resource)
+
+    def _differences(self, table: Table, given: Sequence[msgspec.Struct]) -> tuple[list[bytes], list[msgspec.Struct]]:
+        """What is stored and not given any more; what is given and not stored, or not the same.
+
+        One walk over both in the order of keys.  It is also the order in which to write: LMDB fills pages to the brim by it,
+        which takes half of the memory.
+        """
+        gone, changed = [], []
+        with self._txn.cursor(self._tables[table.name]) as cursor:
+            stored = cast("Iterator[tuple[bytes, bytes]]", cursor.iternext())
+            here, value = next(stored, _END)
+            for resource in sorted(given, key=table.key):  # of text, which sorts as its UTF-8 does
+                key = table.key(resource).encode()
+                while here is not None and here < key:
+                    gone.append(here)
+                    here, value = next(stored, _END)
+                if here != key:
+                    changed.append(resource)
+                    continue
+                if value != encode(resource):
+                    changed.append(resource)
+                here, value = next(stored, _END)
+            while here is not None:
+                gone.append(here)
+                here, value = next(stored, _END)
+        return gone, changed
 
     def put_meta(self, meta: Meta) -> None:
         table = self._tables["meta"]
@@ -212,6 +247,7 @@ class _Change:
         self._touch(table, old)
 
     def _touch(self, table: Table, resource: msgspec.Struct) -> None:
+        self.count += 1
         if not self.touched.everything:
             table.touch(resource, self.touched)
             if len(self.touched.workloads) + len(self.touched.services) + len(self.touched.policies) > MAX_NAMES:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeproxy.model.delta import Delta
+from nodeproxy.model.delta import Delta, Everything
 from nodeproxy.model.policy import Action, Policy, PolicyScope
 from nodeproxy.model.workload import Service, Workload
 from nodeproxy.policy.match import Subject
@@ -15,7 +15,7 @@ from nodeproxy.state import view
 from nodeproxy.state.reader import StateReader
 from nodeproxy.state.store import StateWriter
 from nodeproxy.state.view import View
-from tests.unit.state.builders import pod, service
+from tests.unit.state.builders import dump, pod, service
 
 NAMESPACES = ("ns", "other")
 IPS = ("10.0.0.1", "10.0.0.2", "fd00::1")
@@ -105,4 +105,24 @@ def test_a_long_lived_reader_answers_as_a_new_one(
             fresh.close()
     assert looked > 20
     reader.close()
+    writer.close()
+
+
+def test_a_replaced_state_is_the_one_that_was_given(tmp_path: Path) -> None:
+    chance = Chance(5)
+    writer = StateWriter(tmp_path / "long-lived")
+    for turn in range(60):
+        names = [f"{name}{number}" for name in NAMES for number in range(4)]
+        chance.random.shuffle(names)
+        given = Everything(
+            workloads=tuple(chance.workload(name) for name in names if chance.random.random() < 0.7),
+            services=tuple({each.key: each for each in (chance.service() for _ in range(4))}.values()),
+            policies=tuple(map(chance.policy, chance.some(POLICIES, len(POLICIES)))),
+        )
+        epoch = writer.replace(given)
+        assert writer.replace(given) == epoch
+        fresh = StateWriter(tmp_path / str(turn))
+        fresh.replace(given)
+        fresh.close()
+        assert dump(tmp_path / "long-lived") == dump(tmp_path / str(turn))
     writer.close()
