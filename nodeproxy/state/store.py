@@ -38,8 +38,9 @@ from nodeproxy.state.resources import POLICIES, SERVICES, WORKLOADS, Table
 
 _LOCK_FILE = "writer.lock"
 _END: tuple[None, bytes] = (None, b"")
-# LMDB keeps the memory of the pages that a transaction wrote for the next ones: a large one's is given back.
-_LARGE = 5000
+# LMDB keeps the memory of the pages that a transaction wrote for the next ones.  An entry may have cost one, of 4 KiB: after more
+# entries than these the memory is given back.
+_LARGE = 4096
 
 Meta = Mapping[str, bytes | None]
 
@@ -141,7 +142,7 @@ class _Change:
 
     def __init__(self, txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
         self.touched = Touched()
-        self.count = 0  # of resources that were written or removed
+        self.count = 0  # of entries that were written or removed
         self._meta = False
         self._txn = txn
         self._tables = tables
@@ -161,7 +162,7 @@ class _Change:
             for key in removed:
                 if key not in kept:
                     self._remove(table, key.encode())
-            for resource in given:
+            for resource in sorted(given, key=table.key):  # as in `_differences`
                 self._put(table, resource)
 
     def replace(self, everything: Everything) -> None:
@@ -228,6 +229,7 @@ class _Change:
             if not 0 < len(index_key) <= MAX_KEY_BYTES or len(value) > MAX_KEY_BYTES:
                 raise StateError(f"{table.name} {name[:80]!r}: a name in it is empty or above {MAX_KEY_BYTES} bytes")
         stale = set() if old is None else set(table.entries(old, key))
+        self.count += 1 + len(stale ^ entries)
         for index, index_key, value in stale - entries:
             self._txn.delete(index_key, value, db=self._tables[index])
         for index, index_key, value in entries - stale:
@@ -242,12 +244,13 @@ class _Change:
         if raw is None:
             return
         old = table.decode(bytes(raw))
-        for index, index_key, value in table.entries(old, key):
+        entries = set(table.entries(old, key))
+        self.count += 1 + len(entries)
+        for index, index_key, value in entries:
             self._txn.delete(index_key, value, db=self._tables[index])
         self._touch(table, old)
 
     def _touch(self, table: Table, resource: msgspec.Struct) -> None:
-        self.count += 1
         if not self.touched.everything:
             table.touch(resource, self.touched)
             if len(self.touched.workloads) + len(self.touched.services) + len(self.touched.policies) > MAX_NAMES:
