@@ -107,7 +107,7 @@ class Node:
         self.source_error = ""
         self.state.replace(mesh.everything, self.remembered.source(mesh.pods, self._received))
         if self.state.epoch != before:
-            self._state_changed()
+            self.state_changed()
         await self._reconcile(mesh.pods)
         counts = self.view().counts()
         log.info(
@@ -116,6 +116,14 @@ class Node:
             ", ".join(f"{count} {kind}" for kind, count in counts.items()),
             len(mesh.pods),
         )
+
+    def state_changed(self) -> None:
+        """The state has a new epoch: whoever goes by it is told."""
+        self.view()
+        touched = self._reader.take_touched()
+        pods = self.enrolment.pods
+        self._assign_identities(list(pods) if touched.everything else [uid for uid in touched.workloads if uid in pods])
+        self.workers.broadcast(StateChanged())
 
     def refuse_mesh(self, error: ConfigError) -> None:
         """A broken edit: the last good state stays."""
@@ -180,13 +188,6 @@ class Node:
         if not self._reconciled:
             await self.enrolment.release_strangers()
             self._reconciled = True
-
-    def _state_changed(self) -> None:
-        self.view()
-        touched = self._reader.take_touched()
-        pods = self.enrolment.pods
-        self._assign_identities(list(pods) if touched.everything else [uid for uid in touched.workloads if uid in pods])
-        self.workers.broadcast(StateChanged())
 
     def _pods_changed(self, uid: str) -> None:
         self.metrics.enrolled_pods = len(self.enrolment.pods)
