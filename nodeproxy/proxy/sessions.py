@@ -22,6 +22,7 @@ from nodeproxy.state.changes import Touched
 from nodeproxy.state.view import View
 
 WriteLog = Callable[[Connection], None]
+Verdicts = dict[tuple[str, Subject], Refusal | None]
 WriteDryRun = Callable[[Connection, Refusal], None]
 
 
@@ -114,9 +115,10 @@ class Sessions:
 
     def recheck(self, view: View, touched: Touched) -> None:
         """The state has changed: end what policy or membership would not let begin now."""
+        verdicts: Verdicts = {}
         for session in self._judged.concerned(view, touched):
             if session.subject is not None and not session.ended:
-                session.guard(partial(_recheck, view, session, session.subject))
+                session.guard(partial(_recheck, view, session, session.subject, verdicts))
 
     def involve(self, pod: Pod) -> bool:
         """Whether a connection of `pod`, or towards it, lives."""
@@ -159,7 +161,7 @@ class Sessions:
                 series.sent_bytes += sent - before[1]
 
 
-def _recheck(view: View, session: Session, subject: Subject) -> None:
+def _recheck(view: View, session: Session, subject: Subject, verdicts: Verdicts) -> None:
     destination = view.workload(session.destination_uid)
     if destination is None:
         session.refuse(Refusal(Reason.UNKNOWN_WORKLOAD, "the destination's workload was removed from the state"))
@@ -171,7 +173,10 @@ def _recheck(view: View, session: Session, subject: Subject) -> None:
             return
         if source.identity != subject.source_identity:
             subject = session.subject = msgspec.structs.replace(subject, source_identity=source.identity)
-    refusal = recheck(view, destination, subject)
+    key = session.destination_uid, subject
+    if key not in verdicts:  # a client's connections to one port are one question
+        verdicts[key] = recheck(view, destination, subject)
+    refusal = verdicts[key]
     if refusal is not None:
         session.refuse(refusal)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,11 +12,12 @@ import pytest
 from nodeproxy.model.connection import Direction
 from nodeproxy.model.delta import Delta
 from nodeproxy.model.policy import Action, Match, Policy, PolicyScope, StringMatch
-from nodeproxy.model.reason import Reason
+from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.policy.match import Subject
 from nodeproxy.proxy import sessions
 from nodeproxy.proxy.session import Session
 from nodeproxy.state.store import StateWriter
+from nodeproxy.state.view import View
 from tests.unit.proxy.conftest import Bench
 from tests.unit.state.builders import pod
 
@@ -29,13 +31,19 @@ class Node:
         self.bench, self.writer = bench, writer
         self.reader = writer.reader()
         self.looked_at: list[str] = []
-        judge = sessions._recheck
+        self.asked = 0  # questions to policy
+        look, ask = sessions._recheck, sessions.recheck
 
-        def counting(view: object, session: Session, subject: Subject) -> None:
+        def looking(view: View, session: Session, *rest: Any) -> None:
             self.looked_at.append(session.destination_uid)
-            judge(view, session, subject)  # type: ignore[arg-type]
+            look(view, session, *rest)
 
-        monkeypatch.setattr(sessions, "_recheck", counting)
+        def asking(*arguments: Any) -> Refusal | None:
+            self.asked += 1
+            return ask(*arguments)
+
+        monkeypatch.setattr(sessions, "_recheck", looking)
+        monkeypatch.setattr(sessions, "recheck", asking)
 
     def inbound(self, destination: str, identity: str = "spiffe://cluster.local/ns/clients/sa/c") -> Session:
         session = self.bench.session(Direction.INBOUND)
@@ -100,6 +108,15 @@ def test_a_policy_for_all_looks_at_all(node: Node) -> None:
     assert len(node.change(Delta(policies=(denial("root", PolicyScope.GLOBAL),)))) == 9
     assert reasons(found) == [Reason.POLICY_DENY] * 8
     assert not spared.ended
+
+
+def test_a_clients_connections_are_one_question(node: Node) -> None:
+    many = [node.inbound("w0") for _ in range(50)]
+    spared = [node.inbound("w0", "spiffe://cluster.local/ns/others/sa/c") for _ in range(50)]
+    assert len(node.change(Delta(policies=(denial("root", PolicyScope.GLOBAL),)))) == 100
+    assert node.asked == 2
+    assert reasons(many) == [Reason.POLICY_DENY] * 50
+    assert reasons(spared) == [None] * 50
 
 
 def test_a_policy_that_a_workload_lists_looks_at_that(node: Node) -> None:
