@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from heapq import merge
 from itertools import islice
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import lmdb
 
-from nodeproxy.errors import StateError
 from nodeproxy.model.policy import Policy
 from nodeproxy.model.workload import Protocol, Service, Workload
 from nodeproxy.policy.authorize import MAX_NAMED, Candidates, Named
@@ -26,7 +25,6 @@ from nodeproxy.state.kept import MAX_CACHED_POLICIES, Endpoint, Kept, Many, keep
 from nodeproxy.state.layout import (
     GLOBAL_SCOPE,
     GROUPS,
-    MAX_KEY_BYTES,
     decode_policy,
     decode_service,
     decode_workload,
@@ -34,6 +32,7 @@ from nodeproxy.state.layout import (
     scope_key,
     scope_of,
 )
+from nodeproxy.state.snapshot import Snapshot
 
 # So many policies are looked at one by one; of more, the index says which.  Measured: to ask it takes 9 us, which is as long as 6
 # policies of 10 rules take, or some 30 of one rule.
@@ -47,81 +46,14 @@ def _rank(workload: Workload) -> tuple[bool, bool]:
     return "//Pod/" in workload.uid, workload.protocol is Protocol.HBONE
 
 
-def _unreadable(table: str, error: lmdb.Error) -> StateError:
-    return StateError(f"can't read {table} in the state: {error}; restart `nodeproxy run`, which makes it anew")
-
-
-class View:
+class View(Snapshot):
     """The state at `epoch`."""
 
     def __init__(self, txn: lmdb.Transaction, tables: dict[str, Any], kept: Kept) -> None:
+        super().__init__(txn, tables)
         self.epoch = epoch_of(txn, tables)
-        self._txn = txn
-        self._tables = tables
-        self._cursors: dict[str, lmdb.Cursor] = {}
         self._kept = kept
         self._is_empty: bool | None = None
-
-    def renew(self, txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
-        """Go on with another transaction of the same epoch: for the reader only."""
-        self._txn = txn
-        self._tables = tables
-        self._cursors.clear()
-
-    def forget(self) -> None:
-        """Drop LMDB's handle; nothing but what is cached can be asked any more.  For the reader only."""
-        self._cursors.clear()
-        del self._txn
-
-    def _get(self, table: str, key: bytes) -> bytes | None:
-        if not 0 < len(key) <= MAX_KEY_BYTES:
-            return None
-        try:
-            return cast("bytes | None", self._txn.get(key, db=self._tables[table]))  # bytes: no buffers were asked for
-        except lmdb.Error as exc:
-            raise _unreadable(table, exc) from exc
-
-    def _values(self, index: str, key: bytes, limit: int | None = None) -> list[bytes]:
-        """What the index has under `key`, at most `limit`."""
-        if not 0 < len(key) <= MAX_KEY_BYTES:
-            return []
-        try:
-            cursor = self._cursor(index)
-            return cast("list[bytes]", list(islice(cursor.iternext_dup(), limit))) if cursor.set_key(key) else []
-        except lmdb.Error as exc:
-            raise _unreadable(index, exc) from exc
-
-    def _count(self, scope: str, group: bytes) -> int:
-        """How many policies of the group the scope has."""
-        key = scope_key(scope, group)
-        if not 0 < len(key) <= MAX_KEY_BYTES:
-            return 0
-        try:
-            cursor = self._cursor("scopes")
-            return int(cursor.count()) if cursor.set_key(key) else 0
-        except lmdb.Error as exc:
-            raise _unreadable("scopes", exc) from exc
-
-    def _tails(self, index: str, head: bytes) -> list[str]:
-        """What follows `head` in the keys of the index that begin so."""
-        if len(head) > MAX_KEY_BYTES:
-            return []
-        try:
-            cursor = self._cursor(index)
-            found = []
-            more = cursor.set_range(head)
-            while more and (key := cast("bytes", cursor.key())).startswith(head):
-                found.append(key[len(head) :].decode())
-                more = cursor.next_nodup()
-            return found
-        except lmdb.Error as exc:
-            raise _unreadable(index, exc) from exc
-
-    def _cursor(self, index: str) -> lmdb.Cursor:
-        cursor = self._cursors.get(index)
-        if cursor is None:  # kept: opening one costs as much as the look-up
-            cursor = self._cursors[index] = self._txn.cursor(self._tables[index])
-        return cursor
 
     def workload(self, uid: str) -> Workload | None:
         """The workload with this uid."""
@@ -218,19 +150,18 @@ class View:
     def _many(self, workload: Workload) -> Many | None:
         """None: the policies that hold for the workload are few."""
         scopes = (GLOBAL_SCOPE, workload.namespace)
-        count = len(workload.policies) + sum(self._count(scope, group) for scope in scopes for group in GROUPS)
-        if count <= MAX_WALKED:
+        count = sum(self._count("scopes", scope_key(scope, group)) for scope in scopes for group in GROUPS)
+        if count + len(workload.policies) <= MAX_WALKED:
             return None
         # Those that the workload lists and that hold anyway are not to be told twice.
         listed = [policy for policy in self._existing(set(map(str.encode, workload.policies))) if scope_of(policy) not in scopes]
-        count = len(listed) + sum(self._count(scope, group) for scope in scopes for group in GROUPS)
-        return Many(self._named(scopes, b"A", listed), self._named(scopes, b"a", listed), count)
+        return Many(self._named(scopes, b"A", listed), self._named(scopes, b"a", listed), count + len(listed))
 
     def _named(self, scopes: tuple[str, ...], group: bytes, listed: list[Policy]) -> Named:
         """The ALLOW policies of one group, by key."""
         keys = [[policy.key.encode() for policy in listed if group_of(policy) == group]]
         keys += [self._values("scopes", scope_key(scope, group), MAX_NAMED) for scope in scopes]
-        count = len(keys[0]) + sum(self._count(scope, group) for scope in scopes)
+        count = len(keys[0]) + sum(self._count("scopes", scope_key(scope, group)) for scope in scopes)
         return Named(tuple(key.decode() for key in islice(merge(*keys), MAX_NAMED)), count)
 
     def _shapes(self, scope: str) -> tuple[tuple[bytes, str], ...]:
@@ -254,7 +185,7 @@ class View:
 
     def counts(self) -> dict[str, int]:
         """How many workloads, services and policies there are."""
-        return {name: int(self._txn.stat(self._tables[name])["entries"]) for name in ("workloads", "services", "policies")}
+        return {name: self._entries(name) for name in ("workloads", "services", "policies")}
 
     @property
     def is_empty(self) -> bool:
@@ -274,7 +205,3 @@ class View:
     def policies(self) -> Iterator[Policy]:
         """All policies by key, not cached."""
         return (decode_policy(raw) for raw in self._raw("policies"))
-
-    def _raw(self, table: str) -> Iterator[bytes]:
-        with self._txn.cursor(self._tables[table]) as cursor:
-            yield from cast("Iterator[bytes]", cursor.iternext(keys=False, values=True))

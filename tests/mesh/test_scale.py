@@ -69,7 +69,8 @@ def test_10_000_policies_of_10_rules(node: Node, record_property: pytest.RecordP
         f"a plain connection where {POLICIES:,} policies of {RULES} rules hold",
         f"{many_ms:.2f} ms, the first one {first_ms:.1f} ms; without them {few_ms:.2f} ms; {added_mb:.1f} MB more (PSS)",
     )
-    assert first_ms < 50
-    assert many_ms < 2 * few_ms + 1
+    # A walk over all of them took 3 s the first time, and 16 ms then.
+    assert first_ms < 300
+    assert many_ms < few_ms + 5
     assert change_ms < CHANGE_MS
     assert added_mb < 40
