@@ -74,10 +74,7 @@ class Kept:
         return endpoints
 
     def drop(self, touched: Touched) -> None:
-        """The state has changed."""
-        if touched.everything:
-            self.__init__()  # type: ignore[misc]  # as new
-            return
+        """The state has changed, and the names in `touched` tell all of it."""
         for uid in touched.workloads:
             self.workloads.pop(uid, None)
         for address in touched.addresses:

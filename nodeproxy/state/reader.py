@@ -52,7 +52,10 @@ class StateReader:
                 view.renew(txn, tables)
                 return view
             touched = touched_since(txn, tables, view.epoch, epoch)
-            self._kept.drop(touched)
+            if touched.everything:
+                self._kept = Kept()
+            else:
+                self._kept.drop(touched)
             self._touched.merge(touched)
         self._txn_id = txn.id()
         view = self._view = View(txn, tables, self._kept)
