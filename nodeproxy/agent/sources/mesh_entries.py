@@ -55,9 +55,9 @@ class Entries:
     """
 
     def __init__(
-        self, file: str, take: Callable[[str, Resource], None], known: Mapping[str, Iterable[str]] | None = None
+        self, file: str, take: Callable[[str, str, Resource], None], known: Mapping[str, Iterable[str]] | None = None
     ) -> None:
-        """take: gets the name of its list and each resource; what it has got is void if `read` raises.
+        """take: gets of each resource the name of its list, its key and itself; what it has got is void if `read` raises.
         known: keys of entries that are in the file as well, but not in what will be read."""
         self._file, self._take = file, take
         self.keys: dict[str, dict[str, int]] = {name: dict.fromkeys((known or {}).get(name, ()), 0) for name in _KINDS}
@@ -104,7 +104,7 @@ class Entries:
                 self._mention("services", service, node, key)
             for policy in entry.policies:
                 self._mention("policies", policy, node, key)
-        self._take(name, entry)
+        self._take(name, key, entry)
 
     def _check_new(self, errors: str, what: str, key: str, seen: dict[str, int], node: Node) -> None:
         if key not in seen:

@@ -8,17 +8,30 @@ itself must be there: a policy or service whose name is mistyped would silently 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
+from nodeproxy.agent.sources import mesh_index
 from nodeproxy.agent.sources.mesh_entries import RESOURCES, Entries
 from nodeproxy.errors import ConfigError
 from nodeproxy.model.delta import Everything, PodSpec
+from nodeproxy.state.store import Meta, StateWriter
 
 # A file of 100,000 workloads has some 25 to 40 MiB.  The file is the operator's; the limit is for a mistake such as naming a disk
 # image.
 MAX_FILE_BYTES = 256 << 20
+
+
+class NewMesh(Protocol):
+    """A mesh file that was read, and is yet to be written to the store."""
+
+    @property
+    def pods(self) -> tuple[PodSpec, ...]:
+        """The pods of this node to enrol."""
+
+    async def write(self, state: StateWriter, meta: Meta) -> None:
+        """Make it the state, with `meta` in the same transaction; nobody else writes to `state` meanwhile.  Raises StateError."""
 
 
 class Mesh(msgspec.Struct, frozen=True):
@@ -26,6 +39,10 @@ class Mesh(msgspec.Struct, frozen=True):
 
     everything: Everything
     pods: tuple[PodSpec, ...] = ()
+
+    async def write(self, state: StateWriter, meta: Meta) -> None:
+        """As `NewMesh`."""
+        state.replace(self.everything, {**meta, mesh_index.META: None})  # what is known of a larger file is void
 
 
 def load_mesh(path: Path | str) -> Mesh:
@@ -48,6 +65,6 @@ def read_mesh(path: Path | str) -> bytes:
 def parse_mesh(path: Path | str, content: bytes) -> Mesh:
     """Read a mesh file's content; path: for errors.  Raises ConfigError."""
     found: dict[str, list[Any]] = {name: [] for name in RESOURCES}
-    entries = Entries(str(path), lambda name, resource: found[name].append(resource))
+    entries = Entries(str(path), lambda name, _, resource: found[name].append(resource))
     entries.read(content)
     return Mesh(Everything(**{name: tuple(resources) for name, resources in found.items()}), tuple(entries.pods))

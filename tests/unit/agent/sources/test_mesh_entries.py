@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nodeproxy.agent.sources.mesh_entries import Entries, Resource
+from nodeproxy.agent.sources.mesh_entries import Entries
 from nodeproxy.errors import ConfigError
 from nodeproxy.model.delta import PodSpec
 
@@ -22,15 +22,15 @@ workloads:
 """
 
 
-def read(text: str, known: dict[str, list[str]] | None = None) -> tuple[Entries, list[tuple[str, Resource]], bool]:
-    taken: list[tuple[str, Resource]] = []
-    entries = Entries("f", lambda name, resource: taken.append((name, resource)), known)
+def read(text: str, known: dict[str, list[str]] | None = None) -> tuple[Entries, list[tuple[str, str]], bool]:
+    taken: list[tuple[str, str]] = []
+    entries = Entries("f", lambda name, key, resource: taken.append((name, key)), known)
     return entries, taken, entries.read(text.encode())
 
 
 def test_resources_are_handed_on_in_the_order_of_the_file() -> None:
     entries, taken, alone = read(MESH)
-    assert [name for name, _ in taken] == ["policies", "services", "workloads", "workloads"]
+    assert taken == [("policies", "ns/p"), ("services", "ns/web.svc"), ("workloads", "web"), ("workloads", "db")]
     assert {name: list(keys.items()) for name, keys in entries.keys.items()} == {
         "workloads": [("web", 8), ("db", 9)],
         "services": [("ns/web.svc", 6)],
@@ -80,7 +80,7 @@ def test_what_is_known_already_is_there_but_not_again() -> None:
     with pytest.raises(ConfigError, match="names the service 'ns/web.svc', which is not in the file"):
         read(text)
     entries, taken, _ = read(text, {"services": ["ns/web.svc"], "workloads": ["web"]})
-    assert [name for name, _ in taken] == ["workloads"]
+    assert taken == [("workloads", "db")]
     assert list(entries.keys["workloads"]) == ["web", "db"]
     with pytest.raises(ConfigError, match="'db' is there twice"):
         read(text, {"services": ["ns/web.svc"], "workloads": ["db"]})
