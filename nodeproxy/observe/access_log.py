@@ -15,6 +15,7 @@ from functools import lru_cache
 
 from nodeproxy.model.connection import Connection, Direction, Party, Security
 from nodeproxy.model.reason import Refusal
+from nodeproxy.observe.kind import FixedText, Kind
 
 # pipe(7): "Writes of less than PIPE_BUF bytes must be atomic", 4,096 on Linux: lines of several workers never mix within one
 # pipe.
@@ -26,7 +27,10 @@ MAX_VALUE_CHARACTERS = 600
 _SHORT_VALUE_CHARACTERS = 150
 # An escaped character takes up to 12 bytes ("\ud83d\ude00").
 _ESCAPED_BYTES = 12
+# Beside a kind's fixed text: time, address, bytes and duration.
+_VARIABLE_BYTES = 512
 _ADDRESS = re.compile(r"[A-Za-z0-9.:\[\]_-]+")
+_CLIENT = re.compile(r"[A-Za-z0-9.:\[\]_-]{1,64}")  # any address that a kernel tells, but for one with a zone
 _ADDRESSES = frozenset({"src.addr", "dst.addr", "dst.hbone_addr"})
 _MESSAGE = "connection complete"
 _DRY_RUN = "a policy in dry-run would have refused this connection"
@@ -34,13 +38,33 @@ _DRY_RUN = "a policy in dry-run would have refused this connection"
 Fields = list[tuple[str, str | int]]
 
 
-def format_text(connection: Connection) -> bytes:
-    """The line as ztunnel writes it: time, level, "access", message, and the fields."""
+def format_text(connection: Connection, kind: Kind | None = None) -> bytes:
+    """The line as ztunnel writes it: time, level, "access", message, and the fields.  kind: of the connection, if it was opened."""
+    if kind is not None and connection.reason is None and _CLIENT.fullmatch(connection.source.address):
+        if kind.fixed is None:
+            kind.fixed = _fixed(connection, " ", _text_fields)
+        if kind.fixed:
+            before, behind = kind.fixed
+            sent, received, ms = _measures(connection)
+            return (
+                f"{_timestamp(connection.ended)}\tinfo\taccess\t{_MESSAGE}\t"
+                f'{before}{connection.source.address}{behind} bytes_sent={sent} bytes_recv={received} duration="{ms}ms"\n'
+            ).encode("ascii")
     return _text(f"{_timestamp(connection.ended)}\t{_level(connection)}\taccess\t{_MESSAGE}\t", list(_fields(connection)))
 
 
-def format_json(connection: Connection) -> bytes:
+def format_json(connection: Connection, kind: Kind | None = None) -> bytes:
     """The same as one JSON object."""
+    if kind is not None and connection.reason is None and _CLIENT.fullmatch(connection.source.address):
+        if kind.fixed is None:
+            kind.fixed = _fixed(connection, ",", _json_fields)
+        if kind.fixed:
+            before, behind = kind.fixed
+            sent, received, ms = _measures(connection)
+            return (
+                f'{{"level":"info","time":"{_timestamp(connection.ended)}","scope":"access","message":"{_MESSAGE}",'
+                f'{before}{connection.source.address}{behind},"bytes_sent":{sent},"bytes_recv":{received},"duration":"{ms}ms"}}\n'
+            ).encode("ascii")
     head = f'{{"level":"{_level(connection)}","time":"{_timestamp(connection.ended)}","scope":"access","message":"{_MESSAGE}",'
     return _json(head, list(_fields(connection)))
 
@@ -54,6 +78,27 @@ def format_dry_run_json(connection: Connection, refusal: Refusal) -> bytes:
     """The same as one JSON object."""
     head = f'{{"level":"info","time":"{_timestamp(connection.started)}","scope":"policy","message":"{_DRY_RUN}",'
     return _json(head, _dry_run_fields(connection, refusal))
+
+
+def _fixed(connection: Connection, comma: str, write: Callable[[Fields, int], Iterator[str]]) -> FixedText | tuple[()]:
+    """What a kind's lines have before and behind the client's address; () for a line that may have to be shortened."""
+    fields: Fields = [*_ends(connection), ("direction", connection.direction.value)]
+    line = comma.join(write(fields, MAX_VALUE_CHARACTERS))
+    if len(line) > MAX_LINE_BYTES - _VARIABLE_BYTES:
+        return ()
+    before, _, behind = line.partition(connection.source.address)
+    return before, behind
+
+
+def _measures(connection: Connection) -> tuple[int, int, int]:
+    """Bytes sent and received, as this node's pod sees it, and milliseconds.
+
+    Istio's metrics count from the source's request; its logs from the reporting proxy's side, so for outbound they swap.
+    """
+    sent, received = connection.sent_bytes, connection.received_bytes
+    if connection.direction is Direction.OUTBOUND:
+        sent, received = received, sent
+    return sent, received, max(int((connection.ended - connection.started) * 1000), 0)
 
 
 def _text(head: str, fields: Fields) -> bytes:
@@ -103,13 +148,10 @@ def _fields(connection: Connection) -> Iterator[tuple[str, str | int]]:
     """What is known, in ztunnel's order; what is not known is left out, as there."""
     yield from _ends(connection)
     yield "direction", connection.direction.value
-    # Istio's metrics count from the source's request; its logs from the reporting proxy's side, so for outbound they swap.
-    sent, received = connection.sent_bytes, connection.received_bytes
-    if connection.direction is Direction.OUTBOUND:
-        sent, received = received, sent
+    sent, received, duration_ms = _measures(connection)
     yield "bytes_sent", sent
     yield "bytes_recv", received
-    yield "duration", f"{max(int((connection.ended - connection.started) * 1000), 0)}ms"
+    yield "duration", f"{duration_ms}ms"
     if connection.reason is not None:
         yield "error", f"{connection.reason.value}: {connection.detail}" if connection.detail else connection.reason.value
 

@@ -21,7 +21,7 @@ from nodeproxy.wire.frames import ErrorCode
 
 if TYPE_CHECKING:
     from nodeproxy.observe.counters import Series
-    from nodeproxy.observe.labels import Reporter
+    from nodeproxy.observe.kind import Kind
     from nodeproxy.policy.match import Subject
     from nodeproxy.proxy.pods import Pod
     from nodeproxy.proxy.sessions import Sessions
@@ -53,6 +53,7 @@ class Session:
         "destination",
         "destination_uid",
         "ended",
+        "kind",
         "pending",
         "pod",
         "record",
@@ -73,7 +74,8 @@ class Session:
         self.destination_uid = ""
         self.ended = False
         self.pending: Pending | None = None
-        self.series: list[tuple[Reporter, Series]] = []  # what it counts in, from when it opened
+        self.kind: Kind | None = None  # from when it opened
+        self.series: tuple[Series, ...] = ()  # what it counts in, from when it opened
         self.reported = (0, 0)  # bytes that the counters have already
         record.started = time.time()
         sessions.add(self)

@@ -12,7 +12,8 @@ from nodeproxy.decide.inbound import recheck
 from nodeproxy.model.connection import Connection, Direction
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.observe.counters import Counters
-from nodeproxy.observe.labels import Reporter, tcp_labels
+from nodeproxy.observe.kind import Kind, Kinds
+from nodeproxy.observe.labels import REPORTER_INDEX, Reporter, tcp_labels
 from nodeproxy.policy.match import Subject
 from nodeproxy.proxy.buffers import Budget
 from nodeproxy.proxy.judged import Judged
@@ -21,7 +22,7 @@ from nodeproxy.proxy.session import Session
 from nodeproxy.state.changes import Touched
 from nodeproxy.state.view import View
 
-WriteLog = Callable[[Connection], None]
+WriteLog = Callable[[Connection, Kind | None], None]
 Verdicts = dict[tuple[str, Subject], Refusal | None]
 WriteDryRun = Callable[[Connection, Refusal], None]
 
@@ -32,6 +33,7 @@ class Sessions:
     def __init__(self, counters: Counters, write_log: WriteLog, write_dry_run: WriteDryRun) -> None:
         self.budget = Budget()  # of bytes that connections hold because applications do not read
         self._counters = counters
+        self._kinds = Kinds()
         self._write_log = write_log
         self._write_dry_run = write_dry_run
         self._live: dict[int, Session] = {}
@@ -71,9 +73,10 @@ class Sessions:
 
     def opened(self, session: Session) -> None:
         """Both ends stand."""
-        for reporter in _reporters(session):
-            labels = tcp_labels(session.record, reporter)
-            session.series.append((reporter, self._counters.open(labels)))
+        kind = session.kind = self._kinds.of(session.record)
+        # Both pods report where both are this node's.
+        both = session.subject is not None and session.record.direction is Direction.OUTBOUND
+        session.series = tuple([self._counters.open(labels) for labels in kind.labels(both=both)])
 
     def remove(self, session: Session) -> None:
         """A connection has ended."""
@@ -82,15 +85,18 @@ class Sessions:
         if session.subject is not None:
             self._judged.remove(session)
         self._count_bytes(session)
-        for reporter, series in session.series:
-            # How it ended is the only label that may have changed since it opened.
-            ended_well = session.record.reason is None
-            self._counters.close(series, series.labels if ended_well else tcp_labels(session.record, reporter))
+        record = session.record
         if not session.series:
-            self._failed(session.record)
-        elif session.record.reason is not None:
-            self._counters.refused(session.record.reason, session.record.direction)
-        self._write_log(session.record)
+            self._failed(record)
+        elif record.reason is None:
+            for series in session.series:
+                self._counters.close(series, series.labels)
+        else:
+            for series in session.series:
+                # How it ended is the only label that may have changed since it opened.
+                self._counters.close(series, tcp_labels(record, Reporter(series.labels[REPORTER_INDEX])))
+            self._counters.refused(record.reason, record.direction)
+        self._write_log(record, session.kind)
 
     def _failed(self, record: Connection) -> None:
         self._counters.fail(tcp_labels(record))
@@ -103,7 +109,7 @@ class Sessions:
         record.started = record.started or time.time()
         record.ended = time.time()
         self._failed(record)
-        self._write_log(record)
+        self._write_log(record, None)
 
     def dry_run(self, record: Connection, refusals: tuple[Refusal, ...]) -> None:
         """Dry-run policies that would have refused."""
@@ -156,7 +162,7 @@ class Sessions:
         before = session.reported
         if (received, sent) != before:
             session.reported = (received, sent)
-            for _, series in session.series:
+            for series in session.series:
                 series.received_bytes += received - before[0]
                 series.sent_bytes += sent - before[1]
 
@@ -179,10 +185,3 @@ def _recheck(view: View, session: Session, subject: Subject, verdicts: Verdicts)
     refusal = verdicts[key]
     if refusal is not None:
         session.refuse(refusal)
-
-
-def _reporters(session: Session) -> tuple[Reporter, ...]:
-    """Who reports it: this node's pod, and for two pods of this node both."""
-    if session.record.direction is Direction.INBOUND:
-        return (Reporter.DESTINATION,)
-    return (Reporter.SOURCE,) if session.subject is None else (Reporter.SOURCE, Reporter.DESTINATION)

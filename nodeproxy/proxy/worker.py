@@ -40,6 +40,7 @@ from nodeproxy.model.messages import (
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.observe.access_log import format_dry_run_json, format_dry_run_text, format_json, format_text
 from nodeproxy.observe.counters import Counters
+from nodeproxy.observe.kind import Kind
 from nodeproxy.proxy.certificates import Certificates
 from nodeproxy.proxy.context import Context
 from nodeproxy.proxy.inbound import Inbound
@@ -220,8 +221,8 @@ class Worker:
 
     # ── reports ──
 
-    def _write_log(self, connection: Connection) -> None:
-        self._write_line(self._format(connection))
+    def _write_log(self, connection: Connection, kind: Kind | None) -> None:
+        self._write_line(self._format(connection, kind))
 
     def _write_dry_run(self, connection: Connection, refusal: Refusal) -> None:
         self._write_line(self._format_dry_run(connection, refusal))

@@ -44,7 +44,9 @@ class Bench:
         self.ended: list[Connection] = []
         self.poller = Poller(self.errors.append)
         self.counters = Counters()
-        self.sessions = Sessions(self.counters, self.ended.append, lambda connection, refusal: None)
+        self.sessions = Sessions(
+            self.counters, lambda connection, kind: self.ended.append(connection), lambda connection, refusal: None
+        )
         self.pod = Pod("uid", ("127.0.0.1",), os.open("/dev/null", os.O_RDONLY))
         self.socks: list[socket.socket] = []
         self._pods = {"uid": self.pod}

@@ -84,7 +84,7 @@ def test_a_defect_in_a_step_ends_it_by_name(bench: Bench, caplog: pytest.LogCapt
 
 
 def test_a_log_that_fails_does_not_keep_its_sockets(bench: Bench) -> None:
-    def fail(connection: object) -> None:
+    def fail(connection: object, kind: object) -> None:
         raise OSError("no log")
 
     client, session = connecting(bench)
