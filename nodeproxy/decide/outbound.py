@@ -41,6 +41,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     address: the final target, after service mapping; through a waypoint the original one.
     authority: HBONE's `:authority`.  peer: the tunnel's other end.  identities: what the peer may prove to be.
     destination: who answers at the end of this way: the endpoint, the pod, or the waypoint.
+    balanced: one of several was chosen, and the next connection may go another way.
     """
 
     kind: RouteKind
@@ -51,6 +52,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     destination: Workload | None = None
     service: Service | None = None
     via_waypoint: bool = False
+    balanced: bool = False
 
 
 def outbound(
@@ -130,7 +132,7 @@ class _Decision:
         workload, own = endpoint
         target = (pick_ip(workload, self.ip), target_port(service, own, self.port) or self.port)
         note(self.trace, "which endpoint?", f"{workload.name} at {join_address(*target)}, of {len(endpoints)}", workload.uid)
-        return self._last_step(workload, target, service)
+        return self._last_step(workload, target, service, balanced=True)
 
     def _no_endpoint(self, service: Service, endpoints: tuple[tuple[Workload, dict[int, int]], ...]) -> str:
         if not any(target_port(service, own, self.port) is not None for _, own in endpoints) and self.port not in service.ports:
@@ -170,6 +172,7 @@ class _Decision:
             destination=found.workload,
             service=service,
             via_waypoint=True,
+            balanced=True,
         )
 
     def _remote(self, workload: Workload) -> Refusal:
@@ -178,15 +181,17 @@ class _Decision:
         note(self.trace, "same network?", detail, workload.uid)
         return Refusal(Reason.UNSUPPORTED_PROTOCOL, detail, workload.uid)
 
-    def _last_step(self, workload: Workload, target: Address, service: Service | None) -> Route | Refusal:
+    def _last_step(
+        self, workload: Workload, target: Address, service: Service | None, *, balanced: bool = False
+    ) -> Route | Refusal:
         if is_remote(self.source, workload):
             return self._remote(workload)
         if self.is_local(workload.uid):
             note(self.trace, "how is it reached?", "directly: it is a pod of this node", workload.uid)
-            return Route(kind=RouteKind.LOCAL, address=target, destination=workload, service=service)
+            return Route(kind=RouteKind.LOCAL, address=target, destination=workload, service=service, balanced=balanced)
         if workload.protocol is not Protocol.HBONE:
             note(self.trace, "how is it reached?", "in plain: it is not in the mesh (protocol TCP)", workload.uid)
-            return Route(kind=RouteKind.PLAIN, address=target, destination=workload, service=service)
+            return Route(kind=RouteKind.PLAIN, address=target, destination=workload, service=service, balanced=balanced)
         identities = frozenset((workload.identity, *service.subject_alt_names)) if service else frozenset((workload.identity,))
         note(self.trace, "how is it reached?", f"through HBONE to {join_address(target[0], HBONE_PORT)}", workload.uid)
         return Route(
@@ -197,6 +202,7 @@ class _Decision:
             identities=identities,
             destination=workload,
             service=service,
+            balanced=balanced,
         )
 
 

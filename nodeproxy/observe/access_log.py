@@ -39,7 +39,7 @@ Fields = list[tuple[str, str | int]]
 
 
 def format_text(connection: Connection, kind: Kind | None = None) -> bytes:
-    """The line as ztunnel writes it: time, level, "access", message, and the fields.  kind: of the connection, if it was opened."""
+    """The line as ztunnel writes it: time, level, "access", message, and the fields.  kind: its own, if it was opened."""
     if kind is not None and connection.reason is None and _CLIENT.fullmatch(connection.source.address):
         if kind.fixed is None:
             kind.fixed = _fixed(connection, " ", _text_fields)

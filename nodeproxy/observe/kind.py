@@ -40,7 +40,7 @@ class Kind:
         self.fixed: FixedText | tuple[()] | None = None
 
     def labels(self, *, both: bool) -> tuple[Labels, ...]:
-        """The labels that it is counted under while it is well: as this node's pod sees it, or as both of two pods of this node."""
+        """What it is counted under while it is well: as this node's pod sees it, or as both of two pods of this node."""
         if both and not self._both:
             self._both = tuple(tcp_labels(self._example, reporter) for reporter in Reporter)
         elif not self._one:

@@ -23,7 +23,7 @@ _SMALL_READ_BYTES = 4096
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
 
-def reset_and_close(sock: socket.socket) -> None:
+def reset_and_close(sock: socket.SocketType) -> None:
     """Close `sock` so that its peer sees a reset: a refusal must not look like an orderly end."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
@@ -52,7 +52,7 @@ class AppSocket:
         "sock",
     )
 
-    def __init__(self, poller: Poller, sock: socket.socket, session: Session) -> None:
+    def __init__(self, poller: Poller, sock: socket.SocketType, session: Session) -> None:
         self.sock = sock
         self.session = session
         self.read_bytes = 0
@@ -127,7 +127,7 @@ class AppSocket:
 
     # ── what the peer calls ──
 
-    def fill_from(self, source: socket.socket) -> int:
+    def fill_from(self, source: socket.SocketType) -> int:
         """See `Half.fill_from`."""
         if self._unsent:
             return BLOCKED

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from nodeproxy.identity.tls import verify_server
 from nodeproxy.model.reason import Reason, Refusal
@@ -19,31 +18,46 @@ from nodeproxy.wire.frames import ErrorCode
 from nodeproxy.wire.stream import Stream
 
 if TYPE_CHECKING:
+    from nodeproxy.proxy.plans import Plan
     from nodeproxy.proxy.session import Session
 
 _OK = b"200"
 _UNAUTHORIZED = b"401"
 
 
+class Asker(Protocol):
+    """Who asks for streams, and hears what comes of it."""
+
+    def answered(self, half: ClientStream, refusal: Refusal | None) -> None:
+        """The peer said 200, or what `refusal` says; called once."""
+
+    def unserved(self, session: Session, plan: Plan) -> None:
+        """The peer did not begin to serve the stream: ask for it elsewhere."""
+
+
 class ClientStream(TunnelStream):
-    """A CONNECT that was asked for.  `on_answer` is called once with None for 200 or with the refusal."""
+    """A CONNECT that was asked for.  plan: to ask by once more, should the peer not begin to serve it; None: do not."""
 
-    __slots__ = ("on_answer",)
+    __slots__ = ("_asker", "_plan")
 
-    def __init__(self, tunnel: Tunnel, session: Session, on_answer: Callable[[Refusal | None], None]) -> None:
+    def __init__(self, tunnel: Tunnel, session: Session, asker: Asker, plan: Plan | None) -> None:
         super().__init__(tunnel, session)
-        self.on_answer: Callable[[Refusal | None], None] | None = on_answer
-
-    def forget(self) -> None:
-        """See `TunnelStream.forget`."""
-        super().forget()
-        self.on_answer = None
+        self._asker: Asker | None = asker
+        self._plan = plan
 
     def answered(self, refusal: Refusal | None) -> None:
         """The peer said yes or no."""
-        on_answer, self.on_answer = self.on_answer, None
-        if on_answer is not None:
-            on_answer(refusal)
+        asker, self._asker = self._asker, None
+        if asker is not None:
+            asker.answered(self, refusal)
+
+    def ask_again(self) -> bool:
+        """See `TunnelStream.ask_again`."""
+        asker, self._asker, plan = self._asker, None, self._plan
+        if asker is None or plan is None or self.session.ended:
+            return False
+        asker.unserved(self.session, plan)
+        return True
 
 
 class ClientTunnel(Tunnel):
@@ -52,7 +66,7 @@ class ClientTunnel(Tunnel):
     role = Role.CLIENT
 
     def __init__(
-        self, poller: Poller, budget: Budget, sock: socket.socket, context: ssl.SSLContext, key: PoolKey, pool: Pool
+        self, poller: Poller, budget: Budget, sock: socket.SocketType, context: ssl.SSLContext, key: PoolKey, pool: Pool
     ) -> None:
         self._key = key
         self._pool = pool
@@ -114,7 +128,7 @@ class ClientTunnel(Tunnel):
     def on_response(self, stream: Stream, headers: Headers, end_stream: bool) -> None:
         """The answer to a CONNECT."""
         half: ClientStream = stream.owner
-        status = next((value for name, value in headers if name == b":status"), b"")
+        status = headers[0][1]  # RFC 9113, section 8.3.2: of pseudo-header fields a response has `:status`, and no other
         if status == _OK:
             half.answered(None)
             return

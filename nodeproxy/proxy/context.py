@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from nodeproxy.errors import KernelError
@@ -15,7 +14,7 @@ from nodeproxy.model.workload import Workload
 from nodeproxy.proxy.app_socket import AppSocket
 from nodeproxy.proxy.buffers import Budget
 from nodeproxy.proxy.certificates import Certificates
-from nodeproxy.proxy.dial import NO_RESULT, Dial, OnDone, connect_refusal
+from nodeproxy.proxy.dial import NO_RESULT, Dial, OnDone, connect_refusal, dial
 from nodeproxy.proxy.pods import Pod
 from nodeproxy.proxy.poller import Poller
 from nodeproxy.proxy.session import Session
@@ -40,7 +39,7 @@ class Context:
     certificates: Certificates
     max_pod_connections: int
     pods: dict[str, Pod] = field(default_factory=dict)
-    _viewing: bool = False
+    _view: View | None = None
     _ok_blocks: dict[str, tuple[Workload, bytes]] = field(default_factory=dict)
 
     @property
@@ -64,8 +63,7 @@ class Context:
 
     def dial_from(self, pod: Pod, address: tuple[str, int], on_done: OnDone) -> Dial | None:
         """Connect from the pod's namespace to somewhere else, as the pod itself would."""
-        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        return self._dial(pod, lambda: outbound_socket(family), address, on_done)
+        return self._dial(pod, "", address, on_done)
 
     def dial_application(self, pod: Pod, client_ip: str, address: tuple[str, int], on_done: OnDone) -> Dial | None:
         """Connect to the pod's application, with the client's address as source.
@@ -73,23 +71,21 @@ class Context:
         A client whose address *is* the pod's (it called itself through a service) or is of the other family can't be shown; an
         application tunnel on loopback is told by its PROXY header.
         """
-        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         if client_ip == address[0] or (":" in client_ip) != (":" in address[0]) or address[0] in _LOOPBACK:
-            return self.dial_from(pod, address, on_done)
-        return self._dial(pod, lambda: last_leg_socket(family, client_ip), address, on_done)
+            client_ip = ""
+        return self._dial(pod, client_ip, address, on_done, near=True)
 
-    def _dial(self, pod: Pod, make: Callable[[], socket.socket], address: tuple[str, int], on_done: OnDone) -> Dial | None:
-        sock = None
+    def _dial(self, pod: Pod, client_ip: str, address: tuple[str, int], on_done: OnDone, *, near: bool = False) -> Dial | None:
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
-            sock = pod.socket(make)
-            return Dial(self.poller, sock, address, on_done)
+            pod.enter()
+            sock = last_leg_socket(family, client_ip) if client_ip else outbound_socket(family)
         except (OSError, KernelError) as error:
-            if sock is not None:
-                sock.close()
             on_done(None, connect_refusal(error.errno or 0, address))
             return None
+        return dial(self.poller, sock, address, on_done, near=near)
 
-    def join(self, session: Session, upstream: socket.socket | None, refusal: Refusal | None) -> None:
+    def join(self, session: Session, upstream: socket.SocketType | None, refusal: Refusal | None) -> None:
         """A dial is done: relay between who connected and `upstream`, or refuse."""
         if upstream is None:
             session.refuse(refusal or NO_RESULT)
@@ -108,11 +104,18 @@ class Context:
         return self.view().workload(uid)
 
     def view(self) -> View:
-        """The newest state, for this pass of the poller: a snapshot that is kept while waiting keeps the store from shrinking."""
-        if not self._viewing:
-            self._viewing = True
+        """The state as of this pass of the poller: a snapshot that is kept while waiting keeps the store from shrinking."""
+        view = self._view
+        if view is None:
+            view = self._view = self.state.view()
             self.poller.defer(self._release)
-        return self.state.view()
+        return view
+
+    def renewed_view(self) -> View:
+        """The newest state, whatever this pass has looked at before."""
+        if self._view is not None:
+            self._view = self.state.view()
+        return self.view()
 
     def ok_block(self, workload: Workload) -> bytes:
         """The header block of a 200 from `workload`, encoded once."""
@@ -127,5 +130,5 @@ class Context:
         self._ok_blocks.pop(uid, None)
 
     def _release(self) -> None:
-        self._viewing = False
+        self._view = None
         self.state.release()

@@ -19,7 +19,7 @@ class Half(Protocol):
 
     peer: Half
 
-    def fill_from(self, source: socket.socket) -> int:
+    def fill_from(self, source: socket.SocketType) -> int:
         """Read what `source` has and send it here.
 
         Returns the bytes moved, 0 at the end of the stream, BLOCKED when nothing can be taken now (`peer.resume` is called when
@@ -60,7 +60,7 @@ class _Gone:
 
     peer: Half
 
-    def fill_from(self, source: socket.socket) -> int:
+    def fill_from(self, source: socket.SocketType) -> int:
         return BLOCKED
 
     def deliver(self, chunk: memoryview) -> int:

@@ -37,7 +37,7 @@ class Inbound:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    def accepted_tunnel(self, pod: Pod, sock: socket.socket, peer: tuple[str, int]) -> None:
+    def accepted_tunnel(self, pod: Pod, sock: socket.SocketType, peer: tuple[str, int]) -> None:
         """A connection to port 15008."""
         context = self._context
         workload = context.workload(pod.uid)
@@ -65,7 +65,7 @@ class Inbound:
             next(iter(pod.handshakes)).lose(_TOO_MANY_HANDSHAKES)
         ServerTunnel(context, pod, workload, sock, contexts.server, peer, local)
 
-    def accepted_plain(self, pod: Pod, sock: socket.socket, peer: tuple[str, int]) -> None:
+    def accepted_plain(self, pod: Pod, sock: socket.SocketType, peer: tuple[str, int]) -> None:
         """Any other connection to the pod."""
         context = self._context
         local = plain_address(sock.getsockname())

@@ -91,11 +91,18 @@ class Pool:
             if not waiters:
                 del self._waiters[key]
 
-    def _acquire(self, key: PoolKey, wait: Wait) -> None:
+    def free(self, key: PoolKey) -> PooledTunnel | None:
+        """A tunnel that has a stream free, if there is one now."""
         for tunnel in self._tunnels.get(key, ()):
             if tunnel.free_streams > 0:
-                wait.waiter(tunnel, None)
-                return
+                return tunnel
+        return None
+
+    def _acquire(self, key: PoolKey, wait: Wait) -> None:
+        tunnel = self.free(key)
+        if tunnel is not None:
+            wait.waiter(tunnel, None)
+            return
         waiters = self._waiters.setdefault(key, {})
         waiters[wait] = None
         if len(waiters) > self._making.get(key, 0) * MAX_STREAMS_A_TUNNEL:

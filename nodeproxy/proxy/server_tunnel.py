@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 import ssl
+from functools import partial
 
-from nodeproxy.decide.inbound import Admission, admit_hbone, status_for
+from nodeproxy.decide.inbound import Admission, status_for
 from nodeproxy.identity.tls import verify_client
 from nodeproxy.model.address import join_address
-from nodeproxy.model.connection import Direction, Party, Security
+from nodeproxy.model.connection import Connection, Direction, Party, Security
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.model.workload import Workload
 from nodeproxy.proxy.app_socket import AppSocket
@@ -18,12 +19,14 @@ from nodeproxy.proxy.pods import Pod
 from nodeproxy.proxy.session import Session
 from nodeproxy.proxy.tunnel import Headers, Tunnel
 from nodeproxy.proxy.tunnel_stream import TunnelStream
-from nodeproxy.wire.baggage import parse_baggage
+from nodeproxy.proxy.verdicts import Verdict, Verdicts
 from nodeproxy.wire.connection import Role
 from nodeproxy.wire.frames import ErrorCode
-from nodeproxy.wire.hbone import ConnectRequest, parse_connect, status_block
+from nodeproxy.wire.hbone import status_block
 from nodeproxy.wire.proxy_protocol import encode_proxy_v2
 from nodeproxy.wire.stream import Stream
+
+_LEAVING = Refusal(Reason.DRAINED, "the pod leaves the mesh or its node drains")
 
 
 class ServerStream(TunnelStream):
@@ -68,7 +71,7 @@ class ServerTunnel(Tunnel):
         context: Context,
         pod: Pod,
         workload: Workload,
-        sock: socket.socket,
+        sock: socket.SocketType,
         tls: ssl.SSLContext,
         peer: tuple[str, int],
         local: tuple[str, int],
@@ -79,7 +82,9 @@ class ServerTunnel(Tunnel):
         self._trust_domain = workload.trust_domain
         self._peer = peer
         self._local = local
+        self._local_address = join_address(*local)
         self._client_identity = ""
+        self._verdicts: Verdicts | None = None
         super().__init__(context.poller, context.budget, sock, tls)
         pod.handshakes[self] = None
         pod.tunnels[self] = None
@@ -93,6 +98,7 @@ class ServerTunnel(Tunnel):
     def on_established(self) -> None:
         """The handshake is no longer one of the pod's."""
         self._pod.handshakes.pop(self, None)
+        self._verdicts = Verdicts(self._context, self._uid, self._client_identity, self._peer, self._local)
 
     def on_lost(self, refusal: Refusal) -> None:
         """A handshake that failed, or a peer that broke HTTP/2, is a refusal of its own; else streams tell."""
@@ -100,87 +106,52 @@ class ServerTunnel(Tunnel):
         self._pod.tunnels.pop(self, None)
         if not self.established or refusal.reason.startswith("h2_"):
             source = Party(join_address(*self._peer), None, self._client_identity)
-            record = self._context.record(Direction.INBOUND, source, self._destination(self._local[1]))
+            workload = self._context.workload(self._uid)
+            destination = Party(self._local_address, workload, workload.identity if workload else "")
+            record = self._context.record(Direction.INBOUND, source, destination)
             record.security = Security.MUTUAL_TLS if self.established else Security.NONE
             self._context.sessions.refused_unheard(record, refusal)
-
-    def _destination(self, port: int) -> Party:
-        workload = self._context.workload(self._uid)
-        return Party(join_address(self._local[0], port), workload, workload.identity if workload else "")
 
     # ── streams ──
 
     def on_request(self, stream: Stream, headers: Headers, end_stream: bool) -> None:
         """A request: whatever becomes of it has a record."""
-        context = self._context
-        peer = join_address(*self._peer)
-        record = context.record(Direction.INBOUND, Party(peer, None, self._client_identity), self._destination(self._local[1]))
-        record.security = Security.MUTUAL_TLS
-        record.hbone_address = join_address(*self._local)
+        context, verdicts = self._context, self._verdicts
+        if verdicts is None:  # never: there are no streams before the peer is verified
+            raise LookupError("a request before the handshake's end")
+        verdict = verdicts.get(headers)
+        admission = verdict.admission
+        record = Connection(
+            id=context.sessions.new_id(),
+            direction=Direction.INBOUND,
+            source=verdict.source,
+            destination=verdict.destination,
+            security=Security.MUTUAL_TLS,
+            service=admission.service if admission is not None else None,
+            hbone_address=self._local_address,
+        )
         session = Session(context.sessions, self._pod, record)
-        half = ServerStream(self, session, stream)
-        session.source = half
-        session.guard(lambda: self._admit(session, half, headers))
-
-    def _admit(self, session: Session, half: ServerStream, headers: Headers) -> None:
-        context = self._context
-        request = parse_connect(headers)
-        if isinstance(request, Refusal):
-            session.refuse(request)
-        elif self._pod.leaving:
-            session.refuse(Refusal(Reason.DRAINED, "the pod leaves the mesh or its node drains"))
-        elif (over := context.over_limit(self._pod)) is not None:
-            session.refuse(over)
+        session.source = half = ServerStream(self, session, stream)
+        refusal = (_LEAVING if self._pod.leaving else context.over_limit(self._pod)) or verdict.refusal
+        if refusal is not None or admission is None:
+            session.refuse(refusal or NO_RESULT)
         else:
-            self._judge(session, half, request)
+            session.guard(self._admit, session, half, verdict, admission)
 
-    def _judge(self, session: Session, half: ServerStream, request: ConnectRequest) -> None:
-        context, record = self._context, session.record
-        view = context.view()
-        workload = view.workload(self._uid)
-        if workload is None:
-            session.refuse(Refusal(Reason.UNKNOWN_WORKLOAD, f"this pod's workload {self._uid} is not in the state"))
-            return
-        source = view.workload_at(workload.network, self._peer[0]) or view.workload_at("", self._peer[0])
-        if source is not None and source.identity == self._client_identity:
-            record.source = Party(record.source.address, source, self._client_identity)
-        elif request.baggage:
-            record.source = Party(
-                record.source.address, parse_baggage(request.baggage, self._client_identity), self._client_identity
-            )
-        admission = admit_hbone(
-            view,
-            workload,
-            request.authority,
-            self._local[0],
-            self._client_identity,
-            self._peer[0],
-            forwarded_host=request.forwarded_host,
-        )
-        if isinstance(admission, Refusal):
-            # What it wanted, for the log: a policy that denied it may be about the port.
-            record.destination = self._destination(request.port)
-            session.refuse(admission)
-            return
-        context.sessions.admitted(session, admission.subject, workload.uid)
-        record.service = admission.service
-        record.destination = Party(join_address(*admission.address), workload, workload.identity)
-        context.sessions.dry_run(record, admission.dry_run)
-        block = context.ok_block(workload)
-        session.pending = context.dial_application(
-            self._pod,
-            self._peer[0],
-            admission.address,
-            lambda upstream, refusal: self._joined(session, half, admission, block, upstream, refusal),
-        )
+    def _admit(self, session: Session, half: ServerStream, verdict: Verdict, admission: Admission) -> None:
+        context = self._context
+        context.sessions.admitted(session, admission.subject, self._uid)
+        context.sessions.dry_run(session.record, admission.dry_run)
+        joined = partial(self._joined, session, half, verdict, admission)
+        session.pending = context.dial_application(self._pod, self._peer[0], admission.address, joined)
 
     def _joined(
         self,
         session: Session,
         half: ServerStream,
+        verdict: Verdict,
         admission: Admission,
-        block: bytes,
-        upstream: socket.socket | None,
+        upstream: socket.SocketType | None,
         refusal: Refusal | None,
     ) -> None:
         if upstream is None:
@@ -195,5 +166,5 @@ class ServerTunnel(Tunnel):
                 upstream.close()
                 session.refuse(connect_refusal(error.errno or 0, admission.address))
                 return
-        half.accept(block)
+        half.accept(verdict.block)
         session.relay(half, AppSocket(self._context.poller, upstream, session))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ParamSpec, Protocol
 
 from nodeproxy.model.connection import Connection
 from nodeproxy.model.reason import Reason, Refusal
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
 AnyHalf = AppSocket | TunnelStream
 
 
@@ -85,6 +86,7 @@ class Session:
     def relay(self, source: AnyHalf, destination: AnyHalf) -> None:
         """Both ends stand: move bytes until both directions have ended."""
         self.source, self.destination = source, destination
+        self.pending = None
         self._relaying = True
         self._sessions.opened(self)
         source.peer = destination
@@ -156,13 +158,12 @@ class Session:
 
     def fault(self, error: Exception) -> None:
         """A defect of ours hit this connection."""
-        detail = f"nodeproxy failed on this connection: {error!r}; please report it with the log's traceback"
-        self.refuse(Refusal(Reason.INTERNAL, detail))
+        self.refuse(defect(error))
 
-    def guard(self, step: Callable[[], None]) -> None:
+    def guard(self, step: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> None:
         """Do `step` for this connection; a defect in it is logged and ends this connection, and never what called."""
         try:
-            step()
+            step(*arguments, **named)
         except Exception as error:
             log.exception("a defect, which ended one connection")
             self.fault(error)
@@ -201,6 +202,12 @@ class Session:
         if refusal is not None:
             record.reason, record.detail = refusal.reason, refusal.detail
         self._sessions.remove(self)
+
+
+def defect(error: Exception) -> Refusal:
+    """The refusal that stands for a defect of ours."""
+    detail = f"nodeproxy failed on this connection: {error!r}; please report it with the log's traceback"
+    return Refusal(Reason.INTERNAL, detail)
 
 
 def _code_name(code: int) -> str:

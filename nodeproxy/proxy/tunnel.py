@@ -47,7 +47,7 @@ class Tunnel:
 
     role: Role
 
-    def __init__(self, poller: Poller, budget: buffers.Budget, sock: socket.socket, context: ssl.SSLContext) -> None:
+    def __init__(self, poller: Poller, budget: buffers.Budget, sock: socket.SocketType, context: ssl.SSLContext) -> None:
         self.sock = sock
         self.budget = budget
         self.codec = HboneConnection(self.role, self)

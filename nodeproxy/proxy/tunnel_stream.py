@@ -8,7 +8,6 @@ still must not stop the tunnel's other streams.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nodeproxy.model.reason import Reason, Refusal
@@ -56,7 +55,6 @@ class TunnelStream:
         "_held",
         "_held_credited",
         "_joined",
-        "on_unserved",
         "peer",
         "read_bytes",
         "session",
@@ -76,7 +74,6 @@ class TunnelStream:
         self._ended_in = False
         self._ended_out = False
         self._bulk = False  # the last read filled its frame: more is probably there
-        self.on_unserved: Callable[[], None] | None = None  # what to do instead, if the peer never began to serve this stream
         self.peer: Half
 
     def joined(self) -> None:
@@ -117,12 +114,8 @@ class TunnelStream:
             self.session.half_ended()
 
     def ask_again(self) -> bool:
-        """The peer did not begin to serve the stream: try elsewhere, if that is still to be tried."""
-        on_unserved, self.on_unserved = self.on_unserved, None
-        if on_unserved is None or self.session.ended:
-            return False
-        on_unserved()
-        return True
+        """The peer did not begin to serve the stream: try elsewhere; False: that is not to be tried."""
+        return False
 
     def let_go(self) -> bool:
         """The stream was reset without an error: if its peer had said all, that is an orderly end, and what came is delivered."""
@@ -143,7 +136,7 @@ class TunnelStream:
 
     # ── what the peer calls ──
 
-    def fill_from(self, source: socket.socket) -> int:
+    def fill_from(self, source: socket.SocketType) -> int:
         """See `Half.fill_from`: reads straight behind frame headers, one TLS write for all frames."""
         tunnel, stream = self.tunnel, self.stream
         if stream is None:  # the session has ended
@@ -225,7 +218,6 @@ class TunnelStream:
         """The connection has ended, and nothing is on the stack that knew it."""
         self.peer = GONE
         self.stream = None
-        self.on_unserved = None
 
     @property
     def done(self) -> bool:
@@ -234,7 +226,7 @@ class TunnelStream:
 
     # ── inside ──
 
-    def _fill_frames(self, source: socket.socket, frame_bytes: int, room: int) -> int:
+    def _fill_frames(self, source: socket.SocketType, frame_bytes: int, room: int) -> int:
         views = _gapped(frame_bytes)
         count = source.recvmsg_into(views[: room // frame_bytes])[0]
         if count == 0:

@@ -136,7 +136,7 @@ class Worker:
             case CertificateDropped():
                 self._context.certificates.drop(message.identity)
             case StateChanged():
-                view = self._context.view()
+                view = self._context.renewed_view()
                 self._context.sessions.recheck(view, self._state.take_touched())
             case ReportWanted():
                 self._report(message.request)
@@ -173,6 +173,7 @@ class Worker:
         netns_fd, *listener_fds = fds
         pod = Pod(message.uid, message.addresses, netns_fd)
         self._context.pods[message.uid] = pod
+        self._outbound.forget()
         accepted = {
             Role.OUTBOUND: self._outbound.accepted,
             Role.HBONE: self._inbound.accepted_tunnel,
@@ -208,6 +209,7 @@ class Worker:
 
     def _retire(self, pod: Pod) -> None:
         pod.leaving = True
+        self._outbound.forget()
         pod.close_listeners()
         self._outbound.pool.shut_idle(pod.uid)
         for tunnel in list(pod.tunnels):

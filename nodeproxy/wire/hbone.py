@@ -122,6 +122,17 @@ def parse_authority(text: str) -> Authority | None:
     return _parse_authority(text) if len(text) <= MAX_AUTHORITY_BYTES else None
 
 
+def connect_key(headers: Headers) -> tuple[bytes, ...]:
+    """What of a request decides what it asks for: two with equal keys differ in what is one connection's own alone."""
+    fields = dict(reversed(headers))  # of equal names the first
+    host = b""
+    forwarded = fields.get(b"forwarded", b"")
+    if b"host=" in forwarded.lower():
+        match = _FORWARDED_HOST.search(forwarded.decode("utf-8", "replace"))
+        host = match["host"].lower().encode() if match else b""
+    return fields.get(b":method", b""), fields.get(b":authority", b""), fields.get(b"baggage", b""), host
+
+
 def parse_connect(headers: Headers) -> ConnectRequest | Refusal:
     """What a well-formed request (the codec has seen to that) asks for; a refusal is answered by 400."""
     fields = dict(reversed(headers))  # of equal names the first

@@ -21,7 +21,6 @@ from nodeproxy.wire.hbone import ConnectRequest, parse_authority, parse_connect
 from nodeproxy.wire.headers import BlockDecoder, encode_block
 from nodeproxy.wire.limits import MAX_REMEMBERED_RESETS, MAX_UNSENT_CONTROL_BYTES
 from nodeproxy.wire.stream import Headers, Stream
-from nodeproxy.wire.trace import child_traceparent
 from tests.unit.wire.recorder import CONNECT, OK
 
 pytestmark = pytest.mark.fuzz
@@ -229,7 +228,6 @@ def test_any_fields_survive_encoding(fields: list[tuple[bytes, bytes]]) -> None:
 @given(st.one_of(st.text(max_size=80), st.from_regex(r"[\[\]0-9a-f:.%]{0,30}:[0-9]{0,6}")))
 def test_text_of_a_peer(text: str) -> None:
     parse_baggage(text)
-    child_traceparent(text, bytes(24))
     request = ConnectRequest("", "", 0, False, forwarded=text)
     assert len(request.forwarded_host) <= 253
     authority = parse_authority(text)

@@ -79,6 +79,7 @@ def test_a_service_leads_to_an_endpoint_of_the_family_asked_for(build: Build, vi
         identities=frozenset({SERVER_ID}),
         destination=SERVER,
         service=WEB,
+        balanced=True,
     )
 
 
@@ -131,7 +132,7 @@ def test_no_endpoint_is_a_refusal_that_says_why(build: Build, workloads: tuple[W
 def test_a_pod_of_this_node_is_local(build: Build) -> None:
     view = build(SOURCE, SERVER, services=(WEB,))
     found = route(view, "10.96.0.1", 80, local=("server",))
-    assert found == Route(kind=RouteKind.LOCAL, address=("10.0.0.2", 8080), destination=SERVER, service=WEB)
+    assert found == Route(kind=RouteKind.LOCAL, address=("10.0.0.2", 8080), destination=SERVER, service=WEB, balanced=True)
     assert route(view, "10.0.0.2", 22, local=("server",)).kind is RouteKind.LOCAL
 
 
@@ -139,7 +140,9 @@ def test_a_workload_outside_the_mesh_is_reached_in_plain(build: Build) -> None:
     plain = pod("plain", "10.0.0.3", protocol=Protocol.TCP, services={"ns/web.svc": {}})
     view = build(SOURCE, plain, services=(WEB,))
     assert route(view, "10.0.0.3", 22) == Route(kind=RouteKind.PLAIN, address=("10.0.0.3", 22), destination=plain)
-    assert route(view, "10.96.0.1", 80) == Route(kind=RouteKind.PLAIN, address=("10.0.0.3", 8080), destination=plain, service=WEB)
+    assert route(view, "10.96.0.1", 80) == Route(
+        kind=RouteKind.PLAIN, address=("10.0.0.3", 8080), destination=plain, service=WEB, balanced=True
+    )
 
 
 def test_an_unhealthy_pod_that_is_addressed_itself_is_reached(build: Build) -> None:
@@ -211,6 +214,7 @@ def test_a_services_waypoint_gets_the_original_target(
         destination=WAYPOINT,
         service=through,
         via_waypoint=True,
+        balanced=True,
     )
 
 

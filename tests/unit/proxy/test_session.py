@@ -10,7 +10,7 @@ import pytest
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.observe.counters import Totals
 from nodeproxy.proxy.app_socket import AppSocket
-from nodeproxy.proxy.dial import Dial
+from nodeproxy.proxy.dial import dial
 from nodeproxy.proxy.session import Session
 from tests.unit.proxy.conftest import Bench
 
@@ -62,7 +62,7 @@ def test_a_connect_of_an_ended_session_is_let_go(bench: Bench) -> None:
     with full, socket.create_connection(full.getsockname()):
         sock = socket.socket()
         sock.setblocking(False)
-        session.pending = Dial(bench.poller, sock, full.getsockname(), lambda *result: called.append(result))
+        session.pending = dial(bench.poller, sock, full.getsockname(), lambda *result: called.append(result))
         bench.passes()
         session.refuse(NO)
         assert sock.fileno() < 0

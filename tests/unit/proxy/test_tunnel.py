@@ -10,11 +10,12 @@ from collections.abc import Callable
 import pytest
 
 from nodeproxy.identity.tls import verify_client
-from nodeproxy.model.connection import Direction
+from nodeproxy.model.connection import Direction, Party
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.proxy.app_socket import AppSocket
 from nodeproxy.proxy.buffers import Budget
 from nodeproxy.proxy.client_tunnel import ClientStream, ClientTunnel
+from nodeproxy.proxy.plans import Plan
 from nodeproxy.proxy.pool import Pool, PooledTunnel, PoolKey
 from nodeproxy.proxy.server_tunnel import ServerStream
 from nodeproxy.proxy.session import Session
@@ -74,6 +75,7 @@ class World:
         self.clients: list[ClientTunnel] = []
         self.pool = Pool(self._make, bench.poller.clock)
         self.judge: Callable[[Session, ServerStream], None] | None = None
+        self.again: Callable[[], None] | None = None
 
     def _make(self, key: PoolKey) -> None:
         near, far = tcp_pair()
@@ -90,26 +92,28 @@ class World:
         program, ours = self.bench.pair()
         session = self.bench.session()
         session.source = AppSocket(self.bench.poller, ours, session)
-
-        def answered(refusal: Refusal | None) -> None:
-            if refusal is not None:
-                half.abort(ErrorCode.CANCEL)
-                session.refuse(refusal)
-            else:
-                session.relay(session.source, half)
+        self.again = again
 
         def have(tunnel: PooledTunnel | None, refusal: Refusal | None) -> None:
-            nonlocal half
             if not isinstance(tunnel, ClientTunnel):
                 session.refuse(refusal or DENIED)
                 return
-            session.destination = half = ClientStream(tunnel, session, answered)
-            half.on_unserved = again
+            session.destination = half = ClientStream(tunnel, session, self, Plan(Party("")) if again else None)
             tunnel.connect(half, connect_block("127.0.0.1:80"))
 
-        half: ClientStream
         session.pending = self.pool.acquire(KEY, have)
         return program, session
+
+    def answered(self, half: ClientStream, refusal: Refusal | None) -> None:
+        if refusal is not None:
+            half.abort(ErrorCode.CANCEL)
+            half.session.refuse(refusal)
+        else:
+            half.session.relay(half.session.source, half)
+
+    def unserved(self, session: Session, plan: Plan) -> None:
+        assert self.again is not None
+        self.again()
 
     def joined(self) -> tuple[socket.socket, socket.socket, Session]:
         """(program, application, the program's session)."""
