@@ -17,6 +17,8 @@ _NAME = re.compile(rb":?[!-9;-@\[-~]+")
 _KNOWN_NAMES = frozenset(
     {b":method", b":authority", b":status", b"baggage", b"forwarded", b"traceparent", b"tracestate", b"x-forwarded-network"}
 )
+_BAD_VALUE = re.compile(rb"[\n\r\0]|\A[ \t]|[ \t]\Z")
+_PSEUDO_FAULT = "a pseudo-header field comes twice or late"
 _STATUS = re.compile(rb"[1-5][0-9][0-9]")
 
 # Section 8.2.2: "An endpoint MUST NOT generate an HTTP/2 message containing connection-specific header fields."
@@ -32,10 +34,18 @@ class FieldBlock:
 
     __slots__ = ("headers", "request_fault", "response_fault", "status", "trailer_fault")
 
-    def __init__(self, headers: Headers) -> None:
+    def __init__(self, headers: Headers, begin: FieldBlock | None = None) -> None:
+        """begin: a block with regular fields and without a fault, which these headers begin with: it is not inspected again."""
+        self.headers = headers
+        if begin is not None:
+            fault = _inspect_regular(headers[len(begin.headers) :])
+            self.request_fault: str = fault or begin.request_fault
+            self.response_fault: str = fault or begin.response_fault
+            self.trailer_fault: str = fault or begin.trailer_fault
+            self.status: int = 0 if fault else begin.status
+            return
         pseudo: dict[bytes, bytes] = {}
         fault = _inspect(headers, pseudo)
-        self.headers = headers
         self.request_fault = fault or _request_fault(pseudo)
         self.response_fault = fault or _response_fault(pseudo)
         # Section 8.1: "Trailers MUST NOT include pseudo-header fields".
@@ -44,26 +54,37 @@ class FieldBlock:
 
 
 def _inspect(headers: Headers, pseudo: dict[bytes, bytes]) -> str:
-    regular = False
+    for index, (name, value) in enumerate(headers):
+        if name[:1] != b":":
+            return _inspect_regular(headers[index:])
+        # Section 8.3: "The same pseudo-header field name MUST NOT appear more than once in a field block."
+        if name in pseudo:
+            return _PSEUDO_FAULT
+        if fault := _inspect_field(name, value):
+            return fault
+        pseudo[name] = value
+    return ""
+
+
+def _inspect_regular(headers: Headers) -> str:
     for name, value in headers:
-        if name not in _KNOWN_NAMES and not _NAME.fullmatch(name):
-            return "a field name has a forbidden character"
-        # Section 8.2.1: "A field value MUST NOT contain the zero value (ASCII NUL, 0x00), line feed (ASCII LF, 0x0a), or
-        # carriage return (ASCII CR, 0x0d) at any position."  "A field value MUST NOT start or end with an ASCII whitespace
-        # character (ASCII SP or HTAB, 0x20 or 0x09)."
-        if b"\n" in value or b"\r" in value or b"\0" in value or value != value.strip(b" \t"):
-            return "a field value has a forbidden character"
-        if name[0] == 0x3A:
-            # Section 8.3: "All pseudo-header fields MUST appear in a field block before all regular field lines."
-            # "The same pseudo-header field name MUST NOT appear more than once in a field block."
-            if regular or name in pseudo:
-                return "a pseudo-header field comes twice or late"
-            pseudo[name] = value
-            continue
-        regular = True
+        # Section 8.3: "All pseudo-header fields MUST appear in a field block before all regular field lines."
+        if name[:1] == b":":
+            return _PSEUDO_FAULT
+        if fault := _inspect_field(name, value):
+            return fault
         if name in _CONNECTION_SPECIFIC or (name == b"te" and value.lower() != b"trailers"):
             return "a field is specific to HTTP/1 connections"
     return ""
+
+
+def _inspect_field(name: bytes, value: bytes) -> str:
+    if name not in _KNOWN_NAMES and not _NAME.fullmatch(name):
+        return "a field name has a forbidden character"
+    # Section 8.2.1: "A field value MUST NOT contain the zero value (ASCII NUL, 0x00), line feed (ASCII LF, 0x0a), or
+    # carriage return (ASCII CR, 0x0d) at any position."  "A field value MUST NOT start or end with an ASCII whitespace
+    # character (ASCII SP or HTAB, 0x20 or 0x09)."
+    return "a field value has a forbidden character" if _BAD_VALUE.search(value) else ""
 
 
 def _request_fault(pseudo: dict[bytes, bytes]) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from nodeproxy.model.reason import Reason, Refusal
-from nodeproxy.wire.hpack_static import encode_block
+from nodeproxy.wire.hpack_static import encode_block, encode_name, encode_unindexed
 from nodeproxy.wire.stream import Headers
 
 MAX_AUTHORITY_BYTES = 260  # a name of 253 (RFC 1035, section 2.3.4), a colon and five digits
@@ -27,6 +27,8 @@ _AUTHORITY = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\[\]:]+)):(?P
 _FORWARDED_HOST = re.compile(
     r'\A(?:[^,"]|"[^"]*")*?(?:\A|;)[ \t]*host="?(?P<host>[A-Za-z0-9._-]{1,253})"?[ \t]*(?:[;,]|\Z)', re.IGNORECASE
 )
+_FORWARDED_NAME = encode_name(b"forwarded")
+_TRACEPARENT_NAME = encode_name(b"traceparent")
 _LAST_LABEL_IS_NUMBER = re.compile(r"(?:.*\.)?[0-9]+\.?")
 
 
@@ -67,8 +69,8 @@ def connect_prefix(authority: str, baggage: str) -> bytes:
 
 def connect_suffix(forwarded: str, traceparent: str) -> bytes:
     """The part that is one connection's own."""
-    headers = ((b"forwarded", forwarded), (b"traceparent", traceparent))
-    return encode_block([(name, value.encode()) for name, value in headers if value])
+    own = encode_unindexed(_FORWARDED_NAME, forwarded.encode()) if forwarded else b""
+    return own + encode_unindexed(_TRACEPARENT_NAME, traceparent.encode()) if traceparent else own
 
 
 def connect_block(

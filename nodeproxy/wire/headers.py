@@ -25,6 +25,10 @@ MAX_MEMO_FIELDS = 64  # with MAX_MEMO_BLOCK_BYTES at most 5 KiB of fields: less 
 
 # Shared by all connections of the process: a block that uses no dynamic table means the same on each.
 _memo: dict[bytes, FieldBlock] = {}
+# The first field of a request of ours that is one connection's own, as we encode it.  What stands before is the same for all
+# connections of a pod to one destination: decoded left to right, without a table, bytes that are the same fields here are there.
+_OWN_FIELD = b"\x00\x09forwarded"
+_begins: dict[bytes, FieldBlock] = {}
 
 
 class BlockDecoder:
@@ -51,11 +55,30 @@ class BlockDecoder:
         known = _memo.get(block)
         if known is not None:
             return known
+        own = block.find(_OWN_FIELD)
+        if own > 0:
+            return self._decode_begun(block, own)
         fields = FieldBlock(decode_static(block, self._max_list_bytes))
         if len(block) <= MAX_MEMO_BLOCK_BYTES and len(fields.headers) <= MAX_MEMO_FIELDS:
             if len(_memo) >= MAX_MEMO_BLOCKS:
                 _memo.clear()  # cheaper than to know which is the oldest
             _memo[block] = fields
+        return fields
+
+    def _decode_begun(self, block: bytes, own: int) -> FieldBlock:
+        """A block whose first `own` bytes are likely those of another one, too."""
+        key = block[:own]
+        begin = _begins.get(key)
+        if begin is not None:
+            return FieldBlock(decode_static(block, self._max_list_bytes, own, begin.headers), begin)
+        fields = FieldBlock(decode_static(block, self._max_list_bytes))
+        if own <= MAX_MEMO_BLOCK_BYTES and not fields.request_fault:
+            # Sound only if `own` is between two fields: the bytes that we looked for may stand within a value.
+            begin = _whole_fields(key, self._max_list_bytes)
+            if begin is not None:
+                if len(_begins) >= MAX_MEMO_BLOCKS:
+                    _begins.clear()
+                _begins[key] = begin
         return fields
 
     def _decode_dynamic(self, block: bytes, decoder: Decoder) -> FieldBlock:
@@ -72,3 +95,13 @@ class BlockDecoder:
         if not decoder.max_allowed_table_size:
             self._dynamic = None
         return FieldBlock(fields)
+
+
+def _whole_fields(block: bytes, max_list_bytes: int) -> FieldBlock | None:
+    """What `block` means if it ends between two fields, the last of them a regular one, and nothing is wrong with it."""
+    try:
+        fields = FieldBlock(decode_static(block, max_list_bytes))
+    except ProtocolError:
+        return None
+    regular = bool(fields.headers) and len(fields.headers) <= MAX_MEMO_FIELDS and fields.headers[-1][0][:1] != b":"
+    return fields if regular and not fields.request_fault else None

@@ -33,6 +33,7 @@ MAX_INTEGER_SHIFT = 28
 _STATIC: tuple[tuple[bytes, bytes], ...] = tuple((bytes(name), bytes(value)) for name, value in HeaderTable.STATIC_TABLE)
 _FIELD_INDEX = {field: index for index, field in reversed(tuple(enumerate(_STATIC, 1)))}
 _NAME_INDEX = {field[0]: index for index, field in reversed(tuple(enumerate(_STATIC, 1)))}
+_OCTETS = tuple(bytes((octet,)) for octet in range(128))
 _huffman_memo: dict[bytes, bytes] = {}
 
 
@@ -45,29 +46,43 @@ def encode_block(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
         if index is not None:
             parts.append(0x80 | index)
             continue
-        index = _NAME_INDEX.get(name)
-        if index is None:
-            parts.append(0)
-            parts += _integer(len(name), 0x7F) + name
-        else:
-            parts += _integer(index, 0x0F)
-        parts += _integer(len(value), 0x7F) + value
+        parts += encode_unindexed(encode_name(name), value)
     return bytes(parts)
 
 
-def decode_static(block: bytes, max_list_bytes: int) -> tuple[tuple[bytes, bytes], ...]:
-    """The fields of a block that uses no dynamic table; raises ProtocolError."""
+def encode_name(name: bytes) -> bytes:
+    """What a field with this name begins with, if it stands for itself and is not to be indexed (section 6.2.2)."""
+    index = _NAME_INDEX.get(name)
+    return b"\0" + _integer(len(name), 0x7F) + name if index is None else _integer(index, 0x0F)
+
+
+def encode_unindexed(encoded_name: bytes, value: bytes) -> bytes:
+    """A whole field."""
+    return encoded_name + _integer(len(value), 0x7F) + value
+
+
+def list_bytes(fields: Iterable[tuple[bytes, bytes]]) -> int:
+    """The size of a header list as SETTINGS_MAX_HEADER_LIST_SIZE counts it."""
+    return sum([len(name) + len(value) + ENTRY_OVERHEAD_BYTES for name, value in fields])
+
+
+def decode_static(
+    block: bytes, max_list_bytes: int, start: int = 0, begin: tuple[tuple[bytes, bytes], ...] = ()
+) -> tuple[tuple[bytes, bytes], ...]:
+    """The fields of a block that uses no dynamic table; begin: those up to `start`, known already.  Raises ProtocolError."""
     try:
-        return _decode(block, max_list_bytes)
+        return _decode(block, max_list_bytes, start, begin)
     except IndexError as exc:
         raise _broken("a header block ends amid a field or refers to a table entry that is not there") from exc
     except HPACKDecodingError as exc:
         raise _broken(f"a header block's Huffman coding is wrong: {exc}") from exc
 
 
-def _decode(block: bytes, max_list_bytes: int) -> tuple[tuple[bytes, bytes], ...]:
-    fields: list[tuple[bytes, bytes]] = []
-    position, end, size = 0, len(block), 0
+def _decode(
+    block: bytes, max_list_bytes: int, position: int, begin: tuple[tuple[bytes, bytes], ...]
+) -> tuple[tuple[bytes, bytes], ...]:
+    fields = list(begin)
+    end, size = len(block), list_bytes(begin)
     while position < end:
         first = block[position]
         if first & 0x80:  # section 6.1, indexed
@@ -118,7 +133,7 @@ def _zero_index() -> tuple[bytes, bytes]:
 def _integer(value: int, mask: int) -> bytes:
     """RFC 7541, section 5.1, with the bits above the prefix zero."""
     if value < mask:
-        return bytes((value,))
+        return _OCTETS[value]
     value -= mask
     octets = bytearray((mask,))
     while value > 0x7F:

@@ -16,7 +16,9 @@ from nodeproxy.wire.limits import MAX_REMEMBERED_RESETS, Patience
 from nodeproxy.wire.settings import OwnSettings, PeerSettings, own_settings
 from nodeproxy.wire.stream import Handler, MisuseError, Role, Stream
 
+_pack_header = frames.FRAME_HEADER.pack
 _pack_header_into = frames.FRAME_HEADER.pack_into
+_HEADERS = int(FrameType.HEADERS)
 
 
 class SendingSide:
@@ -159,7 +161,7 @@ class SendingSide:
     def end_stream(self, stream: Stream) -> None:
         """Say that no more DATA follows; nothing if that has been said or the stream is closed."""
         if stream.local_open:
-            self.out += frames.frame_header(FrameType.DATA, frames.END_STREAM, stream.id, 0)
+            self.out += _pack_header(0, frames.END_STREAM, stream.id)  # DATA without payload
             self._local_end(stream)
 
     def reset(self, stream: Stream, code: int) -> None:
@@ -212,7 +214,12 @@ class SendingSide:
     def _queue_headers(self, stream_id: int, block: bytes, *, end_stream: bool) -> None:
         if self._block_prefix:
             block, self._block_prefix = self._block_prefix + block, b""
-        self.out += frames.headers(stream_id, block, end_stream=end_stream, max_frame_bytes=self._peer.max_frame_bytes)
+        if len(block) <= self._peer.max_frame_bytes:
+            flags = frames.END_HEADERS | frames.END_STREAM if end_stream else frames.END_HEADERS
+            self.out += _pack_header(len(block) << 8 | _HEADERS, flags, stream_id)
+            self.out += block
+        else:
+            self.out += frames.headers(stream_id, block, end_stream=end_stream, max_frame_bytes=self._peer.max_frame_bytes)
 
     def _queue_reset(self, stream_id: int, code: int) -> None:
         self.out += frames.rst_stream(stream_id, code)

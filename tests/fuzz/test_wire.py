@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,9 +17,11 @@ from nodeproxy.errors import ProtocolError
 from nodeproxy.wire import frames
 from nodeproxy.wire.baggage import parse_baggage
 from nodeproxy.wire.connection import HboneConnection, Role
+from nodeproxy.wire.fields import FieldBlock
 from nodeproxy.wire.frames import FrameType, Setting
 from nodeproxy.wire.hbone import ConnectRequest, parse_authority, parse_connect
 from nodeproxy.wire.headers import BlockDecoder, encode_block
+from nodeproxy.wire.hpack_static import decode_static
 from nodeproxy.wire.limits import MAX_REMEMBERED_RESETS, MAX_UNSENT_CONTROL_BYTES
 from nodeproxy.wire.stream import Headers, Stream
 from tests.unit.wire.recorder import CONNECT, OK
@@ -222,6 +225,41 @@ def test_any_fields_survive_encoding(fields: list[tuple[bytes, bytes]]) -> None:
     assert decoder.decode(encode_block(fields)).headers == tuple(fields)
     decoder.settings_acknowledged()
     assert decoder.decode(encode_block(fields)).headers == tuple(fields)
+
+
+_NAMES = st.sampled_from([b":method", b":authority", b":path", b"baggage", b"forwarded", b"traceparent", b"x", b"X"])
+_VALUES = st.one_of(st.binary(max_size=20), st.sampled_from([b"CONNECT", b"a:1", b"\x00\x09forwarded", b"\x00\x09forwarded\x00"]))
+
+
+def _outcome(decode: Callable[[], FieldBlock]) -> object:
+    try:
+        return decode()
+    except ProtocolError as error:
+        return error.reason, error.code
+
+
+@FUZZ
+@given(st.lists(st.lists(st.tuples(_NAMES, _VALUES), max_size=5), min_size=2, max_size=4), st.binary(max_size=4))
+def test_what_is_remembered_of_blocks_changes_nothing(parts: list[list[tuple[bytes, bytes]]], junk: bytes) -> None:
+    """Blocks that begin alike, decoded by who remembers and by who does not."""
+    decoder = BlockDecoder(2000)
+    decoder.settings_acknowledged()
+    for part in (*parts[1:], *parts[1:]):
+        block = encode_block(parts[0]) + encode_block(part) + junk
+        expected, found = (
+            _outcome(lambda block=block: FieldBlock(decode_static(block, 2000))),
+            _outcome(lambda block=block: decoder.decode(block)),
+        )
+        if not isinstance(expected, FieldBlock) or not isinstance(found, FieldBlock):
+            assert found == expected
+            continue
+        assert found.headers == expected.headers
+        assert (bool(found.request_fault), bool(found.response_fault), bool(found.trailer_fault), found.status) == (
+            bool(expected.request_fault),
+            bool(expected.response_fault),
+            bool(expected.trailer_fault),
+            expected.status,
+        )
 
 
 @FUZZ

@@ -138,3 +138,81 @@ def test_broken_blocks(block: bytes) -> None:
     if block != b"\x21":  # 1 is a legal size before the acknowledgement
         with pytest.raises(ProtocolError):
             BlockDecoder(1000).decode(block)
+
+
+def connect(authority: bytes, port: int, *more: tuple[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
+    own = (b"forwarded", b'for="10.0.0.2:%d"' % port), (b"traceparent", b"00-%032x-%016x-00" % (port, port))
+    return (b":method", b"CONNECT"), (b":authority", authority), (b"baggage", b"a=b"), *own, *more
+
+
+def test_the_begin_of_requests_is_remembered() -> None:
+    headers._begins.clear()
+    decoder = acknowledged()
+    for port in range(1, 50):
+        for authority in (b"10.0.0.1:80", b"10.0.0.1:81"):
+            fields = decoder.decode(encode_block(connect(authority, port)))
+            assert fields.headers == connect(authority, port)
+            assert (fields.request_fault, fields.status) == ("", 0)
+            assert fields.response_fault
+            assert fields.trailer_fault
+    assert len(headers._begins) == 2
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (b":authority", b"10.0.0.9:80"),
+        (b":path", b"/"),
+        (b"connection", b"close"),
+        (b"x-bad", b"a\nb"),
+        (b"x-bad", b" a"),
+        (b"x-bad", b"a\t"),
+        (b"X-Bad", b"a"),
+        (b"", b"a"),
+    ],
+)
+def test_what_is_wrong_behind_a_known_begin_is_seen(more: tuple[bytes, bytes]) -> None:
+    decoder = acknowledged()
+    decoder.decode(encode_block(connect(b"10.0.0.1:80", 1)))
+    fields = decoder.decode(encode_block(connect(b"10.0.0.1:80", 2, more)))
+    assert fields.headers == connect(b"10.0.0.1:80", 2, more)
+    assert fields.request_fault
+
+
+def test_what_looks_like_a_field_within_a_value_is_none() -> None:
+    headers._begins.clear()
+    decoder = acknowledged()
+    for port in (1, 2):
+        for value in (b"x\x00\x09forwarded\x01a", headers._OWN_FIELD, b"%d" % port + headers._OWN_FIELD):
+            fields = (b":method", b"CONNECT"), (b":authority", b"a:1"), (b"x", value), (b"y", b"%d" % port)
+            assert decoder.decode(encode_block(fields)).headers == fields
+
+
+def test_a_begin_that_lacks_something_is_not_remembered() -> None:
+    """It may be completed by what follows, which is not looked at together with it."""
+    headers._begins.clear()
+    decoder = acknowledged()
+    for _ in range(2):
+        late = decoder.decode(encode_block(((b":method", b"CONNECT"), (b"forwarded", b"x"), (b":authority", b"a:1"))))
+        assert late.request_fault
+        only = decoder.decode(encode_block(((b":method", b"CONNECT"), (b":authority", b"a:1"), (b"forwarded", b"x"))))
+        assert only.request_fault == ""
+    assert headers._begins == {}
+
+
+def test_the_begin_counts_for_the_lists_size() -> None:
+    decoder, small = acknowledged(), acknowledged(200)
+    decoder.decode(encode_block(connect(b"10.0.0.1:80", 1)))
+    with pytest.raises(ProtocolError) as caught:
+        small.decode(encode_block(connect(b"10.0.0.1:80", 2)))
+    assert caught.value.reason is Reason.H2_HEADERS_TOO_LARGE
+
+
+def test_memory_of_begins_is_bounded() -> None:
+    decoder = acknowledged()
+    for number in range(headers.MAX_MEMO_BLOCKS + 50):
+        decoder.decode(encode_block(connect(b"10.0.0.1:%d" % (number + 1), 1)))
+        assert len(headers._begins) <= headers.MAX_MEMO_BLOCKS
+    headers._begins.clear()
+    decoder.decode(encode_block(connect(b"a" * headers.MAX_MEMO_BLOCK_BYTES + b":1", 1)))
+    assert headers._begins == {}
