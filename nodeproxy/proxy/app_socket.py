@@ -121,9 +121,9 @@ class AppSocket:
             self._want(self._events & ~IN)
         else:
             self._ended = True
-            self._want(self._events & ~IN)
             self.peer.finish()
             self.session.half_ended()
+            self._want(self._events & ~IN)  # last: mostly that was the end, and it is not watched any more
 
     # ── what the peer calls ──
 
@@ -164,7 +164,7 @@ class AppSocket:
     def finish(self) -> None:
         """See `Half.finish`."""
         self._finishing = True
-        if not self._unsent:
+        if not self._unsent and not (self._ended and self.peer.done):  # then it is closed at once, which sends FIN, too
             self._shut_down()
 
     def resume(self) -> None:
@@ -243,11 +243,13 @@ class AppSocket:
         self._events = events
 
     def _forget(self) -> None:
+        """Be closed next."""
         if self._registered:
-            self._poller.remove(self._fd)
+            self._poller.closing(self._fd)
             self._registered = False
-        self.session.budget.settle(self._owed)
-        self._owed = 0
+        if self._owed:
+            self.session.budget.settle(self._owed)
+            self._owed = 0
         self._fd = -1
         self._events = 0
         self._unsent = None

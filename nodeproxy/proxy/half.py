@@ -19,6 +19,10 @@ class Half(Protocol):
 
     peer: Half
 
+    @property
+    def done(self) -> bool:
+        """Ended in both directions, with nothing that is still to be sent."""
+
     def fill_from(self, source: socket.SocketType) -> int:
         """Read what `source` has and send it here.
 
@@ -59,6 +63,7 @@ class _Gone:
     """What stands for the peer of a half whose connection has ended: nothing that is said to it matters."""
 
     peer: Half
+    done = False
 
     def fill_from(self, source: socket.SocketType) -> int:
         return BLOCKED

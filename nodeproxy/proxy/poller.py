@@ -85,6 +85,10 @@ class Poller:
         if self._watched.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
+    def closing(self, fd: int) -> None:
+        """As `remove`, if `fd` is closed next and has no duplicate: then the kernel forgets it without being told (epoll(7))."""
+        self._watched.pop(fd, None)
+
     def later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
         """Call back in `delay_s` seconds, once."""
         timer = Timer(self.clock() + delay_s, callback)

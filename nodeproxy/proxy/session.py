@@ -118,7 +118,7 @@ class Session:
     def half_ended(self) -> None:
         """One direction has ended; when both have, so has the connection, in good order."""
         source, destination = self.source, self.destination
-        if self.ended or source is None or destination is None or not (source.done and destination.done):
+        if source is None or destination is None or not (source.done and destination.done) or self.ended:
             return
         try:
             self._end(None)

@@ -34,6 +34,7 @@ _PREFACE_DETAIL = f"TLS stands for {_PING_INTERVAL_S:.0f} s and no HTTP/2 prefac
 # Cipher text is handed to the socket at the end of a pass, or when this much is there.
 _FLUSH_BYTES = 4 << 20
 _RECORD_BYTES = 16_384
+_SMALL_BYTES = 4096
 # What may wait to be said to a peer that does not read: 200 streams' answers and windows take a third of it.  The codec counts
 # what it answers by itself; refusals of requests are ours.
 MAX_UNSAID_BYTES = 256 << 10
@@ -98,9 +99,17 @@ class Tunnel:
         self.waiting[half] = None
 
     def write(self, framed: memoryview) -> None:
-        """Encrypt `framed`, behind what the codec has to say; it is sent at the end of the pass."""
-        if self.codec.out:
-            self.tls.write(self.codec.take_out())
+        """Send `framed` at the end of the pass, behind what the codec has to say.
+
+        Little is kept with that, so that one record carries all of it: a record costs more than to copy a few KiB.
+        """
+        codec = self.codec
+        if len(framed) <= _SMALL_BYTES and len(codec.out) < _RECORD_BYTES:
+            codec.out += framed
+            self.mark_dirty()
+            return
+        if codec.out:
+            self.tls.write(codec.take_out())
         self.tls.write(framed)
         if self._outgoing.pending > _FLUSH_BYTES:
             self.flush()
@@ -238,32 +247,28 @@ class Tunnel:
 
     def _send_all(self) -> bool:
         """Whether the socket took everything."""
-        if self.unsent is None and self._outgoing.pending and not self.codec.out:
-            # By far the most frequent case: one event's worth, which the socket takes whole.
-            data = self._outgoing.read()
+        if self.unsent is not None:
             try:
-                sent = self.sock.send(data)
+                sent = self.sock.send(self.unsent)
             except BlockingIOError:
-                sent = 0
-            if sent == len(data):
-                return True
-            self.unsent = memoryview(data)[sent:]
-            return False
-        while True:
-            if self.unsent is not None:
-                try:
-                    sent = self.sock.send(self.unsent)
-                except BlockingIOError:
-                    return False
-                if sent < len(self.unsent):
-                    self.unsent = self.unsent[sent:]
-                    return False
-                self.unsent = None
-            if self.established and self.codec.out:
-                self.tls.write(self.codec.take_out())
-            if not self._outgoing.pending:
-                return True
-            self.unsent = memoryview(self._outgoing.read())
+                return False
+            if sent < len(self.unsent):
+                self.unsent = self.unsent[sent:]
+                return False
+            self.unsent = None
+        if self.established and self.codec.out:
+            self.tls.write(self.codec.take_out())
+        if not self._outgoing.pending:
+            return True
+        data = self._outgoing.read()
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent == len(data):
+            return True
+        self.unsent = memoryview(data)[sent:]
+        return False
 
     def _send_last_words(self, *, close_notify: bool = False) -> None:
         """GOAWAY or a TLS alert, if the socket takes it: the peer should know why."""

@@ -68,7 +68,7 @@ class TunnelStream:
         self.stream: Stream | None = None
         self.read_bytes = 0
         self._joined = False
-        self._early = bytearray()
+        self._early: bytearray | None = None  # what came before there was a peer
         self._held = 0  # bytes not delivered yet, given back to neither window
         self._held_credited = 0  # bytes not delivered yet, given back to the connection's window only
         self._ended_in = False
@@ -79,8 +79,9 @@ class TunnelStream:
     def joined(self) -> None:
         """There is a peer now: it gets what came before."""
         self._joined = True
-        if self._early:
-            self._deliver_early()
+        if self._early is not None:
+            early, self._early = self._early, None
+            self._deliver_early(early)
         if self._ended_in and not self.session.ended:
             self.peer.finish()
             self.session.half_ended()
@@ -92,6 +93,8 @@ class TunnelStream:
         length = len(chunk)
         self.read_bytes += length
         if not self._joined:
+            if self._early is None:
+                self._early = bytearray()
             self._early += chunk  # bounded by the stream's window
             self._hold(length)
             return
@@ -131,7 +134,7 @@ class TunnelStream:
         """The stream was reset, or its tunnel is lost: nothing can be said on it any more."""
         self._drop_holdings()
         self.tunnel.waiting.pop(self, None)
-        self._early.clear()
+        self._early = None
         self.stream = None
 
     # ── what the peer calls ──
@@ -210,7 +213,8 @@ class TunnelStream:
 
     def close(self) -> None:
         """Both directions have ended."""
-        self._drop_holdings()
+        if self._held or self._held_credited:
+            self._drop_holdings()
         self.tunnel.waiting.pop(self, None)
         self.tunnel.released(self)
 
@@ -244,8 +248,7 @@ class TunnelStream:
         self.tunnel.write(buffer[:offset])
         return count
 
-    def _deliver_early(self) -> None:
-        early, self._early = self._early, bytearray()
+    def _deliver_early(self, early: bytearray) -> None:
         try:
             sent = self.peer.deliver(memoryview(early))
         except OSError:

@@ -116,10 +116,9 @@ class SendingSide:
 
     # ── commands ──
 
-    def take_out(self) -> bytes:
+    def take_out(self) -> bytearray:
         """The control bytes that wait; they are the caller's to send now."""
-        taken = bytes(self.out)
-        self.out.clear()
+        taken, self.out = self.out, bytearray()
         self._patience.unsent_bytes = 0
         return taken
 
