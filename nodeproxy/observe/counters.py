@@ -66,17 +66,21 @@ class Counters:
     def open(self, labels: Labels) -> Series:
         """A connection begins; keep what is returned until `close`."""
         series = self._of(labels)
+        self.open_more(series)
+        return series
+
+    def open_more(self, series: Series) -> None:
+        """Another connection begins that counts in `series`, which has users."""
         series.opened += 1
         series.users += 1
-        reporter = labels[REPORTER_INDEX]
+        reporter = series.labels[REPORTER_INDEX]
         self._sockets[reporter] = self._sockets.get(reporter, 0) + 1
-        return series
 
     def close(self, series: Series, labels: Labels) -> None:
         """The connection ends.  labels: as they are now, with the flags of how it ended."""
         series.users -= 1
         self._sockets[labels[REPORTER_INDEX]] -= 1
-        end = self._of(labels)
+        end = series if labels is series.labels else self._of(labels)
         end.closed += 1
         if labels[FLAGS_INDEX] != NO_FLAGS:
             end.failed += 1

@@ -6,8 +6,13 @@ Measured: labels and a whole line for each connection were a sixth of the CPU of
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from nodeproxy.model.connection import Connection, Direction
 from nodeproxy.observe.labels import Labels, Reporter, tcp_labels
+
+if TYPE_CHECKING:
+    from nodeproxy.observe.counters import Series
 
 # One for each pair of pods, service and way that talk through this worker; a kind takes some 2 KiB.
 MAX_KINDS = 1024
@@ -20,9 +25,10 @@ class Kind:
 
     fixed: the access log's own: what stands before and behind the client's address, () if that can't be said beforehand, None
     before the first line.
+    series: what the last connection of this kind counts in.
     """
 
-    __slots__ = ("_both", "_example", "_one", "fixed")
+    __slots__ = ("_both", "_example", "_one", "fixed", "series")
 
     def __init__(self, example: Connection) -> None:
         # It also keeps alive what `Kinds.of` tells apart by identity.
@@ -37,6 +43,7 @@ class Kind:
         )
         self._one: tuple[Labels, ...] = ()
         self._both: tuple[Labels, ...] = ()
+        self.series: tuple[Series, ...] = ()
         self.fixed: FixedText | tuple[()] | None = None
 
     def labels(self, *, both: bool) -> tuple[Labels, ...]:

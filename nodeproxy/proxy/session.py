@@ -51,6 +51,8 @@ class Session:
     __slots__ = (
         "_relaying",
         "_sessions",
+        "counted_received",
+        "counted_sent",
         "destination",
         "destination_uid",
         "ended",
@@ -58,7 +60,6 @@ class Session:
         "pending",
         "pod",
         "record",
-        "reported",
         "series",
         "source",
         "subject",
@@ -77,7 +78,7 @@ class Session:
         self.pending: Pending | None = None
         self.kind: Kind | None = None  # from when it opened
         self.series: tuple[Series, ...] = ()  # what it counts in, from when it opened
-        self.reported = (0, 0)  # bytes that the counters have already
+        self.counted_received = self.counted_sent = 0  # bytes that the counters have already
         record.started = time.time()
         sessions.add(self)
 

@@ -49,6 +49,8 @@ class Sessions:
 
     def _unlink_ended(self) -> None:
         """Not as they end: what ended them may still be on the stack."""
+        if not self.ended:
+            return
         ended, self.ended = self.ended, []
         for session in ended:
             session.unlink()
@@ -76,7 +78,13 @@ class Sessions:
         kind = session.kind = self._kinds.of(session.record)
         # Both pods report where both are this node's.
         both = session.subject is not None and session.record.direction is Direction.OUTBOUND
-        session.series = tuple([self._counters.open(labels) for labels in kind.labels(both=both)])
+        series = kind.series
+        if len(series) == 1 + both and series[0].users and series[-1].users:
+            for each in series:
+                self._counters.open_more(each)
+        else:  # what nobody counts in may have been forgotten
+            series = kind.series = tuple([self._counters.open(labels) for labels in kind.labels(both=both)])
+        session.series = series
 
     def remove(self, session: Session) -> None:
         """A connection has ended."""
@@ -159,12 +167,12 @@ class Sessions:
 
     def _count_bytes(self, session: Session) -> None:
         received, sent = session.transferred()
-        before = session.reported
-        if (received, sent) != before:
-            session.reported = (received, sent)
+        new_received, new_sent = received - session.counted_received, sent - session.counted_sent
+        if new_received or new_sent:
+            session.counted_received, session.counted_sent = received, sent
             for series in session.series:
-                series.received_bytes += received - before[0]
-                series.sent_bytes += sent - before[1]
+                series.received_bytes += new_received
+                series.sent_bytes += new_sent
 
 
 def _recheck(view: View, session: Session, subject: Subject, verdicts: Verdicts) -> None:

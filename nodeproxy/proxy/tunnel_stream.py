@@ -29,6 +29,8 @@ _MEMORY_FULL = Refusal(
     Reason.MEMORY_FULL, "the worker holds as many bytes as it may that applications do not read; this connection brought more"
 )
 
+_MAX_READ_BYTES = buffers.SHARED_BYTES - _HEADER_BYTES
+_behind_header = buffers.application[_HEADER_BYTES:]
 _gaps: dict[int, list[memoryview]] = {}
 
 
@@ -156,8 +158,10 @@ class TunnelStream:
         if self._bulk and room > frame_bytes and frame_bytes <= _MAX_GAPPED_BYTES:
             return self._fill_frames(source, frame_bytes, room)
         buffer = buffers.application
-        limit = min(room, frame_bytes, buffers.SHARED_BYTES - _HEADER_BYTES)
-        count = source.recv_into(buffer[_HEADER_BYTES : _HEADER_BYTES + limit])
+        limit = frame_bytes if frame_bytes < room else room
+        if limit > _MAX_READ_BYTES:
+            limit = _MAX_READ_BYTES
+        count = source.recv_into(_behind_header, limit)
         if count == 0:
             return 0
         self._bulk = count == limit

@@ -164,6 +164,7 @@ class ControlSide(BlockSide):
             return
         before = self._peer.initial_window
         self._peer.apply(payload, self.role)
+        self.peer_max_frame_size = self._peer.max_frame_bytes
         # Section 6.9.2: "a receiver MUST adjust the size of all stream flow-control windows that it maintains by the difference".
         change = self._peer.initial_window - before
         for stream in self.streams.values():

@@ -14,7 +14,7 @@ from nodeproxy.errors import ProtocolError
 from nodeproxy.model.reason import Reason
 from nodeproxy.wire.fields import FieldBlock
 from nodeproxy.wire.frames import ErrorCode
-from nodeproxy.wire.hpack_static import TABLE_SIZE_ZERO, decode_static, encode_block, too_large
+from nodeproxy.wire.hpack_static import TABLE_SIZE_ZERO, decode_static, encode_block, list_bytes, too_large
 
 __all__ = ["TABLE_SIZE_ZERO", "BlockDecoder", "FieldBlock", "encode_block"]
 
@@ -28,7 +28,7 @@ _memo: dict[bytes, FieldBlock] = {}
 # The first field of a request of ours that is one connection's own, as we encode it.  What stands before is the same for all
 # connections of a pod to one destination: decoded left to right, without a table, bytes that are the same fields here are there.
 _OWN_FIELD = b"\x00\x09forwarded"
-_begins: dict[bytes, FieldBlock] = {}
+_begins: dict[bytes, tuple[FieldBlock, int]] = {}
 
 
 class BlockDecoder:
@@ -68,17 +68,18 @@ class BlockDecoder:
     def _decode_begun(self, block: bytes, own: int) -> FieldBlock:
         """A block whose first `own` bytes are likely those of another one, too."""
         key = block[:own]
-        begin = _begins.get(key)
-        if begin is not None:
-            return FieldBlock(decode_static(block, self._max_list_bytes, own, begin.headers), begin)
+        known = _begins.get(key)
+        if known is not None:
+            begin, begin_bytes = known
+            return FieldBlock(decode_static(block, self._max_list_bytes, own, begin.headers, begin_bytes), begin)
         fields = FieldBlock(decode_static(block, self._max_list_bytes))
         if own <= MAX_MEMO_BLOCK_BYTES and not fields.request_fault:
             # Sound only if `own` is between two fields: the bytes that we looked for may stand within a value.
-            begin = _whole_fields(key, self._max_list_bytes)
-            if begin is not None:
+            whole = _whole_fields(key, self._max_list_bytes)
+            if whole is not None:
                 if len(_begins) >= MAX_MEMO_BLOCKS:
                     _begins.clear()
-                _begins[key] = begin
+                _begins[key] = whole, list_bytes(whole.headers)
         return fields
 
     def _decode_dynamic(self, block: bytes, decoder: Decoder) -> FieldBlock:

@@ -67,11 +67,14 @@ def list_bytes(fields: Iterable[tuple[bytes, bytes]]) -> int:
 
 
 def decode_static(
-    block: bytes, max_list_bytes: int, start: int = 0, begin: tuple[tuple[bytes, bytes], ...] = ()
+    block: bytes, max_list_bytes: int, start: int = 0, begin: tuple[tuple[bytes, bytes], ...] = (), begin_bytes: int = 0
 ) -> tuple[tuple[bytes, bytes], ...]:
-    """The fields of a block that uses no dynamic table; begin: those up to `start`, known already.  Raises ProtocolError."""
+    """The fields of a block that uses no dynamic table.  Raises ProtocolError.
+
+    begin, begin_bytes: those up to `start`, known already, and their `list_bytes`.
+    """
     try:
-        return _decode(block, max_list_bytes, start, begin)
+        return _decode(block, max_list_bytes, start, begin, begin_bytes)
     except IndexError as exc:
         raise _broken("a header block ends amid a field or refers to a table entry that is not there") from exc
     except HPACKDecodingError as exc:
@@ -79,10 +82,10 @@ def decode_static(
 
 
 def _decode(
-    block: bytes, max_list_bytes: int, position: int, begin: tuple[tuple[bytes, bytes], ...]
+    block: bytes, max_list_bytes: int, position: int, begin: tuple[tuple[bytes, bytes], ...], size: int
 ) -> tuple[tuple[bytes, bytes], ...]:
     fields = list(begin)
-    end, size = len(block), list_bytes(begin)
+    end = len(block)
     while position < end:
         first = block[position]
         if first & 0x80:  # section 6.1, indexed

@@ -19,6 +19,7 @@ from nodeproxy.wire.stream import Handler, MisuseError, Role, Stream
 _pack_header = frames.FRAME_HEADER.pack
 _pack_header_into = frames.FRAME_HEADER.pack_into
 _HEADERS = int(FrameType.HEADERS)
+_END_HEADERS_AND_STREAM = frames.END_HEADERS | frames.END_STREAM
 
 
 class SendingSide:
@@ -46,6 +47,7 @@ class SendingSide:
         "_stream_window",
         "handler",
         "out",
+        "peer_max_frame_size",
         "role",
         "streams",
     )
@@ -55,6 +57,7 @@ class SendingSide:
         self.handler = handler
         self.streams: dict[int, Stream] = {}
         self._peer = PeerSettings()
+        self.peer_max_frame_size = self._peer.max_frame_bytes  # the longest DATA payload that the peer takes
         self._patience = Patience()
         self._max_frame_bytes = own.max_frame_bytes
         self._max_streams = own.max_streams
@@ -83,11 +86,6 @@ class SendingSide:
             self.out += frames.window_update(0, self._receive_window - DEFAULT_WINDOW_BYTES)
 
     # ── what the peer allows ──
-
-    @property
-    def peer_max_frame_size(self) -> int:
-        """The longest DATA payload that the peer takes."""
-        return self._peer.max_frame_bytes
 
     @property
     def peer_max_streams(self) -> int:
@@ -147,10 +145,10 @@ class SendingSide:
         if (
             length > stream.send_window
             or length > self._send_window
-            or length > self._peer.max_frame_bytes
+            or length > self.peer_max_frame_size
             or not stream.local_open
         ):
-            allowed = min(stream.send_window, self._send_window, self._peer.max_frame_bytes)
+            allowed = min(stream.send_window, self._send_window, self.peer_max_frame_size)
             raise MisuseError(f"{length} bytes can't be sent on stream {stream.id}: it has ended, or {allowed} is its limit now")
         stream.send_window -= length
         self._send_window -= length
@@ -213,12 +211,12 @@ class SendingSide:
     def _queue_headers(self, stream_id: int, block: bytes, *, end_stream: bool) -> None:
         if self._block_prefix:
             block, self._block_prefix = self._block_prefix + block, b""
-        if len(block) <= self._peer.max_frame_bytes:
-            flags = frames.END_HEADERS | frames.END_STREAM if end_stream else frames.END_HEADERS
-            self.out += _pack_header(len(block) << 8 | _HEADERS, flags, stream_id)
-            self.out += block
+        size = len(block)
+        if size <= self.peer_max_frame_size:
+            flags = _END_HEADERS_AND_STREAM if end_stream else frames.END_HEADERS
+            self.out += _pack_header(size << 8 | _HEADERS, flags, stream_id) + block
         else:
-            self.out += frames.headers(stream_id, block, end_stream=end_stream, max_frame_bytes=self._peer.max_frame_bytes)
+            self.out += frames.headers(stream_id, block, end_stream=end_stream, max_frame_bytes=self.peer_max_frame_size)
 
     def _queue_reset(self, stream_id: int, code: int) -> None:
         self.out += frames.rst_stream(stream_id, code)
