@@ -31,8 +31,9 @@ _PING_MISSED = 2
 _PING = b"nodeprxy"
 # RFC 9113, section 3.4: SETTINGS is the first thing that a peer says.  Who has said nothing when it is pinged first never will.
 _PREFACE_DETAIL = f"TLS stands for {_PING_INTERVAL_S:.0f} s and no HTTP/2 preface came; the peer stalls or is no HBONE endpoint"
-# Cipher text is handed to the socket at the end of a pass, or when this much is there.
-_FLUSH_BYTES = 4 << 20
+# Cipher text is handed to the socket at the end of a pass, or when this much is there.  Measured with four bulk streams: 1 MiB
+# takes 0.92 of the CPU that 4 MiB take, which fall out of the core's cache before they are sent; half of it gains nothing more.
+_FLUSH_BYTES = 1 << 20
 _RECORD_BYTES = 16_384
 _SMALL_BYTES = 4096
 # What may wait to be said to a peer that does not read: 200 streams' answers and windows take a third of it.  The codec counts
