@@ -10,6 +10,10 @@ from __future__ import annotations
 import socket
 from typing import Final
 
+# Plain numbers: enumerations are slow to combine and to convert, and this is done for each connection.
+_STREAM: Final = int(socket.SOCK_STREAM) | int(socket.SOCK_NONBLOCK)
+_INET6: Final = int(socket.AF_INET6)
+
 # Every socket of the proxy's that leaves the pod carries Istio's mark (1337), so that operators recognise it.
 MARK_OUTBOUND: Final = 0x539
 # Another one for the last leg: a socket that leaves the pod would be routed to lo with it.
@@ -24,7 +28,7 @@ _IP_BIND_ADDRESS_NO_PORT: Final = (
 
 def outbound_socket(family: int) -> socket.SocketType:
     """A TCP socket towards other pods, nodes and the world."""
-    made = socket.SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
+    made = socket.SocketType(family, _STREAM, socket.IPPROTO_TCP)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_OUTBOUND)
     return made
@@ -32,13 +36,13 @@ def outbound_socket(family: int) -> socket.SocketType:
 
 def last_leg_socket(family: int, client_ip: str) -> socket.SocketType:
     """A TCP socket to the application in this pod that has the client's address; `family` is the one of `client_ip`."""
-    made = socket.SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
+    made = socket.SocketType(family, _STREAM, socket.IPPROTO_TCP)
     try:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_LAST_LEG)
         # Without it the application could not bind a port that one of these happens to have.
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
+        if family == _INET6:
             made.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
         else:
             made.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)

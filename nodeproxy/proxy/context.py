@@ -25,6 +25,7 @@ from nodeproxy.state.view import View
 from nodeproxy.wire.baggage import encode_baggage
 from nodeproxy.wire.hbone import ok_block
 
+_INET, _INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 _LOOPBACK = frozenset({"127.0.0.1", "::1"})
 
 
@@ -76,7 +77,7 @@ class Context:
         return self._dial(pod, client_ip, address, on_done, near=True)
 
     def _dial(self, pod: Pod, client_ip: str, address: tuple[str, int], on_done: OnDone, *, near: bool = False) -> Dial | None:
-        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        family = _INET6 if ":" in address[0] else _INET
         try:
             pod.enter()
             sock = last_leg_socket(family, client_ip) if client_ip else outbound_socket(family)

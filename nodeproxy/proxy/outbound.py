@@ -51,8 +51,11 @@ class Outbound:
         refusal = plan.refusal or context.over_limit(pod)
         if refusal is not None:
             session.refuse(refusal)
-        else:
-            session.guard(self._start, session, plan, peer[0])
+            return
+        try:
+            self._start(session, plan, peer[0])
+        except Exception as error:
+            session.failed(error)
 
     def forget(self) -> None:
         """Membership of this node's pods has changed: what was decided may be old."""
@@ -89,7 +92,7 @@ class Outbound:
 
         def have(tunnel: PooledTunnel | None, refusal: Refusal | None) -> None:
             if isinstance(tunnel, ClientTunnel):
-                session.guard(self._open_stream, session, tunnel, plan, retry)
+                session.guard(lambda: self._open_stream(session, tunnel, plan, retry))
             else:
                 session.refuse(refusal or Refusal(Reason.INTERNAL, "the tunnel ended without a reason"))
 

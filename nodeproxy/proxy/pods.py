@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _REST_S = 0.1
 # Measured: up to 64 a wake-up takes 8 per cent off a new connection's CPU; more would let one pod hold the loop.
 _ACCEPTS_A_WAKEUP = 64
+_STREAM = int(socket.SOCK_STREAM)
 _ITS_OWN_FAULT = {
     errno.ECONNABORTED,
     errno.ENETDOWN,
@@ -113,7 +114,7 @@ class Listener:
         self._poller = poller
         self._pod = pod
         self._sock = sock
-        self._family = sock.family
+        self._family = int(sock.family)
         self._spare = spare
         self._accepted = accepted
         self._on_full = on_full
@@ -139,7 +140,7 @@ class Listener:
                     return
                 self._on_full(self._pod, refused)
                 continue
-            sock = socket.SocketType(self._family, socket.SOCK_STREAM, 0, fd)
+            sock = socket.SocketType(self._family, _STREAM, 0, fd)
             sock.setblocking(False)
             try:
                 self._accepted(self._pod, sock, plain_address(address))

@@ -135,8 +135,11 @@ class ServerTunnel(Tunnel):
         refusal = (_LEAVING if self._pod.leaving else context.over_limit(self._pod)) or verdict.refusal
         if refusal is not None or admission is None:
             session.refuse(refusal or NO_RESULT)
-        else:
-            session.guard(self._admit, session, half, verdict, admission)
+            return
+        try:
+            self._admit(session, half, verdict, admission)
+        except Exception as error:
+            session.failed(error)
 
     def _admit(self, session: Session, half: ServerStream, verdict: Verdict, admission: Admission) -> None:
         context = self._context

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from nodeproxy.model.connection import Connection
 from nodeproxy.model.reason import Reason, Refusal
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
 AnyHalf = AppSocket | TunnelStream
 
 
@@ -161,13 +160,17 @@ class Session:
         """A defect of ours hit this connection."""
         self.refuse(defect(error))
 
-    def guard(self, step: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> None:
+    def guard(self, step: Callable[[], None]) -> None:
         """Do `step` for this connection; a defect in it is logged and ends this connection, and never what called."""
         try:
-            step(*arguments, **named)
+            step()
         except Exception as error:
-            log.exception("a defect, which ended one connection")
-            self.fault(error)
+            self.failed(error)
+
+    def failed(self, error: Exception) -> None:
+        """A defect was caught: it is logged and ends this connection."""
+        log.error("a defect, which ended one connection", exc_info=error)
+        self.fault(error)
 
     def _end_and_abort(self, refusal: Refusal) -> None:
         try:

@@ -130,6 +130,7 @@ class BlockSide(SendingSide):
         """END_STREAM came."""
         stream.remote_open = False
         if not stream.local_open:
+            self._patience.served_stream()
             self._drop(stream)
         self.handler.on_end(stream)
 

@@ -75,6 +75,7 @@ class HboneConnection(ControlSide):
         if self._failure is not None:
             raise self._failure
         self._patience.idle_frames >>= 1
+        self._known_stream = self._last_peer_stream
         try:
             position = 0
             if self._preface_left:

@@ -117,7 +117,7 @@ class ControlSide(BlockSide):
                 raise violation(f"RST_STREAM for stream {stream_id}, which is idle")
             return
         self._drop(stream)
-        if self.role is Role.SERVER and not stream.answered:
+        if self.role is Role.SERVER and (not stream.answered or stream_id > self._known_stream):
             self._patience.wasted_stream()
         self.handler.on_reset(stream, code)
 

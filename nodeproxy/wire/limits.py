@@ -22,10 +22,10 @@ MAX_UNSENT_CONTROL_BYTES = 64 * 1024
 # Frames that move nothing, in one read (the count halves from read to read).  A peer that sends a WINDOW_UPDATE for the stream
 # and one for the connection for each 16 KiB of a 16 MiB window sends 2,048; a read of 1 MiB can hold 116,000 empty DATA frames.
 MAX_IDLE_FRAMES = 10_000
-# Envoy's default for streams reset before they were answered (overload.premature_reset_total_stream_count).  The count falls by
-# one with each answered stream, and by half with each quarter of the connection's window that is used and with each PING of
-# ours that is answered: at a PING each 10 s, clients that give up on a dead destination may do so 25 times a second; an attack
-# does it thousands of times.
+# Envoy's default for streams reset before they were answered (overload.premature_reset_total_stream_count); or reset by what came
+# with the request, so that no answer was of use.  The count falls by one with each stream that ends as it should, and by half
+# with each quarter of the connection's window that is used and with each PING of ours that is answered: at a PING each 10 s,
+# clients that give up on a dead destination may do so 25 times a second; an attack does it thousands of times.
 MAX_WASTED_STREAMS = 500
 # Streams that we reset and whose last frames may still be under way; the largest number of streams that may be open is 200.
 MAX_REMEMBERED_RESETS = 256
@@ -72,7 +72,7 @@ class Patience:
         """Bytes were delivered, or a PING of ours came back."""
         self.wasted_streams >>= 1
 
-    def answered_stream(self) -> None:
-        """A stream was answered: useful work."""
+    def served_stream(self) -> None:
+        """A stream has ended in both directions as it should: useful work."""
         if self.wasted_streams:
             self.wasted_streams -= 1

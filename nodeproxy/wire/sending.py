@@ -32,6 +32,7 @@ class SendingSide:
         "_goaway_last",
         "_goaway_received",
         "_initial_receive_window",
+        "_known_stream",
         "_last_peer_stream",
         "_max_frame_bytes",
         "_max_header_list_bytes",
@@ -75,6 +76,7 @@ class SendingSide:
         self._credit_bytes = 0
         self._next_stream = 1
         self._last_peer_stream = 0
+        self._known_stream = 0  # the last one before what is being received: no answer to later ones has been sent
         self._goaway_received = False
         self._goaway_last: int | None = None
         self._resets: dict[int, None] = {}
@@ -135,7 +137,6 @@ class SendingSide:
         if self.role is not Role.SERVER or stream.closed or stream.answered:
             raise MisuseError(f"stream {stream.id} can't be answered: it has been, or it is closed")
         stream.answered = True
-        self._patience.answered_stream()
         self._queue_headers(stream.id, block, end_stream=end_stream)
         if end_stream:
             self._local_end(stream)
@@ -228,6 +229,7 @@ class SendingSide:
     def _local_end(self, stream: Stream) -> None:
         stream.local_open = False
         if not stream.remote_open:
+            self._patience.served_stream()
             self._drop(stream)
 
     def _drop(self, stream: Stream) -> None:

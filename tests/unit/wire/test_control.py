@@ -18,6 +18,7 @@ from nodeproxy.wire.limits import (
     MAX_UNSENT_CONTROL_BYTES,
     MAX_WASTED_STREAMS,
 )
+from nodeproxy.wire.stream import Headers, Stream
 from tests.unit.wire.recorder import CONNECT, OK, Recorder, make
 
 pytestmark = pytest.mark.unit
@@ -275,6 +276,29 @@ class TestFloods:
             codec.receive(memoryview(request(1 + 2 * number) + frames.rst_stream(1 + 2 * number, 8)))
         last = 1 + 2 * MAX_WASTED_STREAMS
         assert refused(codec, request(last) + frames.rst_stream(last, 8)) == (Reason.H2_RAPID_RESET, ErrorCode.ENHANCE_YOUR_CALM)
+
+    def test_rapid_reset_is_one_however_fast_we_answer(self) -> None:
+        class Fast(Recorder):
+            def on_request(self, stream: Stream, headers: Headers, end_stream: bool) -> None:
+                self.codec.respond(stream, OK)
+
+        codec, _ = make(Role.SERVER, Fast())
+        codec.receive(memoryview(frames.PREFACE + frames.settings({})))
+        for number in range(MAX_WASTED_STREAMS):
+            codec.receive(memoryview(request(1 + 2 * number) + frames.rst_stream(1 + 2 * number, 8)))
+            codec.take_out()
+        last = 1 + 2 * MAX_WASTED_STREAMS
+        assert refused(codec, request(last) + frames.rst_stream(last, 8)) == (Reason.H2_RAPID_RESET, ErrorCode.ENHANCE_YOUR_CALM)
+
+    def test_streams_that_end_as_they_should_make_up_for_resets(self) -> None:
+        codec, recorder = server()
+        for stream_id in range(1, 8 * MAX_WASTED_STREAMS, 4):
+            codec.receive(memoryview(request(stream_id) + frames.rst_stream(stream_id, 8) + request(stream_id + 2)))
+            stream = recorder.streams[stream_id + 2]
+            codec.respond(stream, OK)
+            codec.end_stream(stream)
+            codec.receive(memoryview(frames.frame_header(0, frames.END_STREAM, stream_id + 2, 0)))
+            codec.take_out()
 
     def test_rapid_reset_is_forgiven_by_pings_of_ours_alone(self) -> None:
         codec, recorder = server()
