@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import socket
@@ -46,7 +47,7 @@ def last_leg(pod: Host, client: str, server: str, port: int) -> tuple[dict[str, 
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     with inside(pod.netns_fd):
         made = last_leg_socket(family, client)
-    with made:
+    with contextlib.closing(made):
         made.settimeout(3.0)
         made.connect((server, port))
         text = b""
@@ -148,7 +149,7 @@ def test_a_last_legs_address_is_no_way_in(pods: Pods) -> None:
     """While a last leg stands, its client connects from the very same port: the application must not get that."""
     with inside(pods.server_pod.netns_fd):
         made = last_leg_socket(socket.AF_INET, pods.near_pod.address4)
-    with made:
+    with contextlib.closing(made):
         made.settimeout(3.0)
         made.connect((pods.server_pod.address4, 80))
         while made.recv(4096):  # the application has closed; the proxy has not
@@ -166,7 +167,7 @@ def test_the_proxys_tunnel_is_an_arrival_like_any_other(pods: Pods, node: Node, 
     for port, role in ((15008, "HBONE"), (80, "PLAINTEXT")):
         with inside(source.netns_fd):
             made = outbound_socket(socket.AF_INET)
-        with made:
+        with contextlib.closing(made):
             made.settimeout(3.0)
             made.connect((pods.server_pod.address4, port))
             assert json.loads(made.recv(4096))["role"] == role

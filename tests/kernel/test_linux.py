@@ -84,6 +84,32 @@ def test_inside_comes_back(host: Host) -> None:
     assert os.stat("/proc/thread-self/ns/net").st_ino == before
 
 
+def test_a_visitor_stays_until_it_must_leave(host: Host) -> None:
+    def here() -> int:
+        return os.stat("/proc/thread-self/ns/net").st_ino
+
+    home, pod = here(), netns.netns_inode(host.netns_fd)
+    other = Host(unique("h"))
+    with contextlib.ExitStack() as stack:
+        stack.callback(other.close)
+        visitor = netns.Visitor()
+        stack.callback(visitor.leave, host.netns_fd)
+        for _ in range(2):
+            visitor.go(host.netns_fd)
+            assert here() == pod
+        made = outbound_socket(socket.AF_INET)
+        stack.callback(made.close)
+        made.bind(("10.9.0.1", 0))  # an address of that namespace alone
+        visitor.go(other.netns_fd)
+        assert here() == netns.netns_inode(other.netns_fd)
+        visitor.leave(host.netns_fd)
+        assert here() == netns.netns_inode(other.netns_fd), "it is not there"
+        visitor.leave(other.netns_fd)
+        assert here() == home
+        visitor.go(host.netns_fd)
+        assert here() == pod, "the number of a descriptor that was left may be another namespace's"
+
+
 def test_entering_what_is_no_namespace(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path, os.O_RDONLY)
     try:

@@ -92,6 +92,30 @@ def test_an_event_of_a_closed_descriptor_is_not_told_to_who_gets_its_number() ->
     os.close(opened[0])
 
 
+def test_what_is_closed_next_need_not_be_removed_from_epoll() -> None:
+    """The kernel forgets it: its number may be watched again, and its events come to nobody."""
+    loop, (one, other) = poller(), socket.socketpair()
+    gone, heir = Watcher(), Watcher()
+    loop.add(one.fileno(), gone, IN)
+    other.send(b"x")
+    number = one.fileno()
+    loop.closing(number)
+    one.close()
+    again, again_peer = socket.socketpair()
+    with other, again, again_peer:
+        if again.fileno() != number:
+            os.dup2(again.fileno(), number)
+        loop.add(number, heir, IN)
+        loop.run_once(0)
+        assert (gone.events, heir.events) == ([], [])
+        again_peer.send(b"y")
+        loop.run_once(0)
+        assert (gone.events, heir.events) == ([], [IN])
+        loop.remove(number)
+        if again.fileno() != number:
+            os.close(number)
+
+
 def test_a_callback_that_raises_ends_its_own_connection_only() -> None:
     errors: list[Exception] = []
     loop, (one, other), (two, another) = poller(errors), socket.socketpair(), socket.socketpair()
