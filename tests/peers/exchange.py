@@ -132,7 +132,7 @@ def arrives(connect: Callable[[], socket.socket], listener: socket.socket) -> bo
     """Whether a connection comes to the application; not if it ends before."""
     try:
         sock = connect()
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):  # a reset may be faster than the return of connect()
         return False
     with sock:
         readable, _, _ = select.select([sock, listener], [], [], JOIN_S)
