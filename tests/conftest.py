@@ -90,6 +90,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--no-skips", action="store_true", help=f'a skip fails the run, unless its reason begins with "{KERNEL_LACKS}"'
     )
+    parser.addoption(
+        "--form",
+        choices=("compiled", "pure"),
+        help="what the run must be a run of: a test fails if nodeproxy is in the other form",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -138,7 +138,7 @@ class AppSocket:
         try:
             sent = self.deliver(buffer[:count])
         except OSError as error:
-            raise SinkError(error.errno, str(error)) from error
+            raise SinkError(str(error)) from error
         if sent < count:
             self._owed = count - sent
             budget.owe(self._owed)

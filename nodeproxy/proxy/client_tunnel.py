@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from nodeproxy.identity.tls import verify_server
 from nodeproxy.model.reason import Reason, Refusal
@@ -63,7 +63,7 @@ class ClientStream(TunnelStream):
 class ClientTunnel(Tunnel):
     """Established, it belongs to the pool under `key` until it is lost, drained by GOAWAY or idle.  Call `start_handshake`."""
 
-    role = Role.CLIENT
+    role: ClassVar[Role] = Role.CLIENT
 
     def __init__(
         self, poller: Poller, budget: Budget, sock: socket.SocketType, context: ssl.SSLContext, key: PoolKey, pool: Pool

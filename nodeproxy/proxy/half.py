@@ -55,7 +55,7 @@ class Half(Protocol):
         """Both directions have ended as they should: let go."""
 
 
-class SinkError(OSError):
+class SinkError(Exception):
     """The half that should have taken the bytes is broken, not the one that they came from."""
 
 

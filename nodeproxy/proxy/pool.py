@@ -7,9 +7,7 @@ travels in a tunnel that was made for another identity, in either direction.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
-
-import msgspec
+from typing import NamedTuple, Protocol
 
 from nodeproxy.model.reason import Refusal
 
@@ -19,7 +17,7 @@ MAX_STREAMS_A_TUNNEL = 100
 IDLE_S = 300.0
 
 
-class PoolKey(msgspec.Struct, frozen=True):
+class PoolKey(NamedTuple):
     """What two connections must have in common to share a tunnel."""
 
     pod_uid: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from functools import partial
+from typing import ClassVar
 
 from nodeproxy.decide.inbound import Admission, status_for
 from nodeproxy.identity.tls import verify_client
@@ -64,7 +65,7 @@ class ServerStream(TunnelStream):
 class ServerTunnel(Tunnel):
     """One client's connection to port 15008 of `pod`."""
 
-    role = Role.SERVER
+    role: ClassVar[Role] = Role.SERVER
 
     def __init__(
         self,

@@ -11,8 +11,6 @@ from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple
 
-import msgspec
-
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.wire.hpack_static import encode_block, encode_name, encode_unindexed
 from nodeproxy.wire.stream import Headers
@@ -40,7 +38,7 @@ class Authority(NamedTuple):
     is_ip: bool
 
 
-class ConnectRequest(msgspec.Struct, frozen=True):
+class ConnectRequest(NamedTuple):
     """A CONNECT, "" for what it does not carry."""
 
     authority: str

@@ -25,6 +25,7 @@ _END_HEADERS_AND_STREAM = frames.END_HEADERS | frames.END_STREAM
 class SendingSide:
     """Commands.  See `HboneConnection`."""
 
+    __deletable__ = ["handler"]  # by its owner, at the end, as they hold each other
     __slots__ = (
         "_block_prefix",
         "_credit_bytes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from nodeproxy.cli.version import form
 from nodeproxy.kernel.steering import Steering
 from nodeproxy.lab.topology import remove_netns
 from tests.mesh.cluster import Agent, Cluster, MeshPod, exactly, wait_until
@@ -183,6 +185,16 @@ def test_plain_traffic_from_outside_is_closed_too(mesh: Cluster) -> None:
         assert knocking.through == 0
     finally:
         knocking.end()
+
+
+def test_workers_are_of_the_form_that_version_tells(mesh: Cluster) -> None:
+    agent = mesh.agents[0]
+    version = mesh.lab.nodes[0].run([sys.executable, "-m", "nodeproxy", "version", "-o", "json"])
+    told = json.loads(version.stdout)["form"]
+    assert told == form(), "what the tests start is what they import"
+    for worker in agent.get("/status")["workers"]:
+        loaded = Path(f"/proc/{worker['pid']}/maps").read_text()
+        assert ("nodeproxy__mypyc" in loaded) == (told == "compiled")
 
 
 def test_a_killed_worker_is_replaced(mesh: Cluster) -> None:

@@ -16,6 +16,7 @@ from nodeproxy import __version__, config
 from nodeproxy.app.uninstall import remove_run_directory
 from nodeproxy.cli.commands import nodeproxy
 from nodeproxy.cli.options import Command
+from nodeproxy.cli.version import form
 from nodeproxy.errors import ConfigError
 from tests.unit.cli.conftest import Result
 from tests.unit.cli.documented import differences, examples
@@ -86,7 +87,7 @@ def test_run_tells_a_wrong_setting_as_wrong_use(run: Run):
 
 
 def test_version(run: Run):
-    assert run("version").out.startswith(f"nodeproxy {__version__} (Python 3.")
+    assert run("version").out.startswith(f"nodeproxy {__version__} ({form()}, Python 3.")
     as_json = json.loads(run("version", "-o", "json").out)
     assert as_json["version"] == __version__
     assert differences(as_json, examples()["version"]) == []
