@@ -16,6 +16,7 @@ MAX_PODS: Final = 4096
 MARK_LAST_LEG: Final = 0x53A
 FAMILY_V4: Final = 1
 FAMILY_V6: Final = 2
+MAX_ENDPOINTS: Final = 8
 
 _MAPPED_PREFIX: Final = b"\0" * 10 + b"\xff\xff"
 
@@ -40,6 +41,14 @@ class Drop(IntEnum):
     FLOWS_FULL = 6
 
 
+class DirectCount(IntEnum):
+    """What the direct path's programs count; the index into the map `direct_counts`."""
+
+    FULL = 0  # allowed, but led through the proxy: too many are being made, or there is no room to remember one more
+    LATE = 1  # the SYN came when the verdict no longer held: handed to a worker
+    LEFT = 2  # ended while the ring was full, and was left among the live ones
+
+
 # struct np_…, in native byte order; `=` because every field is aligned without the compiler's help.
 CONFIG: Final = struct.Struct("=QII")  # own_cgroup_id, slots, unused
 POD: Final = struct.Struct("=4sI16s")  # address4, families, address6
@@ -50,6 +59,13 @@ CLIENT: Final = struct.Struct("=Q16sII")  # netns_cookie, ip, port, unused
 FLOW: Final = struct.Struct("=16s16sHH")  # source_ip, destination_ip, source_port, destination_port
 LISTENER: Final = struct.Struct("=16sII")  # ip, role, slot
 IN_USE: Final = struct.Struct("=QQ")  # handover, flows
+PAIR: Final = struct.Struct("=QQII")  # source, destination, port, unused
+VERDICT: Final = struct.Struct("=QII")  # epoch, direct, exceptions
+ADDRESS_PORT: Final = struct.Struct("=16sI")  # ip, port
+SERVICE: Final = struct.Struct("=QII160s")  # epoch, count, unused, endpoints: MAX_ENDPOINTS × ADDRESS_PORT
+DIRECT_STATE: Final = struct.Struct("=QQ")  # epoch, valid_until_ns
+# socket, source and destination cookie, started_ns, ended_ns, sent and received bytes, ip × 3, port × 3, flags
+DIRECT_FLOW: Final = struct.Struct("=7Q16s16s16s4H")
 
 MAPS: Final = (
     "config",

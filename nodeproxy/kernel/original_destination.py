@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from typing import NamedTuple
 
 from nodeproxy.errors import KernelError
 from nodeproxy.kernel import abi
@@ -24,6 +25,17 @@ class _Lookup(ctypes.Structure):
         ("value", ctypes.c_uint64),
         ("flags", ctypes.c_uint64),
     )
+
+
+class DirectArrival(NamedTuple):
+    """A connection that began as a direct one and was handed to a worker: the verdict no longer held when its SYN came.
+
+    source_cookie: of the client's network namespace, which the kernel vouches for.  ip, port: what the client asked for.
+    """
+
+    source_cookie: int
+    ip: str
+    port: int
 
 
 class OriginalDestination:
@@ -54,3 +66,7 @@ class OriginalDestination:
             raise KernelError(f"reading a connection's original destination: {os.strerror(number)}", number)
         ip, port, _ = abi.DESTINATION.unpack(self._value)
         return abi.unpack_ip(ip), port
+
+    def direct(self, sock_fd: int) -> DirectArrival | None:
+        """Who a connection on a plaintext listener is from, if it began as a direct one; None for any other."""
+        raise NotImplementedError

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from nodeproxy.errors import ConfigError, EnrolmentError, KernelError
 from nodeproxy.kernel import abi, bpf
 from nodeproxy.kernel.abi import Drop, Role
+from nodeproxy.kernel.direct import DirectTable
 from nodeproxy.kernel.generation import Generation, open_or_load
 from nodeproxy.kernel.pins import Pins, remove_tree
 from nodeproxy.kernel.programs import CGROUP_PROGRAMS, SK_LOOKUP, Program
@@ -50,6 +51,7 @@ class Steering:
         self._generation = generation
         self._maps = generation.maps
         self.original_destination_fd = self._maps["original_destination"].fd
+        self.direct = DirectTable(self._maps)
 
     @classmethod
     def open(cls, instance: str, cgroup_root: Path, *, own_cgroup_id: int, workers: int) -> Steering:
@@ -77,6 +79,7 @@ class Steering:
 
     def close(self) -> None:
         """Release the instance; steering stays as it is."""
+        self.direct.unmap()
         self._generation.close()
         self.original_destination_fd = -1
         if self._lock >= 0:
