@@ -2,9 +2,13 @@
 /*
  * sk_lookup, one link for each enrolled pod's network namespace: hands arriving TCP connections to a worker's listener.
  *
+ * A direct connection goes to the application if its verdict still holds when its SYN comes; it was asked at connect(), and a SYN may be
+ * sent again a minute later.  Else a worker judges it, knowing who it is from, so what is still allowed is not refused.
+ *
  * Fails closed: where no worker listens the SYN is dropped, for the application must not get what policy has not seen.
  */
-#include "nodeproxy.h"
+#include "maps.h"
+#include "direct.h"
 
 static __always_inline void np_ends(struct bpf_sk_lookup *ctx, struct np_flow *flow)
 {
@@ -68,23 +72,26 @@ static __always_inline int np_assign(struct bpf_sk_lookup *ctx, struct np_owner 
 int np_sk_lookup(struct bpf_sk_lookup *ctx)
 {
 	struct np_flow flow = {};
+	struct np_flow_use *use = 0;
 	struct np_address address;
 	struct np_owner *owner;
 	__u32 port = ctx->local_port;
+	__u64 epoch;
 
 	if (ctx->protocol != IPPROTO_TCP)
 		return SK_PASS;
 	np_ends(ctx, &flow);
 	if (np_is_loopback(flow.destination_ip))
 		return SK_PASS;
-	if (port != NP_PORT_OUTBOUND && port != NP_PORT_PLAINTEXT && port != NP_PORT_HBONE) {
+	if (!np_is_own_port(port)) {
 		/*
 		 * A pod that calls itself.  Sent from outside, such a source is a martian that IPv4 drops; in IPv6 the answer to it stays
 		 * in the pod, so no handshake completes.
 		 */
 		if (np_equal(flow.source_ip, flow.destination_ip))
 			return SK_PASS;
-		if (flows.lookup(&flow))
+		use = flows.lookup(&flow);
+		if (use && !use->source)
 			return SK_PASS;
 	}
 	__builtin_memcpy(address.ip, flow.destination_ip, sizeof(address.ip));
@@ -95,5 +102,12 @@ int np_sk_lookup(struct bpf_sk_lookup *ctx)
 		return np_assign(ctx, owner, flow.destination_ip, NP_ROLE_OUTBOUND);
 	if (port == NP_PORT_HBONE)
 		return np_assign(ctx, owner, flow.destination_ip, NP_ROLE_HBONE);
+	if (use) {
+		epoch = use->socket ? np_direct_epoch() : 0;
+		use->proxied = !epoch || !np_is_direct(epoch, use->source, owner->netns_cookie, port);
+		if (!use->proxied)
+			return SK_PASS;
+		np_count_direct(NP_DIRECT_LATE);
+	}
 	return np_assign(ctx, owner, flow.destination_ip, NP_ROLE_PLAINTEXT);
 }

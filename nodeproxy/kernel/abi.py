@@ -41,6 +41,14 @@ class Drop(IntEnum):
     FLOWS_FULL = 6
 
 
+class Kind(IntEnum):
+    """What a client's socket is."""
+
+    STEERED = 1
+    LAST_LEG = 2
+    DIRECT = 3
+
+
 class DirectCount(IntEnum):
     """What the direct path's programs count; the index into the map `direct_counts`."""
 
@@ -54,9 +62,11 @@ CONFIG: Final = struct.Struct("=QII")  # own_cgroup_id, slots, unused
 POD: Final = struct.Struct("=4sI16s")  # address4, families, address6
 ADDRESS: Final = struct.Struct("=16s")  # ip
 OWNER: Final = struct.Struct("=Q3II")  # netns_cookie, turn × 3, unused
-DESTINATION: Final = struct.Struct("=16sII")  # ip, port, kind
+CLIENT_SOCKET: Final = struct.Struct("=16sIIQII")  # ip, port, kind, peer, fin_seen, fin_at
+DESTINATION: Final = struct.Struct("=16sIIQ")  # ip, port, kind, source
 CLIENT: Final = struct.Struct("=Q16sII")  # netns_cookie, ip, port, unused
 FLOW: Final = struct.Struct("=16s16sHH")  # source_ip, destination_ip, source_port, destination_port
+FLOW_USE: Final = struct.Struct("=QQII")  # source, socket, proxied, unused
 LISTENER: Final = struct.Struct("=16sII")  # ip, role, slot
 IN_USE: Final = struct.Struct("=QQ")  # handover, flows
 PAIR: Final = struct.Struct("=QQII")  # source, destination, port, unused
@@ -64,8 +74,8 @@ VERDICT: Final = struct.Struct("=QII")  # epoch, direct, exceptions
 ADDRESS_PORT: Final = struct.Struct("=16sI")  # ip, port
 SERVICE: Final = struct.Struct("=QII160s")  # epoch, count, unused, endpoints: MAX_ENDPOINTS × ADDRESS_PORT
 DIRECT_STATE: Final = struct.Struct("=QQ")  # epoch, valid_until_ns
-# socket, source and destination cookie, started_ns, ended_ns, sent and received bytes, ip × 3, port × 3, flags
-DIRECT_FLOW: Final = struct.Struct("=7Q16s16s16s4H")
+# socket, source, destination, started_ns, ended_ns, sent, received; source, destination and original ip; their ports; established, ended
+DIRECT_FLOW: Final = struct.Struct("=7Q16s16s16s3HBB")
 
 MAPS: Final = (
     "config",
@@ -78,6 +88,12 @@ MAPS: Final = (
     "listeners",
     "client_sockets",
     "original_destination",
+    "verdicts",
+    "services",
+    "direct_state",
+    "direct",
+    "ended",
+    "direct_counts",
 )
 
 

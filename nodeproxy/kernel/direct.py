@@ -10,12 +10,10 @@ from __future__ import annotations
 import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from enum import IntFlag
-from itertools import islice
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
-from nodeproxy.kernel import abi
+from nodeproxy.kernel import abi, batch
 from nodeproxy.kernel.abi import DirectCount
 from nodeproxy.kernel.bpf import Map
 from nodeproxy.kernel.ring import Ring
@@ -24,16 +22,7 @@ from nodeproxy.kernel.ring import Ring
 LEASE_NS: Final = 30_000_000_000
 # More endpoints of one service than this go through the proxy, which balances better.
 MAX_ENDPOINTS: Final = abi.MAX_ENDPOINTS
-# Entries for each system call: few calls, and a buffer of less than 100 KB.
-_BATCH: Final = 2048
 _ZERO: Final = struct.pack("=I", 0)
-
-
-class FlowFlag(IntFlag):
-    """What a flow has come to.  ENDED: its end is told, but the ring for ended ones was full."""
-
-    ESTABLISHED = 1
-    ENDED = 2
 
 
 class DirectFlow(NamedTuple):
@@ -41,6 +30,7 @@ class DirectFlow(NamedTuple):
 
     Cookies: of the client's socket and of both network namespaces.  Times: CLOCK_MONOTONIC, ended_ns 0 while it lives.
     Bytes: payload, as the client's end counts it; 0 while it lives.  original: what the application asked for (a VIP, maybe).
+    established: the application's side accepted it.  ended: it is over, but the ring was full when that was to be told.
     """
 
     socket_cookie: int
@@ -56,7 +46,8 @@ class DirectFlow(NamedTuple):
     source_port: int
     destination_port: int
     original_port: int
-    flags: int
+    established: int
+    ended: int
 
     @property
     def source(self) -> tuple[str, int]:
@@ -72,11 +63,6 @@ class DirectFlow(NamedTuple):
     def original(self) -> tuple[str, int]:
         """What the application connected to."""
         return abi.unpack_ip(self.original_ip), self.original_port
-
-    @property
-    def established(self) -> bool:
-        """Whether the application's side accepted it."""
-        return bool(self.flags & FlowFlag.ESTABLISHED)
 
 
 class Verdict(NamedTuple):
@@ -101,6 +87,7 @@ class DirectTable:
 
     def __init__(self, maps: Mapping[str, Map]) -> None:
         self._maps = maps
+        self.left_out = 0
         self._ended = Ring(maps["ended"], abi.DIRECT_FLOW)
         self._left_in_place = 0
         self._lock = threading.Lock()
@@ -140,29 +127,94 @@ class DirectTable:
     def publish(self, closing: int, verdicts: Iterable[Verdict], services: Iterable[DirectService]) -> bool:
         """Write everything anew and open the direct path.  False if somebody closed it after `closing`: nothing is open then.
 
-        What does not fit is left out, and is proxied (`left_out` says how many entries).
+        What does not fit is left out, and so goes through the proxy; `left_out` says how much that was.
         """
-        # Unique while the machine is up, so no entry that an agent before left can have it.
+        # Unique while the machine is up, so that no entry of an agent before, left behind half-way, can have it.
         epoch = time.monotonic_ns()
-        raise NotImplementedError
+        left_out = self._write_services(epoch, services) + self._write_verdicts(epoch, verdicts)
+        with self._lock:
+            if closing != self._closings:
+                return False
+            self._set(epoch)
+        self.left_out = left_out
+        self._remove_others(epoch)
+        return True
 
-    left_out = 0
+    def _write_verdicts(self, epoch: int, verdicts: Iterable[Verdict]) -> int:
+        """A pair's own entry only when those of its ports are there: without them it would let through what they forbid."""
+        table = self._maps["verdicts"]
+        kept = [verdict for verdict in verdicts if verdict.default or verdict.exceptions]
+        values = {direct: abi.VERDICT.pack(epoch, direct, 0) for direct in (False, True)}
+        left = batch.update(
+            table,
+            (
+                (abi.PAIR.pack(source, destination, port, 0), values[not default])
+                for source, destination, default, ports in kept
+                for port in ports
+            ),
+        )
+        return left + batch.update(
+            table,
+            (
+                (
+                    abi.PAIR.pack(source, destination, 0, 0),
+                    abi.VERDICT.pack(epoch, default, len(ports)) if ports else values[True],
+                )
+                for source, destination, default, ports in kept
+                if not (left and ports)
+            ),
+        )
+
+    def _write_services(self, epoch: int, services: Iterable[DirectService]) -> int:
+        return batch.update(
+            self._maps["services"],
+            (
+                (
+                    abi.ADDRESS_PORT.pack(abi.pack_ip(ip), port),
+                    abi.SERVICE.pack(
+                        epoch,
+                        len(endpoints),
+                        0,
+                        b"".join(abi.ADDRESS_PORT.pack(abi.pack_ip(address), at) for address, at in endpoints),
+                    ),
+                )
+                for ip, port, endpoints in services
+            ),
+        )
+
+    def _remove_others(self, epoch: int) -> None:
+        """Entries of former epochs: they count no more, and they take room."""
+        for name in ("verdicts", "services"):
+            table = self._maps[name]
+            stale = [
+                keys[at * table.key_bytes : (at + 1) * table.key_bytes]
+                for keys, values in batch.walk(table)
+                for at, (written,) in enumerate(struct.iter_unpack(f"=Q{table.value_bytes - 8}x", values))
+                if written != epoch
+            ]
+            batch.delete(table, stale)
 
     def flows(self) -> list[DirectFlow]:
         """Those that live, from their SYN on."""
-        raise NotImplementedError
+        return [flow for flow in self._remembered() if not flow.ended]
 
     def take_ended(self) -> list[DirectFlow]:
         """Those that ended since the last call, oldest first.  Each is told once, also over a restart of the agent."""
-        raise NotImplementedError
+        found = [DirectFlow(*fields) for fields in self._ended.take()]
+        left = self._maps["direct_counts"].per_cpu_sum(DirectCount.LEFT)
+        if left != self._left_in_place:
+            self._left_in_place = left
+            over = [flow for flow in self._remembered() if flow.ended]
+            batch.delete(self._maps["direct"], (struct.pack("=Q", flow.socket_cookie) for flow in over))
+            found += over
+        return found
+
+    def _remembered(self) -> list[DirectFlow]:
+        found: dict[int, DirectFlow] = {}
+        for _, values in batch.walk(self._maps["direct"]):
+            found.update((fields[0], DirectFlow(*fields)) for fields in abi.DIRECT_FLOW.iter_unpack(values))
+        return list(found.values())
 
     def counters(self) -> dict[str, int]:
         """What the programs counted since the maps were made: `DirectCount` in small letters."""
         return {count.name.lower(): self._maps["direct_counts"].per_cpu_sum(count) for count in DirectCount}
-
-
-def batches(entries: Iterable[bytes], count: int = _BATCH) -> Iterator[list[bytes]]:
-    """In lists of at most `count`."""
-    source = iter(entries)
-    while batch := list(islice(source, count)):
-        yield batch
