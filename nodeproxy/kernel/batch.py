@@ -15,7 +15,7 @@ from typing import Final
 from nodeproxy.errors import KernelError
 from nodeproxy.kernel.bpf import Command, Map, syscall_number
 
-# Few calls, and buffers of some 100 KB.  Also more than one bucket of a hash map ever holds: what it cannot take whole, a look-up skips.
+# Few calls, and buffers of some 100 KB.  A look-up takes whole buckets of the hash map, which hold a few entries.
 BATCH: Final = 2048
 
 

@@ -1,8 +1,8 @@
-"""The direct path as the agent sees it: verdicts that let two enrolled pods of this node talk without the proxy, and their flows.
+"""The direct path as the agent sees it: verdicts that let two enrolled pods of a node talk without the proxy, and their flows.
 
-Invariant: the kernel goes by a verdict only while the table's epoch is the verdict's own and the lease has not run out.  `close` stops
-all of them with one write; while the table is closed, connects go through the proxy, which costs speed and never safety.  Who may
-talk to whom is not known here.
+Invariant: the kernel goes by a verdict only while the table's epoch is the verdict's own and the lease has not run out.
+`close` stops all of them with one write; while the table is closed, connects go through the proxy, which costs speed and
+never safety.  Who may talk to whom is not known here.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class DirectFlow(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """For one pair of pods, by the cookies of their network namespaces: is every port direct, and which ones are the other way."""
+    """For a pair of pods, by the cookies of their network namespaces: are its ports direct; which ones are the other way."""
 
     source_cookie: int
     destination_cookie: int

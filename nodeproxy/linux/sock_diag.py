@@ -28,8 +28,8 @@ _ANY_COOKIE: Final = 0xFFFF_FFFF_FFFF_FFFF  # INET_DIAG_NOCOOKIE
 _ALL_STATES: Final = 0xFFFF_FFFF
 
 _HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
-# struct inet_diag_req_v2: family, protocol, extensions, padding, states, then struct inet_diag_sockid: ports and addresses in network
-# order (here, there), interface, cookie
+# struct inet_diag_req_v2: family, protocol, extensions, padding, states, then struct inet_diag_sockid: ports and addresses
+# (here, there; network order), interface, cookie
 _REQUEST: Final = struct.Struct("=BBBxI2s2s16s16sIQ")
 # struct inet_diag_msg: family, state, timer, retransmits, inet_diag_sockid, expires, rqueue, wqueue, uid, inode
 _MESSAGE: Final = struct.Struct("=BBBB2s2s16s16sIQIIIII")

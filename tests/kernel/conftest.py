@@ -158,6 +158,7 @@ class Worker:
             "role": role.name,
             "slot": slot,
             "original": self._original.get(accepted.fileno()),
+            "direct": self._original.direct(accepted.fileno()),
             "seen_peer": [text(peer[0]), peer[1]],
             "seen_sockname": [text(sockname[0]), sockname[1]],
         }
