@@ -74,7 +74,8 @@ VERDICT: Final = struct.Struct("=QII")  # epoch, direct, exceptions
 ADDRESS_PORT: Final = struct.Struct("=16sI")  # ip, port
 SERVICE: Final = struct.Struct("=QII160s")  # epoch, count, unused, endpoints: MAX_ENDPOINTS × ADDRESS_PORT
 DIRECT_STATE: Final = struct.Struct("=QQ")  # epoch, valid_until_ns
-# socket, source, destination, started_ns, ended_ns, sent, received; source, destination and original ip; their ports; established, ended
+# socket, source, destination, started_ns, ended_ns, sent, received; source_ip, destination_ip, original_ip; their ports;
+# established, ended
 DIRECT_FLOW: Final = struct.Struct("=7Q16s16s16s3HBB")
 
 MAPS: Final = (

@@ -74,8 +74,16 @@ def update(opened: Map, entries: Iterable[tuple[bytes, bytes]]) -> int:
 
 def delete(opened: Map, keys: Iterable[bytes]) -> None:
     """Remove keys; one that is not there is no error."""
-    for key in keys:
-        opened.delete(key)
+    source = iter(keys)
+    while batch := list(islice(source, BATCH)):
+        while batch:
+            packed = b"".join(batch)
+            buffer = ctypes.create_string_buffer(packed, len(packed))
+            attribute = _Attribute(keys=ctypes.addressof(buffer), count=len(batch), map_fd=opened.fd)
+            number = _call(Command.MAP_DELETE_BATCH, attribute)
+            if number not in (0, errno.ENOENT):
+                raise _failed("deleting from", opened, number)
+            batch = batch[attribute.count + 1 :] if number else []
 
 
 def walk(opened: Map) -> Iterator[tuple[bytes, bytes]]:
