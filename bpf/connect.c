@@ -119,8 +119,10 @@ static __always_inline int np_decide(struct bpf_sock_addr *ctx, struct bpf_sock 
 	owner = np_direct_to(cookie, owner, &direct_to);
 	if (owner && counts) {
 		if (counts->flows < NP_MAX_FLOWS - NP_FLOWS_SLACK) {
+			/* sockops.c sees for itself that it goes to a pod; only what was asked for instead must be remembered. */
+			if (np_equal(direct_to.ip, client->ip) && direct_to.port == client->port)
+				return np_let_go(sk);
 			client->kind = NP_KIND_DIRECT;
-			client->peer = owner->netns_cookie;
 			*to = direct_to;
 			return np_remember(sk, client);
 		}

@@ -35,12 +35,12 @@ static __always_inline int np_is_direct(__u64 epoch, __u64 source, __u64 destina
 }
 
 /*
- * Payload, of what TCP counts: sequence numbers, in which SYN and FIN have one each (not the SYN that came).  `old`: the state that ends.
+ * Payload, of what TCP counts: sequence numbers, in which SYN and FIN have one each (not the SYN that came).
  * Sent is what was sent at all, for who resets does not wait for acknowledgements.
  */
-static __always_inline void np_payload(struct bpf_sock_ops *ctx, __u32 old, struct np_client_socket *kept, struct np_direct_flow *record)
+static __always_inline void np_payload(struct bpf_sock_ops *ctx, struct np_direct_flow *record)
 {
-	__u32 unacknowledged = ctx->snd_nxt - ctx->snd_una;
+	__u32 unacknowledged = ctx->snd_nxt - ctx->snd_una, old = ctx->args[0];
 	__u64 sent = ctx->bytes_acked + unacknowledged, received = ctx->bytes_received;
 
 	if (sent)
@@ -50,31 +50,28 @@ static __always_inline void np_payload(struct bpf_sock_ops *ctx, __u32 old, stru
 		sent -= 1;
 	/* From FIN_WAIT2 there are two ways out: the other end's FIN, or that nobody waits for it any more. */
 	if (old == BPF_TCP_CLOSE_WAIT || old == BPF_TCP_CLOSING || old == BPF_TCP_LAST_ACK ||
-	    (old == BPF_TCP_FIN_WAIT2 && kept->fin_seen && kept->fin_at != ctx->rcv_nxt))
+	    (old == BPF_TCP_FIN_WAIT2 && record->fin_seen && record->fin_at != ctx->rcv_nxt))
 		received -= 1;
 	record->sent = sent;
 	record->received = received;
 }
 
-/* A client closes first: from here on every segment is looked at, or nobody could say afterwards whether the other end's FIN came. */
-static __always_inline void np_waits_for_fin(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+/*
+ * A client that closes first sees every segment from there on (BPF_SOCK_OPS_PARSE_ALL_HDR_OPT_CB_FLAG), or nobody could say afterwards
+ * whether the other end's FIN came.
+ */
+static __always_inline void np_segment(struct bpf_sock_ops *ctx)
 {
-	struct np_client_socket *kept = client_sockets.sk_storage_get(sk, 0, 0);
-
-	if (kept && kept->kind == NP_KIND_DIRECT)
-		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_PARSE_ALL_HDR_OPT_CB_FLAG);
-}
-
-static __always_inline void np_segment(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
-{
-	struct np_client_socket *kept;
+	struct np_direct_flow *record;
+	__u64 cookie;
 
 	if (!(ctx->skb_tcp_flags & NP_TCP_FIN))
 		return;
-	kept = client_sockets.sk_storage_get(sk, 0, 0);
-	if (kept && kept->kind == NP_KIND_DIRECT) {
-		kept->fin_seen = 1;
-		kept->fin_at = ctx->rcv_nxt;
+	cookie = bpf_get_socket_cookie(ctx);
+	record = direct.lookup(&cookie);
+	if (record) {
+		record->fin_seen = 1;
+		record->fin_at = ctx->rcv_nxt;
 	}
 }
 

@@ -23,7 +23,7 @@
 #define NP_MAX_SERVICES 4096   /* those that lie on this node altogether */
 #define NP_MAX_ENDPOINTS 8
 #define NP_MAX_DIRECT 131072   /* live direct connections */
-#define NP_ENDED_BYTES 1048576 /* 8,738 connections that ended, to be read four times a second */
+#define NP_ENDED_BYTES 1048576 /* 8,192 connections that ended, to be read four times a second */
 
 enum np_role {
 	NP_ROLE_OUTBOUND = 0,
@@ -56,7 +56,7 @@ enum np_direct_count {
 enum np_kind {
 	NP_KIND_STEERED = 1,
 	NP_KIND_LAST_LEG = 2,
-	NP_KIND_DIRECT = 3,
+	NP_KIND_DIRECT = 3, /* only if a service's endpoint was chosen: else there is nothing to remember */
 };
 
 #define NP_FAMILY_V4 1u
@@ -90,10 +90,7 @@ struct np_owner {
 struct np_client_socket {
 	__u32 ip[4];
 	__u32 port;
-	__u32 kind;     /* enum np_kind */
-	__u64 peer;     /* netns cookie of the pod that a direct connection goes to */
-	__u32 fin_seen; /* of a direct connection that this end closed first: the other end's FIN came, */
-	__u32 fin_at;   /* when this was the next byte expected */
+	__u32 kind; /* enum np_kind */
 };
 
 /* Value of `handover` and `original_destination`. */
@@ -177,6 +174,8 @@ struct np_direct_flow {
 	__u16 original_port;
 	__u8 established; /* bytes of their own: two CPUs may set them at once */
 	__u8 ended;
+	__u32 fin_seen; /* if the client closed first: the other end's FIN came, */
+	__u32 fin_at;   /* when this was the next byte expected */
 };
 
 struct np_listener {

@@ -68,10 +68,10 @@ static __always_inline void np_let_flow(struct np_flow *flow, struct np_flow_use
 {
 	struct np_in_use *counts = np_counts();
 
-	np_forget_flow(flow);
+	/* insert first, for the count must know whether there is one entry more; one that is there is of a connection that is no more. */
 	if (counts && flows.insert(flow, use) == 0)
 		__sync_fetch_and_add(&counts->flows, 1);
-	else
+	else if (!counts || flows.update(flow, use) != 0)
 		np_count(NP_DROP_FLOWS_FULL);
 }
 
@@ -83,25 +83,43 @@ static __always_inline void np_outgoing(struct bpf_sock_ops *ctx, struct np_flow
 	flow->destination_port = bpf_ntohl(ctx->remote_port);
 }
 
+static __always_inline void np_tell_changes(struct bpf_sock_ops *ctx)
+{
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+/*
+ * What an enrolled pod sends to another one, and connect.c let go, is direct; `kept` only if a service was asked for.  Not the proxy's own
+ * tunnels, which are let go too.
+ */
 static __always_inline void np_direct_begins(struct bpf_sock_ops *ctx, struct np_client_socket *kept)
 {
+	__u64 source = bpf_get_netns_cookie(ctx);
 	struct np_direct_flow record = {};
 	struct np_flow_use use = {};
+	struct np_address address;
 	struct np_flow flow = {};
+	struct np_owner *owner;
 
+	if (!enrolled.lookup(&source))
+		return;
 	np_outgoing(ctx, &flow);
+	__builtin_memcpy(address.ip, flow.destination_ip, sizeof(address.ip));
+	owner = pods_by_address.lookup(&address);
+	if (!owner || owner->netns_cookie == source || np_is_own_port(flow.destination_port))
+		return;
+	np_tell_changes(ctx);
 	record.socket = bpf_get_socket_cookie(ctx);
-	record.source = bpf_get_netns_cookie(ctx);
-	record.destination = kept->peer;
+	record.source = source;
+	record.destination = owner->netns_cookie;
 	record.started_ns = bpf_ktime_get_ns();
 	__builtin_memcpy(record.source_ip, flow.source_ip, sizeof(record.source_ip));
 	__builtin_memcpy(record.destination_ip, flow.destination_ip, sizeof(record.destination_ip));
-	__builtin_memcpy(record.original_ip, kept->ip, sizeof(record.original_ip));
+	__builtin_memcpy(record.original_ip, kept ? kept->ip : flow.destination_ip, sizeof(record.original_ip));
 	record.source_port = flow.source_port;
 	record.destination_port = flow.destination_port;
-	record.original_port = kept->port;
-	kept->fin_seen = 0;
-	use.source = record.source;
+	record.original_port = kept ? kept->port : flow.destination_port;
+	use.source = source;
 	/* What is not remembered cannot be judged again or told: then a worker shall have it, and know who it is from. */
 	if (direct.insert(&record.socket, &record) == 0)
 		use.socket = record.socket;
@@ -110,7 +128,7 @@ static __always_inline void np_direct_begins(struct bpf_sock_ops *ctx, struct np
 	np_let_flow(&flow, &use);
 }
 
-static __always_inline void np_direct_ends(struct bpf_sock_ops *ctx, struct np_client_socket *kept)
+static __always_inline void np_direct_ends(struct bpf_sock_ops *ctx)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 	struct np_direct_flow *record = direct.lookup(&cookie);
@@ -122,7 +140,7 @@ static __always_inline void np_direct_ends(struct bpf_sock_ops *ctx, struct np_c
 	}
 	if (!record)
 		return;
-	np_payload(ctx, ctx->args[0], kept, record);
+	np_payload(ctx, record);
 	record->ended_ns = bpf_ktime_get_ns();
 	if (ended.ringbuf_output(record, sizeof(*record), BPF_RB_NO_WAKEUP) == 0) {
 		direct.delete(&cookie);
@@ -141,41 +159,46 @@ static __always_inline void np_begins(struct bpf_sock_ops *ctx, struct bpf_sock 
 	struct np_flow_use use = {};
 	struct np_flow flow = {};
 
-	if (!kept)
-		return;
-	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
-	if (kept->kind == NP_KIND_DIRECT) {
+	if (!kept || kept->kind == NP_KIND_DIRECT) {
 		np_direct_begins(ctx, kept);
 	} else if (kept->kind == NP_KIND_STEERED) {
+		np_tell_changes(ctx);
 		client.netns_cookie = bpf_get_netns_cookie(ctx);
 		np_local(ctx, client.ip);
 		client.port = ctx->local_port;
 		__builtin_memcpy(destination.ip, kept->ip, sizeof(destination.ip));
 		destination.port = kept->port;
 		np_hand_over(&client, &destination);
-	} else if (kept->kind == NP_KIND_LAST_LEG) {
+	} else {
+		np_tell_changes(ctx);
 		np_outgoing(ctx, &flow);
 		np_let_flow(&flow, &use);
 	}
 }
 
-/* When it closes. */
-static __always_inline void np_closes(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+/* A state of a connecting socket that `np_tell_changes` was called for. */
+static __always_inline void np_changes(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u32 state)
 {
-	struct np_client_socket *kept = client_sockets.sk_storage_get(sk, 0, 0);
+	struct np_client_socket *kept;
 	struct np_client client = {};
 	struct np_flow flow = {};
 
-	if (!kept)
+	if (state != BPF_TCP_CLOSE && state != BPF_TCP_FIN_WAIT1)
 		return;
-	if (kept->kind == NP_KIND_DIRECT) {
-		np_direct_ends(ctx, kept);
+	kept = client_sockets.sk_storage_get(sk, 0, 0);
+	if (!kept || kept->kind == NP_KIND_DIRECT) {
+		if (state == BPF_TCP_CLOSE)
+			np_direct_ends(ctx);
+		else
+			bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_PARSE_ALL_HDR_OPT_CB_FLAG);
+	} else if (state == BPF_TCP_FIN_WAIT1) {
+		return;
 	} else if (kept->kind == NP_KIND_STEERED) {
 		client.netns_cookie = bpf_get_netns_cookie(ctx);
 		np_local(ctx, client.ip);
 		client.port = ctx->local_port;
 		np_forget_handover(&client);
-	} else if (kept->kind == NP_KIND_LAST_LEG) {
+	} else {
 		np_outgoing(ctx, &flow);
 		np_forget_flow(&flow);
 	}
@@ -247,20 +270,23 @@ static __always_inline void np_accepted(struct bpf_sock_ops *ctx, struct bpf_soc
 
 int np_sockops(struct bpf_sock_ops *ctx)
 {
-	struct bpf_sock *sk = ctx->sk;
 	__u32 op = ctx->op;
+	struct bpf_sock *sk;
 
+	/* Most calls are for others: the kernel asks for timeouts, windows and more, a dozen times a connection. */
+	if (op != BPF_SOCK_OPS_TCP_CONNECT_CB && op != BPF_SOCK_OPS_STATE_CB && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB &&
+	    op != BPF_SOCK_OPS_PARSE_HDR_OPT_CB)
+		return 1;
+	sk = ctx->sk;
 	if (!sk || (ctx->family != AF_INET && ctx->family != AF_INET6))
 		return 1;
-	if (op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+	if (op == BPF_SOCK_OPS_STATE_CB)
+		np_changes(ctx, sk, ctx->args[1]);
+	else if (op == BPF_SOCK_OPS_TCP_CONNECT_CB)
 		np_begins(ctx, sk);
-	else if (op == BPF_SOCK_OPS_STATE_CB && ctx->args[1] == BPF_TCP_CLOSE)
-		np_closes(ctx, sk);
-	else if (op == BPF_SOCK_OPS_STATE_CB && ctx->args[1] == BPF_TCP_FIN_WAIT1)
-		np_waits_for_fin(ctx, sk);
-	else if (op == BPF_SOCK_OPS_PARSE_HDR_OPT_CB)
-		np_segment(ctx, sk);
 	else if (op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
 		np_accepted(ctx, sk);
+	else
+		np_segment(ctx);
 	return 1;
 }

@@ -62,7 +62,7 @@ CONFIG: Final = struct.Struct("=QII")  # own_cgroup_id, slots, unused
 POD: Final = struct.Struct("=4sI16s")  # address4, families, address6
 ADDRESS: Final = struct.Struct("=16s")  # ip
 OWNER: Final = struct.Struct("=Q3II")  # netns_cookie, turn × 3, unused
-CLIENT_SOCKET: Final = struct.Struct("=16sIIQII")  # ip, port, kind, peer, fin_seen, fin_at
+CLIENT_SOCKET: Final = struct.Struct("=16sII")  # ip, port, kind
 DESTINATION: Final = struct.Struct("=16sIIQ")  # ip, port, kind, source
 CLIENT: Final = struct.Struct("=Q16sII")  # netns_cookie, ip, port, unused
 FLOW: Final = struct.Struct("=16s16sHH")  # source_ip, destination_ip, source_port, destination_port
@@ -75,8 +75,8 @@ ADDRESS_PORT: Final = struct.Struct("=16sI")  # ip, port
 SERVICE: Final = struct.Struct("=QII160s")  # epoch, count, unused, endpoints: MAX_ENDPOINTS × ADDRESS_PORT
 DIRECT_STATE: Final = struct.Struct("=QQ")  # epoch, valid_until_ns
 # socket, source, destination, started_ns, ended_ns, sent, received; source_ip, destination_ip, original_ip; their ports;
-# established, ended
-DIRECT_FLOW: Final = struct.Struct("=7Q16s16s16s3HBB")
+# established, ended, fin_seen, fin_at
+DIRECT_FLOW: Final = struct.Struct("=7Q16s16s16s3HBBII")
 
 MAPS: Final = (
     "config",

@@ -48,6 +48,8 @@ class DirectFlow(NamedTuple):
     original_port: int
     established: int
     ended: int
+    fin_seen: int  # these two are the programs' own
+    fin_at: int
 
     @property
     def source(self) -> tuple[str, int]:

@@ -42,6 +42,9 @@ def test_a_direct_connection_costs_the_programs_little(lab: Lab, node: Node) -> 
             before = runs(node)
             for address in pods.server_pod.addresses:
                 pods.client("storm", address=address, port=80, count=_CONNECTIONS // 2)
+            found = 0
+            while allow and found < _CONNECTIONS:  # an orphan's last segments are the kernel's own affair
+                found += len(pods.table.take_ended())
             after = runs(node)
             total = 0.0
             for program, now in after.items():
@@ -51,7 +54,6 @@ def test_a_direct_connection_costs_the_programs_little(lab: Lab, node: Node) -> 
                     print(f"{name}: {program}: {time_ns / count:.0f} ns × {count / _CONNECTIONS:.1f}")
             print(f"{name}: {total:.0f} ns a connection")
             if allow:
-                assert len(pods.table.take_ended()) == _CONNECTIONS
                 assert total < 20_000
     finally:
         os.close(statistics)

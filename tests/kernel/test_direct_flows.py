@@ -146,7 +146,7 @@ def test_storms_leave_nothing(pods: Pods, order: dict[str, object]) -> None:
 
 def test_what_the_ring_has_no_room_for_is_told_all_the_same(pods: Pods) -> None:
     before = pods.table.counters()["left"]
-    count = pods.node.steering._maps["ended"].max_entries // 120 + 1000
+    count = pods.node.steering._maps["ended"].max_entries // 128 + 1000
     pods.client("storm", address=pods.server_pod.address4, port=82, count=count)
     assert pods.table.counters()["left"] >= before + 1000
     assert pods.table.flows() == []

@@ -18,7 +18,7 @@ STRUCTS = {
     "np_pod": (abi.POD, ["address4", "families", "address6"]),
     "np_address": (abi.ADDRESS, ["ip"]),
     "np_owner": (abi.OWNER, ["netns_cookie", "turn[0]", "turn[1]", "turn[2]", "unused"]),
-    "np_client_socket": (abi.CLIENT_SOCKET, ["ip", "port", "kind", "peer", "fin_seen", "fin_at"]),
+    "np_client_socket": (abi.CLIENT_SOCKET, ["ip", "port", "kind"]),
     "np_destination": (abi.DESTINATION, ["ip", "port", "kind", "source"]),
     "np_client": (abi.CLIENT, ["netns_cookie", "ip", "port", "unused"]),
     "np_flow": (abi.FLOW, ["source_ip", "destination_ip", "source_port", "destination_port"]),
@@ -33,7 +33,7 @@ STRUCTS = {
     "np_direct_flow": (
         abi.DIRECT_FLOW,
         ["socket", "source", "destination", "started_ns", "ended_ns", "sent", "received", "source_ip", "destination_ip"]
-        + ["original_ip", "source_port", "destination_port", "original_port", "established", "ended"],
+        + ["original_ip", "source_port", "destination_port", "original_port", "established", "ended", "fin_seen", "fin_at"],
     ),
 }
 NUMBERS = {
