@@ -38,8 +38,10 @@ static __always_inline int np_own(struct bpf_sock *sk, struct np_client_socket *
 	struct np_in_use *counts = np_counts();
 
 	/* Tunnels (to 15008 of pods of this node too) are arrivals like any other; only the last leg goes past the proxy. */
-	if (sk->mark != NP_MARK_LAST_LEG)
-		return np_let_go(sk);
+	if (sk->mark != NP_MARK_LAST_LEG) {
+		client->kind = NP_KIND_OWN;
+		return np_remember(sk, client);
+	}
 	if (!counts || counts->flows >= NP_MAX_FLOWS - NP_FLOWS_SLACK) {
 		np_count(NP_DROP_FLOWS_FULL);
 		bpf_set_retval(-ENOBUFS);
@@ -70,7 +72,8 @@ static __always_inline struct np_owner *np_direct_to(__u64 cookie, struct np_own
 		count = service->count;
 		if (count == 0 || count > NP_MAX_ENDPOINTS)
 			return 0;
-		chosen = bpf_get_prandom_u32() % count;
+		chosen = service->turn % count;
+		__sync_fetch_and_add(&service->turn, 1);
 		/* clang knows that this is small, the verifier does not. */
 		asm volatile("" : "+r"(chosen));
 		if (chosen >= NP_MAX_ENDPOINTS)

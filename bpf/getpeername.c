@@ -13,7 +13,7 @@ static __always_inline struct np_client_socket *np_asked_for(struct bpf_sock *sk
 	if (!sk)
 		return 0;
 	kept = client_sockets.sk_storage_get(sk, 0, 0);
-	return kept && kept->kind != NP_KIND_LAST_LEG ? kept : 0;
+	return kept && (kept->kind == NP_KIND_STEERED || kept->kind == NP_KIND_DIRECT) ? kept : 0;
 }
 
 int np_getpeername4(struct bpf_sock_addr *ctx)

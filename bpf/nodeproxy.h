@@ -57,6 +57,7 @@ enum np_kind {
 	NP_KIND_STEERED = 1,
 	NP_KIND_LAST_LEG = 2,
 	NP_KIND_DIRECT = 3, /* only if a service's endpoint was chosen: else there is nothing to remember */
+	NP_KIND_OWN = 4,    /* the proxy's, but no last leg: it comes from a pod's namespace, and is not the pod's */
 };
 
 #define NP_FAMILY_V4 1u
@@ -148,7 +149,7 @@ struct np_address_port {
 struct np_direct_service {
 	__u64 epoch;
 	__u32 count; /* 1..NP_MAX_ENDPOINTS */
-	__u32 unused;
+	__u32 turn;  /* whose it is */
 	struct np_address_port endpoints[NP_MAX_ENDPOINTS];
 };
 
@@ -174,7 +175,8 @@ struct np_direct_flow {
 	__u16 original_port;
 	__u8 established; /* bytes of their own: two CPUs may set them at once */
 	__u8 ended;
-	__u32 fin_seen; /* if the client closed first: the other end's FIN came, */
+	__u16 fin_seen; /* if the client closed first: the other end's FIN came, */
+	__u16 refused;  /* the answer to the SYN was a reset */
 	__u32 fin_at;   /* when this was the next byte expected */
 };
 

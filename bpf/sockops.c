@@ -89,8 +89,7 @@ static __always_inline void np_tell_changes(struct bpf_sock_ops *ctx)
 }
 
 /*
- * What an enrolled pod sends to another one, and connect.c let go, is direct; `kept` only if a service was asked for.  Not the proxy's own
- * tunnels, which are let go too.
+ * What an enrolled pod sends to another one, and connect.c let go, is direct; `kept` only if a service was asked for.
  */
 static __always_inline void np_direct_begins(struct bpf_sock_ops *ctx, struct np_client_socket *kept)
 {
@@ -141,6 +140,7 @@ static __always_inline void np_direct_ends(struct bpf_sock_ops *ctx)
 	if (!record)
 		return;
 	np_payload(ctx, record);
+	record->refused = ctx->args[0] == BPF_TCP_SYN_SENT && ctx->segs_in;
 	record->ended_ns = bpf_ktime_get_ns();
 	if (ended.ringbuf_output(record, sizeof(*record), BPF_RB_NO_WAKEUP) == 0) {
 		direct.delete(&cookie);
@@ -159,6 +159,8 @@ static __always_inline void np_begins(struct bpf_sock_ops *ctx, struct bpf_sock 
 	struct np_flow_use use = {};
 	struct np_flow flow = {};
 
+	if (kept && kept->kind == NP_KIND_OWN)
+		return;
 	if (!kept || kept->kind == NP_KIND_DIRECT) {
 		np_direct_begins(ctx, kept);
 	} else if (kept->kind == NP_KIND_STEERED) {

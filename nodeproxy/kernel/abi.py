@@ -47,6 +47,7 @@ class Kind(IntEnum):
     STEERED = 1
     LAST_LEG = 2
     DIRECT = 3
+    OWN = 4
 
 
 class DirectCount(IntEnum):
@@ -72,11 +73,11 @@ IN_USE: Final = struct.Struct("=QQ")  # handover, flows
 PAIR: Final = struct.Struct("=QQII")  # source, destination, port, unused
 VERDICT: Final = struct.Struct("=QII")  # epoch, direct, exceptions
 ADDRESS_PORT: Final = struct.Struct("=16sI")  # ip, port
-SERVICE: Final = struct.Struct("=QII160s")  # epoch, count, unused, endpoints: MAX_ENDPOINTS × ADDRESS_PORT
+SERVICE: Final = struct.Struct("=QII160s")  # epoch, count, turn, endpoints: MAX_ENDPOINTS × ADDRESS_PORT
 DIRECT_STATE: Final = struct.Struct("=QQ")  # epoch, valid_until_ns
 # socket, source, destination, started_ns, ended_ns, sent, received; source_ip, destination_ip, original_ip; their ports;
-# established, ended, fin_seen, fin_at
-DIRECT_FLOW: Final = struct.Struct("=7Q16s16s16s3HBBII")
+# established, ended, fin_seen, refused, fin_at
+DIRECT_FLOW: Final = struct.Struct("=7Q16s16s16s3HBBHHI")
 
 MAPS: Final = (
     "config",

@@ -7,6 +7,7 @@ never safety.  Who may talk to whom is not known here.
 
 from __future__ import annotations
 
+import random
 import struct
 import threading
 import time
@@ -31,6 +32,7 @@ class DirectFlow(NamedTuple):
     Cookies: of the client's socket and of both network namespaces.  Times: CLOCK_MONOTONIC, ended_ns 0 while it lives.
     Bytes: payload, as the client's end counts it; 0 while it lives.  original: what the application asked for (a VIP, maybe).
     established: the application's side accepted it.  ended: it is over, but the ring was full when that was to be told.
+    refused: a reset answered its SYN.  fin_seen, fin_at: the programs' own.
     """
 
     socket_cookie: int
@@ -48,7 +50,8 @@ class DirectFlow(NamedTuple):
     original_port: int
     established: int
     ended: int
-    fin_seen: int  # these two are the programs' own
+    fin_seen: int
+    refused: int
     fin_at: int
 
     @property
@@ -176,7 +179,7 @@ class DirectTable:
                     abi.SERVICE.pack(
                         epoch,
                         len(endpoints),
-                        0,
+                        random.getrandbits(16),  # where the turn begins: not always at the first
                         b"".join(abi.ADDRESS_PORT.pack(abi.pack_ip(address), at) for address, at in endpoints),
                     ),
                 )

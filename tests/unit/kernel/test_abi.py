@@ -28,12 +28,22 @@ STRUCTS = {
     "np_pair": (abi.PAIR, ["source", "destination", "port", "unused"]),
     "np_verdict": (abi.VERDICT, ["epoch", "direct", "exceptions"]),
     "np_address_port": (abi.ADDRESS_PORT, ["ip", "port"]),
-    "np_direct_service": (abi.SERVICE, ["epoch", "count", "unused", "endpoints"]),
+    "np_direct_service": (abi.SERVICE, ["epoch", "count", "turn", "endpoints"]),
     "np_direct_state": (abi.DIRECT_STATE, ["epoch", "valid_until_ns"]),
     "np_direct_flow": (
         abi.DIRECT_FLOW,
         ["socket", "source", "destination", "started_ns", "ended_ns", "sent", "received", "source_ip", "destination_ip"]
-        + ["original_ip", "source_port", "destination_port", "original_port", "established", "ended", "fin_seen", "fin_at"],
+        + [
+            "original_ip",
+            "source_port",
+            "destination_port",
+            "original_port",
+            "established",
+            "ended",
+            "fin_seen",
+            "refused",
+            "fin_at",
+        ],
     ),
 }
 NUMBERS = {
