@@ -25,7 +25,8 @@
 	struct name##_table_t {                                      \
 		int key;                                             \
 		u32 leaf;                                            \
-		int (*ringbuf_output)(void *, u64, u64);             \
+		void *(*ringbuf_reserve)(u64);                       \
+		void (*ringbuf_submit)(void *, u64);                 \
 		u32 max_entries;                                     \
 	};                                                           \
 	__attribute__((section("maps/ringbuf:" NP_PINS "/" #name))) struct name##_table_t name = {.max_entries = (bytes)}
@@ -43,7 +44,7 @@ NP_SK_STORAGE(original_destination, struct np_destination);
 NP_MAP("hash", struct np_pair, struct np_verdict, verdicts, NP_MAX_VERDICTS, BPF_F_NO_PREALLOC);
 NP_MAP("hash", struct np_address_port, struct np_direct_service, services, NP_MAX_SERVICES, BPF_F_NO_PREALLOC);
 NP_MAP("array", u32, struct np_direct_state, direct_state, 1, 0);
-NP_MAP("hash", u64, struct np_direct_flow, direct, NP_MAX_DIRECT, BPF_F_NO_PREALLOC);
+NP_MAP("hash", struct np_flow, struct np_direct_flow, direct, NP_MAX_DIRECT, BPF_F_NO_PREALLOC);
 NP_RING(ended, NP_ENDED_BYTES);
 NP_MAP("percpu_array", u32, u64, direct_counts, NP_DIRECT_COUNTS, 0);
 

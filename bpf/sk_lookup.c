@@ -69,45 +69,59 @@ static __always_inline int np_assign(struct bpf_sk_lookup *ctx, struct np_owner 
 	return np_drop(NP_DROP_NO_LISTENER);
 }
 
+/* Whether a direct connection may still be one. */
+static __always_inline int np_still_direct(struct np_direct_flow *known, __u64 destination, __u32 port)
+{
+	__u64 epoch = np_direct_epoch();
+
+	return epoch && np_is_direct(epoch, known->source, destination, port);
+}
+
 int np_sk_lookup(struct bpf_sk_lookup *ctx)
 {
 	struct np_flow flow = {};
 	struct np_flow_use *use = 0;
+	struct np_direct_flow *known;
+	struct np_in_use *counts;
 	struct np_address address;
 	struct np_owner *owner;
 	__u32 port = ctx->local_port;
-	__u64 epoch;
 
 	if (ctx->protocol != IPPROTO_TCP)
 		return SK_PASS;
 	np_ends(ctx, &flow);
 	if (np_is_loopback(flow.destination_ip))
 		return SK_PASS;
-	if (!np_is_own_port(port)) {
-		/*
-		 * A pod that calls itself.  Sent from outside, such a source is a martian that IPv4 drops; in IPv6 the answer to it stays
-		 * in the pod, so no handshake completes.
-		 */
-		if (np_equal(flow.source_ip, flow.destination_ip))
-			return SK_PASS;
-		use = flows.lookup(&flow);
-		if (use && !use->source)
-			return SK_PASS;
-	}
 	__builtin_memcpy(address.ip, flow.destination_ip, sizeof(address.ip));
+	if (np_is_own_port(port)) {
+		owner = pods_by_address.lookup(&address);
+		if (!owner)
+			return np_drop(NP_DROP_UNKNOWN_ADDRESS);
+		return np_assign(ctx, owner, flow.destination_ip, port == NP_PORT_OUTBOUND ? NP_ROLE_OUTBOUND :
+			port == NP_PORT_HBONE ? NP_ROLE_HBONE : NP_ROLE_PLAINTEXT);
+	}
+	/*
+	 * A pod that calls itself.  Sent from outside, such a source is a martian that IPv4 drops; in IPv6 the answer to it stays
+	 * in the pod, so no handshake completes.
+	 */
+	if (np_equal(flow.source_ip, flow.destination_ip))
+		return SK_PASS;
+	counts = np_counts();
+	if (counts && counts->flows)
+		use = flows.lookup(&flow);
+	if (use && !use->source)
+		return SK_PASS;
 	owner = pods_by_address.lookup(&address);
 	if (!owner)
 		return np_drop(NP_DROP_UNKNOWN_ADDRESS);
-	if (port == NP_PORT_OUTBOUND)
-		return np_assign(ctx, owner, flow.destination_ip, NP_ROLE_OUTBOUND);
-	if (port == NP_PORT_HBONE)
-		return np_assign(ctx, owner, flow.destination_ip, NP_ROLE_HBONE);
-	if (use) {
-		epoch = use->socket ? np_direct_epoch() : 0;
-		use->proxied = !epoch || !np_is_direct(epoch, use->source, owner->netns_cookie, port);
-		if (!use->proxied)
-			return SK_PASS;
-		np_count_direct(NP_DIRECT_LATE);
+	if (!use) {
+		known = direct.lookup(&flow);
+		if (known && !known->accepted) {
+			known->proxied = !np_still_direct(known, owner->netns_cookie, port);
+			if (!known->proxied)
+				return SK_PASS;
+			np_count_direct(NP_DIRECT_LATE);
+		}
 	}
 	return np_assign(ctx, owner, flow.destination_ip, NP_ROLE_PLAINTEXT);
 }

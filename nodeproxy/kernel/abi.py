@@ -67,7 +67,7 @@ CLIENT_SOCKET: Final = struct.Struct("=16sII")  # ip, port, kind
 DESTINATION: Final = struct.Struct("=16sIIQ")  # ip, port, kind, source
 CLIENT: Final = struct.Struct("=Q16sII")  # netns_cookie, ip, port, unused
 FLOW: Final = struct.Struct("=16s16sHH")  # source_ip, destination_ip, source_port, destination_port
-FLOW_USE: Final = struct.Struct("=QQII")  # source, socket, proxied, unused
+FLOW_USE: Final = struct.Struct("=Q")  # source
 LISTENER: Final = struct.Struct("=16sII")  # ip, role, slot
 IN_USE: Final = struct.Struct("=QQ")  # handover, flows
 PAIR: Final = struct.Struct("=QQII")  # source, destination, port, unused
@@ -75,9 +75,10 @@ VERDICT: Final = struct.Struct("=QII")  # epoch, direct, exceptions
 ADDRESS_PORT: Final = struct.Struct("=16sI")  # ip, port
 SERVICE: Final = struct.Struct("=QII160s")  # epoch, count, turn, endpoints: MAX_ENDPOINTS × ADDRESS_PORT
 DIRECT_STATE: Final = struct.Struct("=QQ")  # epoch, valid_until_ns
-# socket, source, destination, started_ns, ended_ns, sent, received; source_ip, destination_ip, original_ip; their ports;
-# established, ended, fin_seen, refused, fin_at
-DIRECT_FLOW: Final = struct.Struct("=7Q16s16s16s3HBBHHI")
+# socket, source, destination, started_ns, ended_ns, sent, received, original_ip, original_port, accepted, ended, refused; the programs'
+# own fields are passed over
+DIRECT_FLOW: Final = struct.Struct("=7Q16sHxBBBxx4x4x")
+DIRECT_ENDED: Final = struct.Struct(FLOW.format + "4x" + DIRECT_FLOW.format[1:])  # flow, carried
 
 MAPS: Final = (
     "config",

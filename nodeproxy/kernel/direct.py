@@ -27,14 +27,18 @@ _ZERO: Final = struct.pack("=I", 0)
 
 
 class DirectFlow(NamedTuple):
-    """One direct connection, from its SYN on, in the order of `struct np_direct_flow`.
+    """One direct connection, from its SYN on, in the order of `struct np_direct_ended`.
 
     Cookies: of the client's socket and of both network namespaces.  Times: CLOCK_MONOTONIC, ended_ns 0 while it lives.
     Bytes: payload, as the client's end counts it; 0 while it lives.  original: what the application asked for (a VIP, maybe).
     established: the application's side accepted it.  ended: it is over, but the ring was full when that was to be told.
-    refused: a reset answered its SYN.  fin_seen, fin_at: the programs' own.
+    refused: a reset answered its SYN.
     """
 
+    source_ip: bytes
+    destination_ip: bytes
+    source_port: int
+    destination_port: int
     socket_cookie: int
     source_cookie: int
     destination_cookie: int
@@ -42,17 +46,11 @@ class DirectFlow(NamedTuple):
     ended_ns: int
     sent_bytes: int
     received_bytes: int
-    source_ip: bytes
-    destination_ip: bytes
     original_ip: bytes
-    source_port: int
-    destination_port: int
     original_port: int
     established: int
     ended: int
-    fin_seen: int
     refused: int
-    fin_at: int
 
     @property
     def source(self) -> tuple[str, int]:
@@ -93,7 +91,7 @@ class DirectTable:
     def __init__(self, maps: Mapping[str, Map]) -> None:
         self._maps = maps
         self.left_out = 0
-        self._ended = Ring(maps["ended"], abi.DIRECT_FLOW)
+        self._ended = Ring(maps["ended"], abi.DIRECT_ENDED)
         self._left_in_place = 0
         self._lock = threading.Lock()
         self._closings = 0
@@ -201,24 +199,28 @@ class DirectTable:
 
     def flows(self) -> list[DirectFlow]:
         """Those that live, from their SYN on."""
-        return [flow for flow in self._remembered() if not flow.ended]
+        return [flow for _, flow in self._remembered() if not flow.ended]
 
     def take_ended(self) -> list[DirectFlow]:
         """Those that ended since the last call, oldest first.  Each is told once, also over a restart of the agent."""
-        found = [DirectFlow(*fields) for fields in self._ended.take()]
+        found = [DirectFlow._make(fields) for fields in self._ended.take()]
         left = self._maps["direct_counts"].per_cpu_sum(DirectCount.LEFT)
         if left != self._left_in_place:
             self._left_in_place = left
-            over = [flow for flow in self._remembered() if flow.ended]
-            batch.delete(self._maps["direct"], (struct.pack("=Q", flow.socket_cookie) for flow in over))
-            found += over
+            over = [(key, flow) for key, flow in self._remembered() if flow.ended]
+            batch.delete(self._maps["direct"], (key for key, _ in over))
+            found += (flow for _, flow in over)
         return found
 
-    def _remembered(self) -> list[DirectFlow]:
-        found: dict[int, DirectFlow] = {}
-        for _, values in batch.walk(self._maps["direct"]):
-            found.update((fields[0], DirectFlow(*fields)) for fields in abi.DIRECT_FLOW.iter_unpack(values))
-        return list(found.values())
+    def _remembered(self) -> list[tuple[bytes, DirectFlow]]:
+        padding = bytes(abi.DIRECT_ENDED.size - abi.FLOW.size - abi.DIRECT_FLOW.size)
+        found = {}
+        for keys, values in batch.walk(self._maps["direct"]):
+            for at in range(len(keys) // abi.FLOW.size):
+                key = keys[at * abi.FLOW.size : (at + 1) * abi.FLOW.size]
+                value = values[at * abi.DIRECT_FLOW.size : (at + 1) * abi.DIRECT_FLOW.size]
+                found[key] = DirectFlow._make(abi.DIRECT_ENDED.unpack(key + padding + value))
+        return list(found.items())
 
     def counters(self) -> dict[str, int]:
         """What the programs counted since the maps were made: `DirectCount` in small letters."""

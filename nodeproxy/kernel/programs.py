@@ -38,7 +38,16 @@ PROGRAMS: Final = (*CGROUP_PROGRAMS, SK_LOOKUP)
 _HEADER: Final = "nodeproxy.h"
 # What maps look like, and then what programs share.
 _MAP_HEADERS: Final = (_HEADER, "maps.h")
-_SOURCES: Final = (*_MAP_HEADERS, "direct.h", "connect.c", "getpeername.c", "sockops.c", "sk_lookup.c")
+_SOURCES: Final = (
+    *_MAP_HEADERS,
+    "direct.h",
+    "sockops_maps.h",
+    "sockops_direct.h",
+    "connect.c",
+    "getpeername.c",
+    "sockops.c",
+    "sk_lookup.c",
+)
 _PACKAGE: Final = Path(__file__).resolve().parent.parent
 
 

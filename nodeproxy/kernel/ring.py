@@ -47,9 +47,9 @@ class Ring:
         size = self._record.size
         at = begin & self._mask
         found: list[tuple[Any, ...]] = []
-        for header, _, *fields in self._record.iter_unpack(self._data[at : at + (end - begin) // size * size]):
-            if header & _BUSY_OR_DISCARDED:  # being written at this moment; ours are never discarded
+        for fields in self._record.iter_unpack(self._data[at : at + (end - begin) // size * size]):
+            if fields[0] & _BUSY_OR_DISCARDED:  # being written at this moment; ours are never discarded
                 break
-            found.append(tuple(fields))
+            found.append(fields[2:])
         self._consumed[0] = begin + len(found) * size
         return found

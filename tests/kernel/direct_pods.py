@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -39,6 +40,15 @@ class Pods(NamedTuple):
     def ended(self) -> list[DirectFlow]:
         """What was told of, after a look that nothing is left of it in the maps."""
         found = self.table.take_ended()
+        assert self.left() == {}
+        return found
+
+    def soon(self, count: int = 1) -> list[DirectFlow]:
+        """`count` flows that end: what the kernel does in its own time, an orphan's last segments, is waited for."""
+        found: list[DirectFlow] = []
+        deadline = time.monotonic() + 5
+        while len(found) < count and time.monotonic() < deadline:
+            found += self.table.take_ended()
         assert self.left() == {}
         return found
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from nodeproxy.kernel import abi, batch, direct
-from nodeproxy.kernel.abi import DIRECT_FLOW, IN_USE
+from nodeproxy.kernel.abi import DIRECT_FLOW, FLOW, IN_USE
 from nodeproxy.kernel.direct import DirectService, Verdict
 from nodeproxy.lab.topology import Lab
 from tests.kernel.conftest import Node, unique
@@ -223,8 +223,8 @@ def test_other_plaintext_is_nobodys(pods: Pods, lab: Lab) -> None:
 def test_no_room_to_remember_one_more(pods: Pods) -> None:
     table = pods.node.steering._maps["direct"]
     pods.allow()
-    entries = ((struct.pack("=Q", 2**60 + number), bytes(DIRECT_FLOW.size)) for number in range(table.max_entries))
-    assert batch.update(table, entries) == 0
+    keys = [FLOW.pack(number.to_bytes(16), bytes(16), 1, 1) for number in range(table.max_entries)]
+    assert batch.update(table, ((key, bytes(DIRECT_FLOW.size)) for key in keys)) == 0
     try:
         before = pods.table.counters()["full"]
         answer = pods.client.connect(pods.server_pod.address4, 80)
@@ -232,7 +232,7 @@ def test_no_room_to_remember_one_more(pods: Pods) -> None:
         assert answer["direct"] == [pods.client_cookie, pods.server_pod.address4, 80]
         assert pods.table.counters()["full"] == before + 1
     finally:
-        batch.delete(table, (struct.pack("=Q", 2**60 + number) for number in range(table.max_entries)))
+        batch.delete(table, keys)
     assert pods.client.connect(pods.server_pod.address4, 80)["role"] == "app"
     assert len(pods.ended()) == 1
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from nodeproxy.kernel.direct import DirectFlow
 from nodeproxy.lab.topology import Lab
 from tests.kernel.conftest import Node
 from tests.kernel.direct_pods import Pods, make_pods
@@ -32,16 +31,6 @@ def pods(module_pods: Pods) -> Iterator[Pods]:
     module_pods.ended()
 
 
-def soon(pods: Pods, count: int = 1) -> list[DirectFlow]:
-    """`count` flows that end: what the kernel does in its own time, an orphan's last segments, is waited for."""
-    found: list[DirectFlow] = []
-    deadline = time.monotonic() + 5
-    while len(found) < count and time.monotonic() < deadline:
-        found += pods.table.take_ended()
-    assert pods.left() == {}
-    return found
-
-
 @pytest.mark.parametrize(("sent", "received"), SIZES)
 @pytest.mark.parametrize(
     ("client", "server"),
@@ -59,14 +48,14 @@ def test_bytes_are_exact_however_it_ends(pods: Pods, client: str, server: str, s
     for address in (pods.forms()[0], pods.forms()[1]):
         order = {"send": sent, "receive": received, "end": client, "server": server}
         assert pods.client("exchange", address=address, port=81, **order) == {}
-        (flow,) = soon(pods)
+        (flow,) = pods.soon()
         assert (flow.established, flow.sent_bytes, flow.received_bytes) == (1, sent, received)
 
 
 def test_who_closes_without_reading(pods: Pods) -> None:
     """A reset in place of a FIN; what came is counted although nobody read it."""
     pods.client("exchange", address=pods.server_pod.address4, port=81, send=100, receive=5, end="leave unread", server="wait")
-    (flow,) = soon(pods)
+    (flow,) = pods.soon()
     assert (flow.sent_bytes, flow.received_bytes) == (100, 5)
 
 
@@ -79,7 +68,7 @@ def test_a_live_one_is_listed(pods: Pods) -> None:
         assert (flow.established, flow.ended, flow.ended_ns) == (1, 0, 0)
         assert pods.table.take_ended() == []
         pods.client("go_on", name=str(form), say='{"read": 100, "send": 0, "end": "close"}'.ljust(100))
-        (ended,) = soon(pods)
+        (ended,) = pods.soon()
         assert ended.socket_cookie == flow.socket_cookie
         assert (ended.sent_bytes, ended.received_bytes) == (100, 0)
 
@@ -87,7 +76,7 @@ def test_a_live_one_is_listed(pods: Pods) -> None:
 def test_refused_by_the_application(pods: Pods) -> None:
     for address in pods.forms():
         assert pods.client.connect(address, 82)["errno"] == errno.ECONNREFUSED
-        (flow,) = soon(pods)
+        (flow,) = pods.soon()
         assert (flow.established, flow.sent_bytes, flow.received_bytes) == (0, 0, 0)
 
 
@@ -98,20 +87,20 @@ def test_a_connect_that_cannot_leave(pods: Pods) -> None:
     assert answer["role"] == "error"
     pods.client.connect(pods.server_pod.address4, 80, device="lo", timeout=0.3)
     assert pods.table.flows() == before
-    soon(pods, 0)
+    pods.soon(0)
 
 
 def test_a_socket_that_connects_again_is_two(pods: Pods) -> None:
     then = {"address": pods.server_pod.address4, "port": 83}
     answer = pods.client("connect_again", address=pods.server_pod.address4, port=80, then=then)
     assert (answer["first"]["role"], answer["second"]["role"]) == ("app", "app")
-    assert [flow.destination_port for flow in soon(pods, 2)] == [80, 83]
+    assert [flow.destination_port for flow in pods.soon(2)] == [80, 83]
 
 
 def test_mptcp(pods: Pods) -> None:
     for address in pods.server_pod.addresses:
         assert pods.client.connect(address, 80, mptcp=True)["role"] == "app"
-        (flow,) = soon(pods)
+        (flow,) = pods.soon()
         assert flow.established
 
 
@@ -120,7 +109,7 @@ def test_fast_open(pods: Pods) -> None:
     pods.server_pod.sysctl("net/ipv4/tcp_fastopen", "1027")  # server, client, and every listener
     for _ in range(3):
         pods.client("fastopen", address=pods.server_pod.address4, port=80)
-        (flow,) = soon(pods)
+        (flow,) = pods.soon()
         assert (flow.established, flow.sent_bytes) == (1, 1)
 
 
@@ -139,22 +128,22 @@ def test_storms_leave_nothing(pods: Pods, order: dict[str, object]) -> None:
     for address in pods.forms():
         tally = pods.client("storm", address=address, count=500, **order)
         assert sum(tally.values()) == 500
-        flows = soon(pods, 500)
+        flows = pods.soon(500)
         assert len(flows) == len({flow.socket_cookie for flow in flows}) == 500
         assert all(flow.sent_bytes == flow.received_bytes == 0 for flow in flows if not flow.established)
 
 
 def test_what_the_ring_has_no_room_for_is_told_all_the_same(pods: Pods) -> None:
     before = pods.table.counters()["left"]
-    count = pods.node.steering._maps["ended"].max_entries // 128 + 1000
+    count = pods.node.steering._maps["ended"].max_entries // 136 + 1000
     pods.client("storm", address=pods.server_pod.address4, port=82, count=count)
     assert pods.table.counters()["left"] >= before + 1000
     assert pods.table.flows() == []
-    flows = soon(pods, count)
+    flows = pods.soon(count)
     assert len(flows) == len({flow.socket_cookie for flow in flows}) == count
     assert pods.table.take_ended() == []
     pods.client("storm", address=pods.server_pod.address4, port=82, count=3)
-    assert len(soon(pods, 3)) == 3
+    assert len(pods.soon(3)) == 3
 
 
 def test_an_agent_that_comes_again_knows_the_flows(pods: Pods) -> None:
@@ -172,7 +161,7 @@ def test_an_agent_that_comes_again_knows_the_flows(pods: Pods) -> None:
     assert pods.table.flows() == [flow]
     assert [ended.destination_port for ended in pods.table.take_ended()] == [80]
     pods.client("go_on", name="over", say='{"read": 100, "send": 0, "end": "close"}'.ljust(100))
-    (ended,) = soon(pods)
+    (ended,) = pods.soon()
     assert ended.socket_cookie == flow.socket_cookie
     for host in (pods.client_pod, pods.server_pod):
         pods.node.set_listeners(host)

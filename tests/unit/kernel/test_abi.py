@@ -24,7 +24,7 @@ STRUCTS = {
     "np_flow": (abi.FLOW, ["source_ip", "destination_ip", "source_port", "destination_port"]),
     "np_listener": (abi.LISTENER, ["ip", "role", "slot"]),
     "np_in_use": (abi.IN_USE, ["handover", "flows"]),
-    "np_flow_use": (abi.FLOW_USE, ["source", "socket", "proxied", "unused"]),
+    "np_flow_use": (abi.FLOW_USE, ["source"]),
     "np_pair": (abi.PAIR, ["source", "destination", "port", "unused"]),
     "np_verdict": (abi.VERDICT, ["epoch", "direct", "exceptions"]),
     "np_address_port": (abi.ADDRESS_PORT, ["ip", "port"]),
@@ -32,18 +32,15 @@ STRUCTS = {
     "np_direct_state": (abi.DIRECT_STATE, ["epoch", "valid_until_ns"]),
     "np_direct_flow": (
         abi.DIRECT_FLOW,
-        ["socket", "source", "destination", "started_ns", "ended_ns", "sent", "received", "source_ip", "destination_ip"]
-        + [
-            "original_ip",
-            "source_port",
-            "destination_port",
-            "original_port",
-            "established",
-            "ended",
-            "fin_seen",
-            "refused",
-            "fin_at",
-        ],
+        ["socket", "source", "destination", "started_ns", "ended_ns", "sent", "received", "original_ip", "original_port"]
+        + ["accepted", "ended", "refused"],
+    ),
+    "np_direct_ended": (
+        abi.DIRECT_ENDED,
+        ["flow.source_ip", "flow.destination_ip", "flow.source_port", "flow.destination_port"]
+        + ["carried.socket", "carried.source", "carried.destination", "carried.started_ns", "carried.ended_ns", "carried.sent"]
+        + ["carried.received", "carried.original_ip", "carried.original_port", "carried.accepted", "carried.ended"]
+        + ["carried.refused"],
     ),
 }
 NUMBERS = {
@@ -67,12 +64,13 @@ NUMBERS = {
 
 
 def offsets(layout: struct.Struct) -> list[int]:
-    """Where each field of a layout without padding begins."""
+    """Where each field of a layout begins; `x` is what Python passes over."""
     found, at = [], 0
     for count, code in re.findall(r"(\d*)([A-Za-z])", layout.format):
         repeats, size = (1, int(count)) if code == "s" else (int(count or 1), struct.calcsize(f"={code}"))
         for _ in range(repeats):
-            found.append(at)
+            if code != "x":
+                found.append(at)
             at += size
     return found
 
