@@ -75,8 +75,8 @@ VERDICT: Final = struct.Struct("=QII")  # epoch, direct, exceptions
 ADDRESS_PORT: Final = struct.Struct("=16sI")  # ip, port
 SERVICE: Final = struct.Struct("=QII160s")  # epoch, count, turn, endpoints: MAX_ENDPOINTS × ADDRESS_PORT
 DIRECT_STATE: Final = struct.Struct("=QQ")  # epoch, valid_until_ns
-# socket, source, destination, started_ns, ended_ns, sent, received, original_ip, original_port, accepted, ended, refused; the programs'
-# own fields are passed over
+# socket, source, destination, started_ns, ended_ns, sent, received, original_ip, original_port, accepted, ended, refused; the
+# programs' own fields are passed over
 DIRECT_FLOW: Final = struct.Struct("=7Q16sHxBBBxx4x4x")
 DIRECT_ENDED: Final = struct.Struct(FLOW.format + "4x" + DIRECT_FLOW.format[1:])  # flow, carried
 

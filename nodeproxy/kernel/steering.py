@@ -18,7 +18,7 @@ from nodeproxy.errors import ConfigError, EnrolmentError, KernelError
 from nodeproxy.kernel import abi, bpf
 from nodeproxy.kernel.abi import Drop, Role
 from nodeproxy.kernel.direct import DirectTable
-from nodeproxy.kernel.generation import Generation, open_or_load
+from nodeproxy.kernel.generation import Generation, forget_ended, open_or_load
 from nodeproxy.kernel.pins import Pins, remove_tree
 from nodeproxy.kernel.programs import CGROUP_PROGRAMS, SK_LOOKUP, Program
 
@@ -71,6 +71,7 @@ class Steering:
             steering._attach_cgroup(cgroup_root)
             for old in pins.generations():
                 if old != generation.directory:
+                    forget_ended(old, generation)
                     remove_tree(old)
         except BaseException:
             os.close(lock)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from nodeproxy.kernel.steering import Steering
 from nodeproxy.lab.topology import Lab
 from tests.kernel.conftest import Node
 from tests.kernel.direct_pods import Pods, make_pods
+from tests.kernel.later_version import other_sources
 
 pytestmark = pytest.mark.kernel
 
@@ -165,3 +167,33 @@ def test_an_agent_that_comes_again_knows_the_flows(pods: Pods) -> None:
     assert ended.socket_cookie == flow.socket_cookie
     for host in (pods.client_pod, pods.server_pod):
         pods.node.set_listeners(host)
+
+
+@pytest.mark.parametrize("header", ["", "\n/* other maps */\n"], ids=["same maps", "other maps"])
+def test_a_later_version_knows_the_flows(pods: Pods, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, header: str) -> None:
+    """With maps of their own its programs go on with what they carried; one connection ends before they are there."""
+    for name in ("stays", "ends"):
+        pods.client("hold", address=pods.server_pod.address4, port=81, name=name)
+    stays, ends = sorted(pods.table.flows(), key=lambda flow: flow.socket_cookie)
+    epoch = pods.table.epoch
+    pods.node.steering.close()
+    attach = Steering._attach_pods
+
+    def end_one(steering: Steering) -> None:
+        pods.client("go_on", name="ends", say='{"read": 100, "send": 0, "end": "close"}'.ljust(100))
+        attach(steering)
+
+    monkeypatch.setattr(Steering, "_attach_pods", end_one)
+    with other_sources(monkeypatch, tmp_path, header=header):
+        pods.node.steering = Steering.open(pods.node.instance, pods.node.group, own_cgroup_id=pods.node.own_id, workers=2)
+    monkeypatch.undo()
+    pods.node.worker.read_originals_of(pods.node.steering)
+    assert not pods.node.steering.adopted
+    assert pods.table.epoch == (0 if header else epoch)
+    assert pods.table.flows() == [stays]
+    assert [flow.socket_cookie for flow in pods.table.take_ended()] == ([] if header else [ends.socket_cookie])
+    pods.client("go_on", name="stays", say='{"read": 100, "send": 0, "end": "close"}'.ljust(100))
+    (flow,) = pods.soon()
+    assert (flow.socket_cookie, flow.sent_bytes, flow.received_bytes) == (stays.socket_cookie, 100, 0)
+    for host in (pods.client_pod, pods.server_pod):
+        pods.node.enrol(host)
