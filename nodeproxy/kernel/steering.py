@@ -12,7 +12,6 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from nodeproxy.errors import ConfigError, EnrolmentError, KernelError
 from nodeproxy.kernel import abi, bpf
@@ -32,13 +31,6 @@ class PodSteering:
     netns_fd: int
     netns_cookie: int
     addresses: tuple[str, ...]
-
-
-class InProgress(NamedTuple):
-    """Connections that are being made at this moment: steered ones, and last legs."""
-
-    steered: int
-    last_legs: int
 
 
 class Steering:
@@ -222,21 +214,12 @@ class Steering:
             raise ConfigError(f"worker slot {slot} is not between 0 and {abi.MAX_SLOTS - 1}")
         self._maps["listeners"].put(abi.LISTENER.pack(abi.pack_ip(address), role, slot), struct.pack("=I", listener_fd))
 
-    def clear_listener(self, address: str, role: Role, slot: int) -> None:
-        """Take the worker out of the turn; nothing happens if it was not in it."""
-        self._maps["listeners"].delete(abi.LISTENER.pack(abi.pack_ip(address), role, slot))
-
     # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def drop_counters(self) -> dict[str, int]:
         """How often the kernel's side refused, by reason, since the maps were made."""
         drops = self._maps["drops"]
         return {drop.name.lower(): drops.per_cpu_sum(drop) for drop in Drop}
-
-    def in_progress(self) -> InProgress:
-        """Connections that are being made now."""
-        value = self._maps["in_use"].get(_ZERO)
-        return InProgress(*abi.IN_USE.unpack(value)) if value else InProgress(0, 0)
 
     @staticmethod
     def uninstall(instance: str) -> None:

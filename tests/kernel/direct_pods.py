@@ -56,7 +56,7 @@ class Pods(NamedTuple):
         """Entries of the maps of connections, where there are any."""
         maps = self.node.steering._maps
         counts = {name: sum(len(keys) for keys, _ in batch.walk(maps[name])) for name in ("direct", "flows", "handover")}
-        counts["in_use"] = sum(self.node.steering.in_progress())
+        counts["in_use"] = sum(self.node.in_progress())
         return {name: count for name, count in counts.items() if count}
 
 
