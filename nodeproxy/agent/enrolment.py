@@ -88,6 +88,8 @@ class Enrolment:
         self._is_foreign = is_foreign
         self._wanted: dict[str, PodSpec] = {}
         self._by_command: dict[str, PodSpec | None] = {}
+        self._by_cookie: dict[int, str] = {}  # netns cookie → uid of the enrolled pod
+        self._owners: dict[str, str] = {}  # address → uid of the enrolled pod
         self._leaving: dict[int, _Leaving] = {}  # by netns cookie
         self._tidying: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()
@@ -228,9 +230,8 @@ class Enrolment:
         if before is not None:  # back before it was quite gone: what is set up there stays
             os.close(before.pod.netns_fd)
         try:
-            for other in self.pods.values():
-                if other.cookie == pod.cookie:
-                    raise EnrolmentError(f"{spec.netns} is the network namespace of {other.spec.uid}, which is enrolled already")
+            if (other := self._by_cookie.get(pod.cookie)) is not None:
+                raise EnrolmentError(f"{spec.netns} is the network namespace of {other}, which is enrolled already")
             pod.addresses = self._own_addresses(pod)
             for slot in range(self._slots):
                 self._listen(pod, slot)
@@ -241,6 +242,8 @@ class Enrolment:
             os.close(pod.netns_fd)
             raise
         self.pods[spec.uid] = pod
+        self._by_cookie[pod.cookie] = spec.uid
+        self._owners.update(dict.fromkeys(pod.addresses, spec.uid))
         self.failed.pop(spec.uid, None)
         log.info("pod %s is in the mesh: %s, %s", spec.uid, spec.netns, ", ".join(pod.addresses))
         self._on_change(spec.uid)
@@ -251,8 +254,7 @@ class Enrolment:
         A pod can give itself whatever address it likes, and must neither get another's connections, nor keep it out, nor stay
         out of the mesh by it.  Without any address that is its own it is in, and can't connect.
         """
-        taken = {address for other in self.pods.values() for address in other.addresses}
-        foreign = [each for each in pod.addresses if each in taken or self._is_foreign(pod.spec.uid, each)]
+        foreign = [each for each in pod.addresses if each in self._owners or self._is_foreign(pod.spec.uid, each)]
         if foreign:
             log.warning("pod %s has addresses of other workloads, which it does not get: %s", pod.spec.uid, ", ".join(foreign))
         return tuple(address for address in pod.addresses if address not in foreign)
@@ -277,6 +279,9 @@ class Enrolment:
         self._steering.leave(pod.cookie)
         waiting = {slot for slot in range(self._slots) if self._tell(slot, PodRemoved(uid, pod.cookie, abort), ())}
         del self.pods[uid]
+        del self._by_cookie[pod.cookie]
+        for address in pod.addresses:
+            self._owners.pop(address, None)  # it may have been on two interfaces
         log.info("pod %s has left the mesh", uid)
         self._on_change(uid)
         if abort:

@@ -26,16 +26,23 @@ class Identities:
             authority, on_certificate=self._on_certificate, on_dropped=self._on_dropped, on_roots=self._on_roots
         )
 
-    def assign(self, pods: Iterable[tuple[str, str]]) -> None:
-        """The pods of this node, each (uid, identity).  New identities are wanted, those that no pod has any more are dropped."""
-        wanted = dict(pods)
-        for uid, identity in wanted.items():
-            if self._by_pod.get(uid) != identity:
-                self.manager.want(identity, uid)
-        for uid, identity in self._by_pod.items():
-            if wanted.get(uid) != identity:
-                self.manager.unwant(identity, uid)
-        self._by_pod = wanted
+    def assign(self, changed: Iterable[tuple[str, str]]) -> None:
+        """Pods whose identity may have changed, each (uid, identity), "" for one that has left or is not in the state.
+
+        New identities are wanted, then those that no pod has any more are dropped: what passes from pod to pod is kept.
+        """
+        over = []
+        for uid, identity in changed:
+            before = self._by_pod.pop(uid, "")
+            if identity:
+                self._by_pod[uid] = identity
+            if before != identity:
+                if identity:
+                    self.manager.want(identity, uid)
+                if before:
+                    over.append((before, uid))
+        for identity, uid in over:
+            self.manager.unwant(identity, uid)
 
     def messages(self) -> list[CertificateIssued]:
         """What a new worker must be told."""

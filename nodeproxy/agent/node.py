@@ -105,11 +105,9 @@ class Node:
         before = self.state.epoch
         self._received = time.time()
         self.source_error = ""
-        self.state.replace(mesh.everything)
+        self.state.replace(mesh.everything, self.remembered.source(mesh.pods, self._received))
         if self.state.epoch != before:
-            self._assign_identities()
-            self.workers.broadcast(StateChanged())
-        self.remembered.keep_pods(mesh.pods, self._received)
+            self.state_changed()
         await self._reconcile(mesh.pods)
         counts = self.view().counts()
         log.info(
@@ -118,6 +116,14 @@ class Node:
             ", ".join(f"{count} {kind}" for kind, count in counts.items()),
             len(mesh.pods),
         )
+
+    def state_changed(self) -> None:
+        """The state has a new epoch: whoever goes by it is told."""
+        self.view()
+        touched = self._reader.take_touched()
+        pods = self.enrolment.pods
+        self._assign_identities(list(pods) if touched.everything else [uid for uid in touched.workloads if uid in pods])
+        self.workers.broadcast(StateChanged())
 
     def refuse_mesh(self, error: ConfigError) -> None:
         """A broken edit: the last good state stays."""
@@ -185,7 +191,7 @@ class Node:
 
     def _pods_changed(self, uid: str) -> None:
         self.metrics.enrolled_pods = len(self.enrolment.pods)
-        self._assign_identities()
+        self._assign_identities([uid])
 
     def _is_foreign(self, uid: str, address: str) -> bool:
         view = self.view()
@@ -193,10 +199,10 @@ class Node:
         owner = view.workload_at(pod.network if pod else "", address)
         return owner is not None and owner.uid != uid and not (pod and address in pod.addresses)
 
-    def _assign_identities(self) -> None:
+    def _assign_identities(self, uids: list[str]) -> None:
         view = self.view()
-        workloads = ((uid, view.workload(uid)) for uid in self.enrolment.pods)
-        self.identities.assign((uid, workload.identity) for uid, workload in workloads if workload is not None)
+        workloads = [(uid, view.workload(uid) if uid in self.enrolment.pods else None) for uid in uids]
+        self.identities.assign((uid, workload.identity if workload is not None else "") for uid, workload in workloads)
 
     def _tell_new_worker(self, slot: int) -> None:
         self.metrics.worker_restarts = sum(self.workers.restarts)

@@ -10,7 +10,7 @@ import msgspec
 from nodeproxy.errors import StateError
 from nodeproxy.model.delta import PodSpec
 from nodeproxy.state.reader import StateReader
-from nodeproxy.state.store import StateWriter
+from nodeproxy.state.store import Meta, StateWriter
 
 _PODS = "pods"  # keys of the store's meta table
 _COMMANDS = "commands"
@@ -42,14 +42,14 @@ class Remembered:
         kept = self._store.get_meta(_RECEIVED)
         return 0.0 if kept is None else msgspec.msgpack.decode(kept, type=float)
 
-    def keep_pods(self, pods: tuple[PodSpec, ...], received: float) -> None:
-        """The source spoke."""
-        self._store.put_meta(_PODS, msgspec.msgpack.encode(pods))
-        self._store.put_meta(_RECEIVED, msgspec.msgpack.encode(received))
+    @staticmethod
+    def source(pods: tuple[PodSpec, ...], received: float) -> Meta:
+        """The source spoke: what is to be kept of that, with the state that it sent."""
+        return {_PODS: msgspec.msgpack.encode(pods), _RECEIVED: msgspec.msgpack.encode(received)}
 
     def keep_commands(self, commands: Commands) -> None:
         """An administrator spoke."""
-        self._store.put_meta(_COMMANDS, msgspec.msgpack.encode(commands))
+        self._store.put_meta({_COMMANDS: msgspec.msgpack.encode(commands)})
 
 
 def remembered_netns(store: Path) -> set[str]:

@@ -13,10 +13,10 @@ import msgspec
 
 from nodeproxy.decide.trace import Trace, note
 from nodeproxy.decide.waypoint import is_waypoint
-from nodeproxy.model.policy import Action
+from nodeproxy.model.policy import Action, Policy
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.model.workload import OWN_PORTS, Service, Workload
-from nodeproxy.policy.authorize import Considered, authorize
+from nodeproxy.policy.authorize import Candidates, Considered, authorize
 from nodeproxy.policy.match import Subject
 from nodeproxy.state.balance import target_port
 from nodeproxy.state.view import View
@@ -108,7 +108,7 @@ def admit_local(
 
 def recheck(view: View, pod: Workload, subject: Subject) -> Refusal | None:
     """What today's policies, and the workload as it is today, say about a connection that was admitted to `pod` earlier."""
-    return authorize(view.policies_for(view.workload(pod.uid) or pod), subject).refusal
+    return authorize(view.relevant_policies(view.workload(pod.uid) or pod, subject), subject).refusal
 
 
 def _admit(
@@ -131,8 +131,10 @@ def _admit(
         address = (address[0], application.port)
     subject = Subject(source_identity, source_ip, *address)
     considered: list[Considered] | None = None if trace is None else []
-    verdict = authorize(view.policies_for(pod), subject, considered)
-    _tell(trace, considered, verdict.refusal, pod)
+    policies = view.relevant_policies(pod, subject)
+    verdict = authorize(policies, subject, considered)
+    if trace is not None:
+        _tell(trace, policies, considered or [], verdict.refusal, pod)
     if verdict.refusal is not None:
         return verdict.refusal
     proxy_protocol = application is not None and application.proxy
@@ -144,8 +146,17 @@ def _admit(
     )
 
 
-def _tell(trace: Trace | None, considered: list[Considered] | None, refusal: Refusal | None, pod: Workload) -> None:
-    for item in considered or ():
+def _tell(
+    trace: Trace,
+    policies: tuple[Policy, ...] | Candidates,
+    considered: list[Considered],
+    refusal: Refusal | None,
+    pod: Workload,
+) -> None:
+    if isinstance(policies, Candidates):
+        count = len(policies.policies)
+        note(trace, "which policies can match?", f"{count} of the {count + policies.left_out} that hold for {pod.name}")
+    for item in considered:
         policy = item.policy
         outcome = "does not match" if item.rule < 0 else f"matches with rule {item.rule}"
         dry_run = " (dry run)" if policy.dry_run else ""
@@ -153,7 +164,7 @@ def _tell(trace: Trace | None, considered: list[Considered] | None, refusal: Ref
     if refusal is not None:
         note(trace, "what does policy say?", refusal.detail, refusal.resource)
     else:
-        note(trace, "what does policy say?", "allowed" if considered else f"allowed: no policy holds for {pod.name}")
+        note(trace, "what does policy say?", "allowed" if policies else f"allowed: no policy holds for {pod.name}")
 
 
 def _is_waypoint_of(view: View, pod: Workload, ip: str) -> bool:

@@ -44,6 +44,11 @@ class Steering:
         self._maps = generation.maps
         self.original_destination_fd = self._maps["original_destination"].fd
         self.direct = DirectTable(self._maps)
+        # netns cookie → keys of the map: a look through the map itself would make each enrolment cost what all pods have.
+        self._addresses: dict[int, set[bytes]] = {}
+        for key in self._maps["pods_by_address"].all_keys():
+            if (value := self._maps["pods_by_address"].get(key)) is not None:
+                self._addresses.setdefault(abi.OWNER.unpack(value)[0], set()).add(key)
 
     @classmethod
     def open(cls, instance: str, cgroup_root: Path, *, own_cgroup_id: int, workers: int) -> Steering:
@@ -150,8 +155,10 @@ class Steering:
                     f"{address} belongs to another enrolled pod (netns cookie {cookie}); addresses are unique on a node"
                 )
             owners.put(key, known or abi.OWNER.pack(pod.netns_cookie, 0, 0, 0, 0))
-        for key in self._addresses_of(pod.netns_cookie) - {abi.pack_ip(address) for address in pod.addresses}:
+            self._addresses.setdefault(pod.netns_cookie, set()).add(key)
+        for key in self._addresses.get(pod.netns_cookie, set()) - {abi.pack_ip(address) for address in pod.addresses}:
             self._forget_address(key)
+            self._addresses[pod.netns_cookie].discard(key)
         self._attach(SK_LOOKUP, self._pins.pod_link(pod.netns_cookie), pod.netns_fd, os.fstat(pod.netns_fd).st_ino)
         families = (abi.FAMILY_V4 if four else 0) | (abi.FAMILY_V6 if six else 0)
         value = abi.POD.pack(
@@ -167,7 +174,7 @@ class Steering:
         path = self._pins.pod_link(netns_cookie)
         if path.exists():
             _detach(path)
-        for key in self._addresses_of(netns_cookie):
+        for key in self._addresses.pop(netns_cookie, set()):
             self._forget_address(key)
 
     def enrolled_cookies(self) -> frozenset[int]:
@@ -187,15 +194,6 @@ class Steering:
                 f"the pod is steered by somebody else already (sk_lookup program {strangers[0]}, `bpftool prog show id "
                 f"{strangers[0]}`): another instance of nodeproxy? Let it leave there first"
             )
-
-    def _addresses_of(self, netns_cookie: int) -> set[bytes]:
-        owners = self._maps["pods_by_address"]
-        found = set()
-        for key in owners.all_keys():
-            value = owners.get(key)
-            if value and abi.OWNER.unpack(value)[0] == netns_cookie:
-                found.add(key)
-        return found
 
     def _forget_address(self, key: bytes) -> None:
         self._maps["pods_by_address"].delete(key)

@@ -23,7 +23,10 @@ from nodeproxy.policy.match import Facts, Subject, Test, compile_match
 # Sets of policies kept compiled: one for each distinct (namespace, selected policies) of the pods on a node, and a node has at
 # most some hundred pods.
 MAX_COMPILED_SETS = 1024
-MAX_COMPILED_POLICIES = 8192
+# A compiled policy of 10 rules takes some 15 KiB.
+MAX_COMPILED_POLICIES = 1024
+# A refusal for want of an ALLOW policy names so many of them: each such line of the access log has them.
+MAX_NAMED = 16
 
 _NEVER = -1
 
@@ -44,6 +47,26 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 _ALLOWED = Verdict(allowed=True)
+
+
+class Named(msgspec.Struct, frozen=True):
+    """Policies that a refusal names: the keys of the first `MAX_NAMED`, and how many there are."""
+
+    first: tuple[str, ...] = ()
+    count: int = 0
+
+
+class Candidates(msgspec.Struct, frozen=True):
+    """Of many policies that hold, those that may match one subject; the others can't (`nodeproxy.policy.index`).
+
+    policies: by key.  allow, dry_allow: all the ALLOW policies that hold, enforced and dry-run, candidates or not.
+    left_out: how many can't match.
+    """
+
+    policies: tuple[Policy, ...]
+    allow: Named
+    dry_allow: Named
+    left_out: int
 
 
 class CompiledPolicy:
@@ -71,20 +94,26 @@ class CompiledPolicy:
 
 
 class CompiledSet:
-    """Policies that hold together, by what they do."""
+    """Policies that hold together, by what they do.  named, dry_named: the ALLOW policies, those that were left out too."""
 
-    __slots__ = ("allow", "deny", "dry_allow", "dry_deny", "policies")
+    __slots__ = ("allow", "deny", "dry_allow", "dry_deny", "dry_named", "named", "policies")
 
-    def __init__(self, policies: tuple[Policy, ...]) -> None:
+    def __init__(self, policies: tuple[Policy, ...], candidates: Candidates | None = None) -> None:
         self.policies = policies  # keeps the objects alive whose identity is the cache's key
         self.deny = _select(policies, Action.DENY, dry_run=False)
         self.allow = _select(policies, Action.ALLOW, dry_run=False)
         self.dry_deny = _select(policies, Action.DENY, dry_run=True)
         self.dry_allow = _select(policies, Action.ALLOW, dry_run=True)
+        self.named = _named(self.allow) if candidates is None else candidates.allow
+        self.dry_named = _named(self.dry_allow) if candidates is None else candidates.dry_allow
 
 
 def _select(policies: tuple[Policy, ...], action: Action, *, dry_run: bool) -> tuple[CompiledPolicy, ...]:
     return tuple(_compiled_policy(policy) for policy in policies if policy.action is action and policy.dry_run == dry_run)
+
+
+def _named(policies: tuple[CompiledPolicy, ...]) -> Named:
+    return Named(tuple(compiled.policy.key for compiled in policies[:MAX_NAMED]), len(policies))
 
 
 _policies: OrderedDict[int, CompiledPolicy] = OrderedDict()
@@ -109,7 +138,7 @@ def _compiled_set(policies: tuple[Policy, ...]) -> CompiledSet:
     return found
 
 
-def authorize(policies: Iterable[Policy], subject: Subject, trace: list[Considered] | None = None) -> Verdict:
+def authorize(policies: Iterable[Policy] | Candidates, subject: Subject, trace: list[Considered] | None = None) -> Verdict:
     """What `policies` say about `subject`; each policy that was looked at goes to `trace`.
 
     Hand in the same tuple again (as `View.policies_for` does) and it is compiled once only.
@@ -117,10 +146,15 @@ def authorize(policies: Iterable[Policy], subject: Subject, trace: list[Consider
     if not policies:
         return _ALLOWED
     # Only a tuple can be asked for again: what was made for this call would push out what comes again.
-    compiled = _compiled_set(policies) if isinstance(policies, tuple) else CompiledSet(tuple(policies))
+    if isinstance(policies, tuple):
+        compiled = _compiled_set(policies)
+    elif isinstance(policies, Candidates):
+        compiled = CompiledSet(policies.policies, policies)
+    else:
+        compiled = CompiledSet(tuple(policies))
     facts = Facts(subject)
     refusal, allow_matched = _decide(compiled, facts, trace)
-    if not compiled.dry_deny and not compiled.dry_allow:
+    if not compiled.dry_deny and not compiled.dry_named.count:
         return _ALLOWED if refusal is None else Verdict(allowed=False, refusal=refusal)
     return Verdict(allowed=refusal is None, refusal=refusal, dry_run=_dry_run(compiled, facts, allow_matched, trace))
 
@@ -145,11 +179,11 @@ def _decide(compiled: CompiledSet, facts: Facts, trace: list[Considered] | None)
     denied = _first_match(compiled.deny, facts, trace)
     if denied is not None:
         return _deny(*denied), False
-    if not compiled.allow:
+    if not compiled.named.count:
         return None, False
     if _first_match(compiled.allow, facts, trace) is not None:
         return None, True
-    return _no_allow(compiled.allow), False
+    return _no_allow(compiled.named), False
 
 
 def _dry_run(compiled: CompiledSet, facts: Facts, allow_matched: bool, trace: list[Considered] | None) -> tuple[Refusal, ...]:
@@ -159,11 +193,11 @@ def _dry_run(compiled: CompiledSet, facts: Facts, allow_matched: bool, trace: li
         denied = _first_match((policy,), facts, trace)
         if denied is not None:
             refusals.append(_deny(*denied))
-    if compiled.dry_allow and not allow_matched and _first_match(compiled.dry_allow, facts, trace) is None:
+    if compiled.dry_named.count and not allow_matched and _first_match(compiled.dry_allow, facts, trace) is None:
         # The enforced ALLOWs were not asked if a DENY decided: ask them now.
         asked = _first_match(compiled.allow, facts, None)
         if asked is None:
-            refusals.append(_no_allow(compiled.dry_allow))
+            refusals.append(_no_allow(compiled.dry_named))
     return tuple(refusals)
 
 
@@ -171,7 +205,8 @@ def _deny(policy: Policy, rule: int) -> Refusal:
     return Refusal(Reason.POLICY_DENY, f"denied by DENY policy {policy.key}, rule {rule}", policy.key)
 
 
-def _no_allow(policies: tuple[CompiledPolicy, ...]) -> Refusal:
-    keys = [compiled.policy.key for compiled in policies]
-    names = ", ".join(keys)
-    return Refusal(Reason.POLICY_NO_ALLOW, f"no ALLOW policy matched: {names}", keys[0])
+def _no_allow(policies: Named) -> Refusal:
+    names = ", ".join(policies.first)
+    more = policies.count - len(policies.first)
+    detail = f"no ALLOW policy matched: {names} and {more} more" if more else f"no ALLOW policy matched: {names}"
+    return Refusal(Reason.POLICY_NO_ALLOW, detail, policies.first[0])

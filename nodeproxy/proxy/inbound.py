@@ -96,8 +96,7 @@ class Inbound:
             session.refuse(admission)
             return
         context.sessions.dry_run(session.record, admission.dry_run)
-        session.subject = admission.subject
-        session.destination_uid = workload.uid
+        context.sessions.admitted(session, admission.subject, workload.uid)
         session.record.service = admission.service
         session.pending = context.dial_application(session.pod, peer[0], admission.address, partial(context.join, session))
 

@@ -34,7 +34,7 @@ class Outbound:
     def __init__(self, context: Context, originals: OriginalDestination) -> None:
         self._context = context
         self._originals = originals
-        self._prefixes: dict[tuple[str, str], bytes] = {}
+        self._prefixes: dict[tuple[str, str], tuple[Workload, bytes]] = {}
         self.pool = Pool(self._make_tunnel, context.poller.clock)
 
     def accepted(self, pod: Pod, sock: socket.socket, peer: tuple[str, int]) -> None:
@@ -83,10 +83,6 @@ class Outbound:
         else:
             session.pending = context.dial_from(session.pod, route.address, partial(context.join, session))
 
-    def forget(self) -> None:
-        """State has changed: what was encoded from it may be old."""
-        self._prefixes.clear()
-
     # ── in plain ──
 
     def _to_local_pod(self, session: Session, client_ip: str, route: Route, source: Workload, destination: Workload) -> None:
@@ -95,8 +91,7 @@ class Outbound:
         if isinstance(admission, Refusal):
             session.refuse(admission)
             return
-        session.subject = admission.subject
-        session.destination_uid = destination.uid
+        context.sessions.admitted(session, admission.subject, destination.uid)
         session.record.destination = Party(join_address(*admission.address), destination, destination.identity)
         context.sessions.dry_run(session.record, admission.dry_run)
         session.pending = context.dial_application(
@@ -147,12 +142,12 @@ class Outbound:
 
     def _prefix(self, authority: str, source: Workload) -> bytes:
         key = (authority, source.uid)
-        prefix = self._prefixes.get(key)
-        if prefix is None:
+        known = self._prefixes.get(key)
+        if known is None or known[0] is not source:  # the state has another one by now
             if len(self._prefixes) >= _MAX_PREFIXES:
                 self._prefixes.clear()
-            prefix = self._prefixes[key] = connect_prefix(authority, encode_baggage(source))
-        return prefix
+            known = self._prefixes[key] = (source, connect_prefix(authority, encode_baggage(source)))
+        return known[1]
 
     def _suffix(self, client_address: str) -> bytes:
         return connect_suffix(forwarded_for(client_address), child_traceparent(None, os.urandom(24)))

@@ -162,8 +162,7 @@ class ServerTunnel(Tunnel):
             record.destination = self._destination(request.port)
             session.refuse(admission)
             return
-        session.subject = admission.subject
-        session.destination_uid = workload.uid
+        context.sessions.admitted(session, admission.subject, workload.uid)
         record.service = admission.service
         record.destination = Party(join_address(*admission.address), workload, workload.identity)
         context.sessions.dry_run(record, admission.dry_run)

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import msgspec
+
 from nodeproxy.decide.inbound import recheck
 from nodeproxy.model.connection import Connection, Direction
 from nodeproxy.model.reason import Reason, Refusal
@@ -13,11 +15,14 @@ from nodeproxy.observe.counters import Counters
 from nodeproxy.observe.labels import Reporter, tcp_labels
 from nodeproxy.policy.match import Subject
 from nodeproxy.proxy.buffers import Budget
+from nodeproxy.proxy.judged import Judged
 from nodeproxy.proxy.pods import Pod
 from nodeproxy.proxy.session import Session
+from nodeproxy.state.changes import Touched
 from nodeproxy.state.view import View
 
 WriteLog = Callable[[Connection], None]
+Verdicts = dict[tuple[str, Subject], Refusal | None]
 WriteDryRun = Callable[[Connection, Refusal], None]
 
 
@@ -30,6 +35,7 @@ class Sessions:
         self._write_log = write_log
         self._write_dry_run = write_dry_run
         self._live: dict[int, Session] = {}
+        self._judged = Judged()
         self._last_id = 0
         self.ended: list[Session] = []  # to be unlinked
 
@@ -58,6 +64,11 @@ class Sessions:
         self._live[session.record.id] = session
         session.pod.connections += 1
 
+    def admitted(self, session: Session, subject: Subject, destination_uid: str) -> None:
+        """This node's policy lets it in: it is judged again when that may have changed."""
+        session.subject, session.destination_uid = subject, destination_uid
+        self._judged.add(session)
+
     def opened(self, session: Session) -> None:
         """Both ends stand."""
         for reporter in _reporters(session):
@@ -68,6 +79,8 @@ class Sessions:
         """A connection has ended."""
         del self._live[session.record.id]
         session.pod.connections -= 1
+        if session.subject is not None:
+            self._judged.remove(session)
         self._count_bytes(session)
         for reporter, series in session.series:
             # How it ended is the only label that may have changed since it opened.
@@ -100,15 +113,16 @@ class Sessions:
 
     # ── what the worker asks ──
 
-    def recheck(self, view: View) -> None:
-        """Policy or membership has changed: end what they would not let begin now."""
-        for session in self:
+    def recheck(self, view: View, touched: Touched) -> None:
+        """The state has changed: end what policy or membership would not let begin now."""
+        verdicts: Verdicts = {}
+        for session in self._judged.concerned(view, touched):
             if session.subject is not None and not session.ended:
-                session.guard(partial(_recheck, view, session, session.subject))
+                session.guard(partial(_recheck, view, session, session.subject, verdicts))
 
     def involve(self, pod: Pod) -> bool:
         """Whether a connection of `pod`, or towards it, lives."""
-        return pod.connections > 0 or any(session.destination_uid == pod.uid for session in self._live.values())
+        return pod.connections > 0 or self._judged.is_towards(pod.uid)
 
     def end_pod(self, pod_uid: str) -> None:
         """The pod is gone: so are its connections, and those towards it."""
@@ -147,12 +161,22 @@ class Sessions:
                 series.sent_bytes += sent - before[1]
 
 
-def _recheck(view: View, session: Session, subject: Subject) -> None:
+def _recheck(view: View, session: Session, subject: Subject, verdicts: Verdicts) -> None:
     destination = view.workload(session.destination_uid)
     if destination is None:
         session.refuse(Refusal(Reason.UNKNOWN_WORKLOAD, "the destination's workload was removed from the state"))
         return
-    refusal = recheck(view, destination, subject)
+    if session.record.direction is Direction.OUTBOUND:  # a pod of this node: it is who the state says it is
+        source = view.workload(session.pod.uid)
+        if source is None:
+            session.refuse(Refusal(Reason.UNKNOWN_WORKLOAD, "the source's workload was removed from the state"))
+            return
+        if source.identity != subject.source_identity:
+            subject = session.subject = msgspec.structs.replace(subject, source_identity=source.identity)
+    key = session.destination_uid, subject
+    if key not in verdicts:  # a client's connections to one port are one question
+        verdicts[key] = recheck(view, destination, subject)
+    refusal = verdicts[key]
     if refusal is not None:
         session.refuse(refusal)
 

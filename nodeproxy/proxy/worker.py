@@ -135,8 +135,8 @@ class Worker:
             case CertificateDropped():
                 self._context.certificates.drop(message.identity)
             case StateChanged():
-                self._outbound.forget()
-                self._context.sessions.recheck(self._context.view())
+                view = self._context.view()
+                self._context.sessions.recheck(view, self._state.take_touched())
             case ReportWanted():
                 self._report(message.request)
             case ConnectionsWanted():

@@ -19,7 +19,7 @@ from itertools import accumulate
 from math import gcd
 
 from nodeproxy.model.workload import Balancing, Scope, Service, WeightedGateway, Workload
-from nodeproxy.state.view import Endpoint
+from nodeproxy.state.kept import Endpoint
 
 # Positions kept: one for each service, port and kind of source that this worker has balanced.
 MAX_ROTATIONS = 4096

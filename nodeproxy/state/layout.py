@@ -6,9 +6,12 @@ Tables (LMDB's named databases); indexes are multi-valued and sorted, so that eq
     services    "ns/hostname" -> Service            vips        "network/ip" -> service keys
     policies    "ns/name" -> Policy                 hosts       hostname in lower case -> service keys
     meta        agent's key -> bytes                endpoints   service key -> uids of the workloads that list it
-    about       "schema" -> version                 scopes      "" with "/" before it, or namespace -> policy keys
+    about       "schema" -> version                 scopes      scope and group -> policy keys
+                "epoch" -> number, big-endian       shapes      scope, group and shape -> policy keys
+    changes     see `changes`                       rules       digest of scope, group, shape and values -> policy keys
 
 An index may name what is not there yet (an endpoint before its service): readers skip it.
+A scope is a namespace, or "/" for all; a group is what a policy does, see `group`; shapes and values: `nodeproxy.policy.index`.
 Knows the bytes, not what they mean for a connection (`view`) nor how they change (`store`).
 """
 
@@ -23,11 +26,11 @@ import lmdb
 import msgspec
 
 from nodeproxy.errors import StateError
-from nodeproxy.model.policy import Policy, PolicyScope
+from nodeproxy.model.policy import Action, Policy, PolicyScope
 from nodeproxy.model.workload import Service, Workload
 
 # Raise it with every change of a table or of a stored struct that an older reader would misread.
-SCHEMA = b"1"
+SCHEMA = b"2"
 # LMDB's own limit of a key and of an index's value (MDB_MAXKEYSIZE, compiled in).
 MAX_KEY_BYTES = 511
 # Address space, not memory: pages are used as they are needed.  100,000 workloads take some 60 MiB.
@@ -36,9 +39,10 @@ MAP_SIZE_BYTES = 4 << 30
 _MAX_READERS = 512
 
 DATA_FILE = "data.mdb"
-PLAIN_TABLES = ("workloads", "services", "policies", "meta", "about")
-INDEXES = ("addresses", "vips", "hosts", "endpoints", "scopes")
-GLOBAL_SCOPE = b"/"  # no namespace is named so
+PLAIN_TABLES = ("workloads", "services", "policies", "meta", "about", "changes")
+INDEXES = ("addresses", "vips", "hosts", "endpoints", "scopes", "shapes", "rules")
+GLOBAL_SCOPE = "/"  # no namespace is named so
+GROUPS = (b"D", b"A", b"d", b"a")
 
 encode = msgspec.msgpack.Encoder().encode
 decode_workload = msgspec.msgpack.Decoder(Workload).decode
@@ -53,15 +57,30 @@ def address_keys(workload: Workload) -> list[bytes]:
     return [f"{workload.network}/{address}".encode() for address in workload.addresses]
 
 
-def scope_key(policy: Policy) -> bytes | None:
-    """Key of `scopes`, None for a policy that holds only where a workload lists it."""
+def scope_of(policy: Policy) -> str | None:
+    """The scope of a policy, None for one that holds only where a workload lists it."""
     if policy.scope is PolicyScope.GLOBAL:
         return GLOBAL_SCOPE
-    return policy.namespace.encode() if policy.scope is PolicyScope.NAMESPACE else None
+    return policy.namespace if policy.scope is PolicyScope.NAMESPACE else None
+
+
+def group_of(policy: Policy) -> bytes:
+    """What a policy does: one of `GROUPS`, "D" denies, "A" allows; in lower case if that is dry-run."""
+    letter = b"D" if policy.action is Action.DENY else b"A"
+    return letter.lower() if policy.dry_run else letter
+
+
+def scope_key(scope: str, group: bytes, shape: str | None = None) -> bytes:
+    """Key of `scopes`, and of `shapes` if there is a shape."""
+    key = b"%b\0%b" % (scope.encode(), group)
+    return key if shape is None else key + shape.encode()
 
 
 class User(Protocol):
     """Whoever works with an `Environment`'s handles and can let go of them."""
+
+    def release(self) -> None:
+        """End the snapshot that it has, if it has one."""
 
     def forget(self) -> None:
         """Drop every handle of LMDB, without closing it."""
@@ -74,14 +93,43 @@ class Environment:
     forgets what its parent had open.  So handles are reached through this object or held by a registered user, nowhere else.
     """
 
-    def __init__(self, path: str, env: lmdb.Environment, *, writable: bool) -> None:
+    def __init__(self, path: str, *, writable: bool, map_size_bytes: int) -> None:
+        """Raises lmdb.Error if it can't be opened."""
         self.path, self.writable = path, writable
-        self.env: lmdb.Environment = env
         self.count = 1
         self.users: WeakSet[User] = WeakSet()
         self.tables: dict[str, Any] = {}
-        for name in PLAIN_TABLES + INDEXES:
-            self.tables[name] = env.open_db(name.encode(), create=writable, dupsort=name in INDEXES)
+        self.env = self._open(map_size_bytes)
+
+    def _open(self, map_size_bytes: int) -> lmdb.Environment:
+        # sync=False: the store is a cache of its source; a crash of the process loses nothing, one of the machine loses a cache.
+        # readahead=False: look-ups are random.
+        env = lmdb.open(
+            self.path,
+            map_size=map_size_bytes,
+            readonly=not self.writable,
+            create=self.writable,
+            max_dbs=len(PLAIN_TABLES) + len(INDEXES),
+            max_readers=_MAX_READERS,
+            sync=False,
+            readahead=False,
+            mode=0o600,
+        )
+        try:
+            for name in PLAIN_TABLES + INDEXES:
+                self.tables[name] = env.open_db(name.encode(), create=self.writable, dupsort=name in INDEXES)
+        except BaseException:
+            env.close()
+            raise
+        return env
+
+    def reopen(self) -> None:
+        """Give back the memory that LMDB keeps for itself.  Every snapshot of this process is released."""
+        for user in self.users:
+            user.release()
+        size = self.env.info()["map_size"]
+        self.env.close()
+        self.env = self._open(size)
 
     def release(self) -> None:
         """One user less; the last one closes."""
@@ -122,25 +170,7 @@ def acquire(directory: Path, *, writable: bool, map_size_bytes: int = 0) -> Envi
             check_unopened(directory)
         environment.count += 1
         return environment
-    # sync=False: the store is a cache of its source; a crash of the process loses nothing, one of the machine loses a cache.
-    # readahead=False: look-ups are random.
-    env = lmdb.open(
-        path,
-        map_size=map_size_bytes,
-        readonly=not writable,
-        create=writable,
-        max_dbs=len(PLAIN_TABLES) + len(INDEXES),
-        max_readers=_MAX_READERS,
-        sync=False,
-        readahead=False,
-        mode=0o600,
-    )
-    try:
-        environment = Environment(path, env, writable=writable)
-    except BaseException:
-        env.close()
-        raise
-    _opened[path] = environment
+    environment = _opened[path] = Environment(path, writable=writable, map_size_bytes=map_size_bytes)
     return environment
 
 

@@ -1,7 +1,7 @@
 """Writing the state: deltas and whole states in, one transaction each.
 
 Invariants: one writer for a directory; a transaction applies whole or not at all; what did not change is not written, and if
-nothing did, the epoch stays, so that readers keep their caches.
+nothing did, the epoch stays; what a change touched is told with it (`changes`), so that readers keep the rest of their caches.
 The store is a cache of the source that feeds it, kept so that a restarted agent has the last known state.  So an environment
 that is damaged or of another version is made anew, empty, and `rebuilt` says why: the source will fill it.
 Knows nothing of where deltas come from.
@@ -12,17 +12,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
 import lmdb
 import msgspec
 
-from nodeproxy.errors import StateError
+from nodeproxy.errors import ConfigError, StateError
 from nodeproxy.model.delta import Delta, Everything
-from nodeproxy.model.policy import Policy
-from nodeproxy.model.workload import Service, Workload
+from nodeproxy.state.changes import MAX_NAMES, Touched, epoch_of, record
 from nodeproxy.state.layout import (
     DATA_FILE,
     MAP_SIZE_BYTES,
@@ -30,20 +29,20 @@ from nodeproxy.state.layout import (
     SCHEMA,
     Environment,
     acquire,
-    address_keys,
     check_unopened,
     check_whole,
-    decode_policy,
-    decode_service,
-    decode_workload,
     encode,
-    scope_key,
 )
 from nodeproxy.state.reader import StateReader
+from nodeproxy.state.resources import POLICIES, SERVICES, WORKLOADS, Table
 
 _LOCK_FILE = "writer.lock"
+_END: tuple[None, bytes] = (None, b"")
+# LMDB keeps the memory of the pages that a transaction wrote for the next ones.  An entry may have cost one, of 4 KiB: after more
+# entries than these the memory is given back.
+_LARGE = 4096
 
-Entry = tuple[str, bytes, bytes]  # index, key, value
+Meta = Mapping[str, bytes | None]
 
 
 class StateWriter:
@@ -65,26 +64,31 @@ class StateWriter:
         try:
             self.rebuilt = _clear_if_unusable(self.path)
             self._environment = _open(self.path, map_size_bytes)
+            with self._environment.env.begin() as txn:
+                self._epoch = epoch_of(txn, self._environment.tables)
         except BaseException:
             self._lock.close()
             raise
 
     @property
     def epoch(self) -> int:
-        """The id of the last transaction that changed something."""
-        return int(self._environment.env.info()["last_txnid"])
+        """The number of the last change of the state; what the agent puts by `meta` is none."""
+        return self._epoch
 
-    def apply(self, delta: Delta) -> int:
-        """Make the change; returns the epoch, the old one if nothing changed.  Raises StateError, nothing then being applied."""
-        return self._write(lambda change: change.apply(delta))
+    def apply(self, delta: Delta, meta: Meta | None = None) -> int:
+        """Make the change; returns the epoch, the old one if nothing changed.  Raises StateError, nothing then being applied.
 
-    def replace(self, everything: Everything) -> int:
-        """Make this all there is, writing only what differs; returns the epoch, the old one if nothing did."""
-        return self._write(lambda change: change.replace(everything))
+        meta: as `put_meta` takes them, written in the same transaction.
+        """
+        return self._write(lambda change: change.apply(delta), meta)
 
-    def put_meta(self, key: str, value: bytes | None) -> None:
-        """Keep `value` for the agent under `key`, or forget it (None)."""
-        self._write(lambda change: change.put_meta(key.encode(), value))
+    def replace(self, everything: Everything, meta: Meta | None = None) -> int:
+        """Make this all there is, writing only what differs; returns the epoch, the old one if nothing did.  Else as `apply`."""
+        return self._write(lambda change: change.replace(everything), meta)
+
+    def put_meta(self, meta: Meta) -> None:
+        """Keep each value for the agent under its key, or forget it (None)."""
+        self._write(lambda change: None, meta)
 
     def get_meta(self, key: str) -> bytes | None:
         """What was put under `key`."""
@@ -101,7 +105,7 @@ class StateWriter:
         self._environment.release()
         self._lock.close()
 
-    def _write(self, work: Callable[[_Change], None]) -> int:
+    def _write(self, work: Callable[[_Change], None], meta: Meta | None) -> int:
         # Readers that were killed would pin their snapshot for ever.
         self._environment.env.reader_check()
         txn = None
@@ -109,10 +113,11 @@ class StateWriter:
             txn = self._environment.env.begin(write=True)
             change = _Change(txn, self._environment.tables)
             work(change)
+            change.put_meta(meta or {})
+            epoch = record(txn, self._environment.tables, change.touched) if change.touched else self._epoch
             if change.made:
                 txn.commit()
-            else:
-                txn.abort()
+                self._epoch = epoch
         except lmdb.MapFullError as exc:
             size = self._environment.env.info()["map_size"] >> 20
             raise StateError(f"the state does not fit into {size} MiB; nothing was applied, raise map_size_bytes") from exc
@@ -121,100 +126,93 @@ class StateWriter:
         finally:
             if txn is not None:
                 txn.abort()  # does nothing after a commit
-        return self.epoch
+        if change.count > _LARGE:
+            self._give_memory_back()
+        return self._epoch
 
-
-class _Table:
-    """How one kind of resource is stored: its table, its key, and the index entries that it stands for."""
-
-    def __init__(
-        self,
-        name: str,
-        key: Callable[[Any], str],
-        decode: Callable[[bytes], Any],
-        entries: Callable[[Any, bytes], Iterable[Entry]],
-    ) -> None:
-        self.name, self.key, self.decode, self.entries = name, key, decode, entries
-
-
-def _workload_entries(workload: Workload, key: bytes) -> Iterable[Entry]:
-    yield from (("addresses", address, key) for address in address_keys(workload))
-    yield from (("endpoints", service.encode(), key) for service in workload.services)
-
-
-def _service_entries(service: Service, key: bytes) -> Iterable[Entry]:
-    yield from (("vips", vip.encode(), key) for vip in service.vips)
-    yield "hosts", service.hostname.lower().encode(), key
-
-
-def _policy_entries(policy: Policy, key: bytes) -> Iterable[Entry]:
-    scope = scope_key(policy)
-    if scope is not None:
-        yield "scopes", scope, key
-
-
-def _policy_key(policy: Policy) -> str:
-    return policy.key
-
-
-def _service_key(service: Service) -> str:
-    return service.key
-
-
-def _workload_key(workload: Workload) -> str:
-    return workload.uid
-
-
-_WORKLOADS = _Table("workloads", _workload_key, decode_workload, _workload_entries)
-_SERVICES = _Table("services", _service_key, decode_service, _service_entries)
-_POLICIES = _Table("policies", _policy_key, decode_policy, _policy_entries)
+    def _give_memory_back(self) -> None:
+        try:
+            self._environment.reopen()
+        except lmdb.Error as exc:
+            raise StateError(f"can't open the state in {self.path} again after a large change of it: {exc}") from exc
 
 
 class _Change:
-    """One write transaction; `made` tells whether it has changed anything."""
+    """One write transaction; `made` tells whether it has changed anything, `touched` what of the state."""
 
     def __init__(self, txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
-        self.made = False
+        self.touched = Touched()
+        self.count = 0  # of entries that were written or removed
+        self._meta = False
         self._txn = txn
         self._tables = tables
+
+    @property
+    def made(self) -> bool:
+        return self._meta or bool(self.touched)
 
     def apply(self, delta: Delta) -> None:
         # Removals first: a key that is both removed and given in one delta stays, as with ztunnel's.
         for table, removed, given in (
-            (_WORKLOADS, delta.removed_workloads, delta.workloads),
-            (_SERVICES, delta.removed_services, delta.services),
-            (_POLICIES, delta.removed_policies, delta.policies),
+            (WORKLOADS, delta.removed_workloads, delta.workloads),
+            (SERVICES, delta.removed_services, delta.services),
+            (POLICIES, delta.removed_policies, delta.policies),
         ):
             kept = {table.key(resource) for resource in given} if removed else set()
             for key in removed:
                 if key not in kept:
                     self._remove(table, key.encode())
-            for resource in given:
+            for resource in sorted(given, key=table.key):  # as in `_differences`
                 self._put(table, resource)
 
     def replace(self, everything: Everything) -> None:
         for table, given in (
-            (_WORKLOADS, everything.workloads),
-            (_SERVICES, everything.services),
-            (_POLICIES, everything.policies),
+            (WORKLOADS, everything.workloads),
+            (SERVICES, everything.services),
+            (POLICIES, everything.policies),
         ):
-            kept = {table.key(resource).encode() for resource in given}
-            with self._txn.cursor(self._tables[table.name]) as cursor:
-                stored = cast("Iterator[bytes]", cursor.iternext(keys=True, values=False))
-                gone = [key for key in stored if key not in kept]
+            gone, changed = self._differences(table, given)
             for key in gone:
                 self._remove(table, key)
-            for resource in given:
+            for resource in changed:
                 self._put(table, resource)
 
-    def put_meta(self, key: bytes, value: bytes | None) -> None:
-        table = self._tables["meta"]
-        if value is None:
-            self.made |= self._txn.delete(key, db=table)
-        elif self._txn.get(key, db=table) != value:
-            self.made |= self._txn.put(key, value, db=table)
+    def _differences(self, table: Table, given: Sequence[msgspec.Struct]) -> tuple[list[bytes], list[msgspec.Struct]]:
+        """What is stored and not given any more; what is given and not stored, or not the same.
 
-    def _put(self, table: _Table, resource: msgspec.Struct) -> None:
+        One walk over both in the order of keys.  It is also the order in which to write: LMDB fills pages to the brim by it,
+        which takes half of the memory.
+        """
+        gone, changed = [], []
+        with self._txn.cursor(self._tables[table.name]) as cursor:
+            stored = cast("Iterator[tuple[bytes, bytes]]", cursor.iternext())
+            here, value = next(stored, _END)
+            for resource in sorted(given, key=table.key):  # of text, which sorts as its UTF-8 does
+                key = table.key(resource).encode()
+                while here is not None and here < key:
+                    gone.append(here)
+                    here, value = next(stored, _END)
+                if here != key:
+                    changed.append(resource)
+                    continue
+                if value != encode(resource):
+                    changed.append(resource)
+                here, value = next(stored, _END)
+            while here is not None:
+                gone.append(here)
+                here, value = next(stored, _END)
+        return gone, changed
+
+    def put_meta(self, meta: Meta) -> None:
+        table = self._tables["meta"]
+        for name, value in meta.items():
+            key = name.encode()
+            if value is None:
+                self._meta |= self._txn.delete(key, db=table)
+            elif self._txn.get(key, db=table) != value:
+                self._meta |= self._txn.put(key, value, db=table)
+
+    def _put(self, table: Table, resource: msgspec.Struct) -> None:
         name = table.key(resource)
         key, raw = name.encode(), encode(resource)
         before = self._txn.get(key, db=self._tables[table.name]) if 0 < len(key) <= MAX_KEY_BYTES else None
@@ -223,25 +221,40 @@ class _Change:
         old = None if before is None else table.decode(bytes(before))
         if old == resource:  # equal maps whose keys came in another order have other bytes
             return
-        entries = set(table.entries(resource, key))
+        try:
+            entries = set(table.entries(resource, key))
+        except ConfigError as exc:
+            raise StateError(f"{table.name} {name[:80]!r}: {exc}") from exc
         for _, index_key, value in ((table.name, key, b""), *entries):
             if not 0 < len(index_key) <= MAX_KEY_BYTES or len(value) > MAX_KEY_BYTES:
                 raise StateError(f"{table.name} {name[:80]!r}: a name in it is empty or above {MAX_KEY_BYTES} bytes")
-        stale = set() if old is None else set(table.entries(old, key)) - entries
-        for index, index_key, value in stale:
+        stale = set() if old is None else set(table.entries(old, key))
+        self.count += 1 + len(stale ^ entries)
+        for index, index_key, value in stale - entries:
             self._txn.delete(index_key, value, db=self._tables[index])
-        for index, index_key, value in entries:
+        for index, index_key, value in entries - stale:
             self._txn.put(index_key, value, db=self._tables[index])
         self._txn.put(key, raw, db=self._tables[table.name])
-        self.made = True
+        self._touch(table, resource)
+        if old is not None:
+            self._touch(table, old)
 
-    def _remove(self, table: _Table, key: bytes) -> None:
+    def _remove(self, table: Table, key: bytes) -> None:
         raw = self._txn.pop(key, db=self._tables[table.name]) if 0 < len(key) <= MAX_KEY_BYTES else None
         if raw is None:
             return
-        for index, index_key, value in table.entries(table.decode(bytes(raw)), key):
+        old = table.decode(bytes(raw))
+        entries = set(table.entries(old, key))
+        self.count += 1 + len(entries)
+        for index, index_key, value in entries:
             self._txn.delete(index_key, value, db=self._tables[index])
-        self.made = True
+        self._touch(table, old)
+
+    def _touch(self, table: Table, resource: msgspec.Struct) -> None:
+        if not self.touched.everything:
+            table.touch(resource, self.touched)
+            if len(self.touched.workloads) + len(self.touched.services) + len(self.touched.policies) > MAX_NAMES:
+                self.touched.tell_all()
 
 
 def _lock(directory: Path) -> IO[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,13 +17,16 @@ from tests.bench import processes
 from tests.bench.contestants.nodeproxy import Mesh, TreeAgent, wait_serving
 from tests.bench.rows import Values
 from tests.bench.world import World
+from tests.mesh import delta_source, large_state
 from tests.mesh.cluster import wait_until
+from tests.mesh.large_state import Node
 
 # A file of 100,000 workloads is parsed in the better part of a minute.
 _LOAD_TIMEOUT_S = 300.0
 # Often enough to see a peak of a tenth of a second, seldom enough to leave a core to what is measured.
 _SAMPLE_S = 0.05
 _WORKLOADS_A_SERVICE = 10
+_CHANGES = 30
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,43 @@ def _state(count: int) -> Callable[[World], Values]:
             "load_ms": loading_ms,
             "change_ms": changing_ms,
         }
+
+    return measure
+
+
+@contextmanager
+def _told_by_deltas(world: World) -> Iterator[Node]:
+    """A node whose agent has its state from deltas, as from a control plane."""
+    mesh = Mesh(world, world.options.tree, ["--workers", str(world.options.workers)], nodes=1)
+    try:
+        large_state.populate(mesh.cluster)
+        mesh.agents[0].module = delta_source.__name__
+        mesh.start()
+        node = Node(mesh.cluster)
+        try:
+            yield node
+        finally:
+            node.close()
+    finally:
+        mesh.close()
+
+
+def _change(count: int) -> Callable[[World], Values]:
+    def measure(world: World) -> Values:
+        with _told_by_deltas(world) as node:
+            node.load(large_state.workloads(count))
+            return {"ms": statistics.median(node.change_ms() for _ in range(_CHANGES))}
+
+    return measure
+
+
+def _policies(count: int) -> Callable[[World], Values]:
+    def measure(world: World) -> Values:
+        with _told_by_deltas(world) as node:
+            before = node.pss_mb()
+            node.load(large_state.policies(count))
+            took_ms = statistics.median(node.connect_ms() for _ in range(_CHANGES))
+            return {"ms": took_ms, "added_mb": node.pss_mb() - before}
 
     return measure
 
@@ -193,6 +234,22 @@ AGENT = [
     AgentRow("enrol_1", "agent: 1 pod from the mesh file's edit to its certificate", _enrol(1)),
     AgentRow("enrol_100", "agent: 100 pods at once, the same", _enrol(100), quick=False, max_rounds=3),
     AgentRow("enrol_250", "agent: 250 pods at once, the same", _enrol(250), quick=False, max_rounds=2),
+    AgentRow(
+        "change_100",
+        "agent: change of one of 100 workloads until a worker has acted on it",
+        _change(100),
+        quick=False,
+        max_rounds=3,
+    ),
+    AgentRow("change_100000", "agent: the same, one of 100,000", _change(100_000), quick=False, max_rounds=2),
+    AgentRow("policies_0", "agent: a connection where no policy holds", _policies(0), quick=False, max_rounds=3),
+    AgentRow(
+        "policies_10000",
+        "agent: a connection where 10,000 policies of 10 rules hold",
+        _policies(10_000),
+        quick=False,
+        max_rounds=2,
+    ),
     AgentRow("state_1000", "agent: 1,000 workloads in state", _state(1000), max_rounds=3),
     AgentRow("state_10000", "agent: 10,000 workloads in state", _state(10_000), quick=False, max_rounds=2),
     AgentRow("state_100000", "agent: 100,000 workloads in state", _state(100_000), quick=False, max_rounds=1),

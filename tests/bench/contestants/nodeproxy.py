@@ -19,7 +19,9 @@ SERVING_TIMEOUT_S = 30.0
 
 
 class TreeAgent(Agent):
-    """An agent of some checkout's nodeproxy."""
+    """An agent of some checkout's nodeproxy.  module: what is run."""
+
+    module = "nodeproxy"
 
     def __init__(self, cluster: Cluster, number: int, tree: Path, arguments: list[str]) -> None:
         super().__init__(cluster, number)
@@ -28,7 +30,7 @@ class TreeAgent(Agent):
 
     def start(self, wait: bool = True) -> None:
         node = self.cluster.lab.nodes[self.number]
-        argv = [sys.executable, "-m", "nodeproxy", "run", "--node", self.name, "--mesh", str(self.mesh)]
+        argv = [sys.executable, "-m", self.module, "run", "--node", self.name, "--mesh", str(self.mesh)]
         argv += ["--ca", str(self.cluster.ca), "--instance", self.instance, "--cgroup-root", str(self.cluster.cgroup)]
         argv += ["--run-dir", str(self.run_dir), "--log-format", "json", "--grace-s", "6", *self.arguments]
         environment = {**os.environ, "PYTHONPATH": str(self.tree)}

@@ -212,3 +212,15 @@ def test_trace_tells_each_policy(build: Build) -> None:
         ("matches with rule 0", "ns/a"),
         ("allowed", ""),
     ]
+
+
+def test_of_many_policies_the_trace_tells_those_that_can_match(build: Build) -> None:
+    many = tuple(policy(Action.ALLOW, f"p{n:02}", namespaces=(StringMatch(exact=f"ns{n}"),)) for n in range(40))
+    trace: Trace = []
+    view = build(POD, policies=(*many, policy(Action.ALLOW, "yes", namespaces=(StringMatch(exact="clients"),))))
+    assert admitted(admit_hbone(view, POD, "10.0.0.2:8080", "10.0.0.2", CLIENT_ID, "10.0.0.1", trace)).address
+    assert [(step.what, step.outcome) for step in trace] == [
+        ("which policies can match?", "1 of the 41 that hold for server"),
+        ("allowed by policy?", "matches with rule 0"),
+        ("what does policy say?", "allowed"),
+    ]

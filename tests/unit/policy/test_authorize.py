@@ -6,8 +6,8 @@ import pytest
 
 from nodeproxy.errors import ConfigError
 from nodeproxy.model.policy import Action, Match, Policy, PolicyScope, Rule, ServiceAccountMatch, StringMatch
-from nodeproxy.model.reason import Reason
-from nodeproxy.policy.authorize import Considered, authorize, check_policy
+from nodeproxy.model.reason import Reason, Refusal
+from nodeproxy.policy.authorize import MAX_NAMED, Candidates, Considered, Named, Verdict, authorize, check_policy
 from nodeproxy.policy.match import Subject
 
 WEB = Subject("spiffe://cluster.local/ns/prod/sa/web", "10.0.0.1", "10.0.1.1", 8080)
@@ -176,6 +176,27 @@ def test_a_refusal_names_every_allow_policy_that_did_not_match() -> None:
     assert refusal.detail == "no ALLOW policy matched: ns/a, ns/b"
 
 
+def test_of_many_policies_the_refusal_names_some() -> None:
+    refusal = authorize([allow(name=f"p{number}") for number in range(MAX_NAMED + 5)], WEB).refusal
+    assert refusal is not None
+    assert refusal.resource == "ns/p0"
+    assert refusal.detail.endswith(f", ns/p{MAX_NAMED - 1} and 5 more")
+
+
+def test_candidates_decide_with_those_that_were_left_out() -> None:
+    def candidates(*policies: Policy, allow: Named = NONE, dry_allow: Named = NONE) -> Verdict:
+        return authorize(Candidates(policies, allow, dry_allow, 7), WEB)
+
+    left_out = Named(("ns/left-out",), 1)
+    assert candidates().allowed
+    refusal = candidates(allow=left_out).refusal
+    assert refusal == Refusal(Reason.POLICY_NO_ALLOW, "no ALLOW policy matched: ns/left-out", "ns/left-out")
+    assert candidates(allow(ANY), allow=left_out).allowed
+    assert not candidates(deny(ANY), allow(ANY), allow=left_out).allowed
+    assert [each.reason for each in candidates(dry_allow=left_out).dry_run] == [Reason.POLICY_NO_ALLOW]
+
+
+NONE = Named()
 STRICT = deny(rule(not_principals=(StringMatch(presence=True),)), name="strict")
 STRICT_BUT_9090 = deny(rule(not_principals=(StringMatch(presence=True),), not_destination_ports=(9090,)), name="strict-but-9090")
 

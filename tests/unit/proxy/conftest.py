@@ -47,6 +47,13 @@ class Bench:
         self.sessions = Sessions(self.counters, self.ended.append, lambda connection, refusal: None)
         self.pod = Pod("uid", ("127.0.0.1",), os.open("/dev/null", os.O_RDONLY))
         self.socks: list[socket.socket] = []
+        self._pods = {"uid": self.pod}
+
+    def pod_called(self, uid: str) -> Pod:
+        """The pod with this uid, the same each time."""
+        if uid not in self._pods:
+            self._pods[uid] = Pod(uid, ("127.0.0.1",), os.open("/dev/null", os.O_RDONLY))
+        return self._pods[uid]
 
     def pair(self) -> tuple[socket.socket, socket.socket]:
         made = tcp_pair()
@@ -99,7 +106,8 @@ class Bench:
     def close(self) -> None:
         for sock in self.socks:
             sock.close()
-        self.pod.close()
+        for pod in self._pods.values():
+            pod.close()
         self.poller.close()
 
 

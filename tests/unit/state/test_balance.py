@@ -8,7 +8,7 @@ import pytest
 
 from nodeproxy.model.workload import Balancing, Gateway, LoadBalancer, Locality, Scope, Service, WeightedGateway, Workload
 from nodeproxy.state.balance import Balancer, eligible_endpoints, target_port
-from nodeproxy.state.view import Endpoint
+from nodeproxy.state.kept import Endpoint
 from tests.unit.state.builders import pod, service
 
 SOURCE = pod("client", "10.0.0.1", node="n1", locality=Locality("r1", "z1", "s1"))

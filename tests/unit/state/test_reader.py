@@ -135,7 +135,7 @@ def test_no_state_is_an_error_that_says_so(tmp_path: Path) -> None:
 
 def test_meta(tmp_path: Path) -> None:
     writer = StateWriter(tmp_path)
-    writer.put_meta("key", b"value")
+    writer.put_meta({"key": b"value"})
     reader = writer.reader()
     assert reader.get_meta("key") == b"value"
     assert reader.get_meta("other") is None

@@ -16,10 +16,10 @@ from nodeproxy.errors import StateError
 from nodeproxy.model.delta import Delta, Everything
 from nodeproxy.model.policy import Action, Policy, PolicyScope
 from nodeproxy.model.workload import Gateway, LoadBalancer, Scope, Workload
-from nodeproxy.state import layout
+from nodeproxy.state import layout, store
 from nodeproxy.state.reader import StateReader
 from nodeproxy.state.store import StateWriter
-from tests.unit.state.builders import pod, service
+from tests.unit.state.builders import dump, pod, service
 
 
 @pytest.fixture
@@ -31,15 +31,6 @@ def writer(tmp_path: Path) -> Iterator[StateWriter]:
 
 def policy(name: str, scope: PolicyScope, namespace: str = "ns") -> Policy:
     return Policy(name=name, namespace=namespace, scope=scope, action=Action.ALLOW)
-
-
-def dump(path: Path) -> dict[str, list[tuple[bytes, bytes]]]:
-    """Everything that is stored, indexes too."""
-    environment = layout.acquire(path, writable=False)
-    with environment.env.begin() as txn:
-        tables = {name: list(txn.cursor(db)) for name, db in environment.tables.items()}
-    environment.release()
-    return tables
 
 
 WEB = pod("web", "10.0.0.1", services={"ns/web.svc": {80: 8080}}, policies=("ns/listed",))
@@ -159,14 +150,14 @@ def test_replace_amounts_to_the_difference(tmp_path: Path, writer: StateWriter) 
 
 def test_meta_is_kept_and_survives_a_restart(tmp_path: Path) -> None:
     writer = StateWriter(tmp_path)
-    writer.put_meta("pods", b"\x00one")
+    writer.put_meta({"pods": b"\x00one"})
     writer.replace(EVERYTHING)
     writer.close()
     again = StateWriter(tmp_path)
     assert again.rebuilt == ""
     assert again.get_meta("pods") == again.reader().get_meta("pods") == b"\x00one"
     assert again.reader().view().workload("web") == WEB
-    again.put_meta("pods", None)
+    again.put_meta({"pods": None})
     assert again.get_meta("pods") is None
     again.close()
 
@@ -272,6 +263,26 @@ def test_a_key_that_cannot_be_stored_refuses_the_change_whole(writer: StateWrite
         writer.apply(Delta(workloads=(WEB, Workload(uid=uid, name="x", namespace="ns"))))
     assert writer.reader().view().is_empty
     writer.apply(Delta(removed_workloads=(uid,)))
+
+
+def test_after_a_large_change_writer_and_readers_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_LARGE", 10)
+    writer = StateWriter(tmp_path)
+    writer.apply(Delta(workloads=(WEB,)))
+    reader = writer.reader()
+    view = reader.view()
+    assert view.workload("web") == WEB
+    many = tuple(pod(f"w{number}", f"10.1.0.{number}") for number in range(20))
+    epoch = writer.replace(Everything(workloads=(WEB, *many)))
+    with pytest.raises(StateError, match="can't read"):
+        view.workload("w3")  # its snapshot was let go of
+    assert reader.view().workload("w3") == many[3]
+    assert reader.view().counts()["workloads"] == 21
+    assert writer.apply(Delta(removed_workloads=("w3",))) == epoch + 1
+    assert reader.view().workload("w3") is None
+    reader.close()
+    writer.close()
+    StateWriter(tmp_path).close()  # nothing was left open
 
 
 def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from nodeproxy.model.delta import Everything
-from nodeproxy.model.policy import Action, Policy, PolicyScope
-from nodeproxy.model.workload import Protocol
-from nodeproxy.state import view as view_module
+from nodeproxy.model.policy import Action, Match, Policy, PolicyScope, StringMatch
+from nodeproxy.model.workload import Protocol, Workload
+from nodeproxy.policy.authorize import MAX_NAMED, Candidates, Named
+from nodeproxy.policy.match import Subject
+from nodeproxy.state import kept
 from nodeproxy.state.store import StateWriter
 from nodeproxy.state.view import View
 from tests.unit.state.builders import pod, service
@@ -120,6 +122,46 @@ def test_an_unchanged_policy_stays_the_same_object_across_epochs(build: Build) -
     assert second is first
 
 
+def from_namespace(name: str, source: str, scope: PolicyScope, action: Action = Action.ALLOW, dry_run: bool = False) -> Policy:
+    rule = ((Match(namespaces=(StringMatch(exact=source),)),),)
+    return Policy(name=name, namespace="root", scope=scope, action=action, rules=(rule,), dry_run=dry_run)
+
+
+def test_of_many_policies_those_that_may_match_are_looked_at(build: Build) -> None:
+    everywhere = tuple(from_namespace(f"p{n:03}", f"ns{n}", PolicyScope.GLOBAL) for n in range(500))
+    denying = (
+        from_namespace("deny", "ns7", PolicyScope.GLOBAL, Action.DENY),
+        from_namespace("dry", "ns7", PolicyScope.GLOBAL, dry_run=True),
+    )
+    listed = from_namespace("a-listed", "ns7", PolicyScope.WORKLOAD_SELECTOR)
+    view = build(policies=(*everywhere, *denying, listed))
+
+    def keys(workload: Workload, namespace: str) -> list[str]:
+        relevant = view.relevant_policies(workload, Subject(f"spiffe://td/ns/{namespace}/sa/x", "10.0.0.1", "10.0.0.2", 80))
+        assert isinstance(relevant, Candidates)
+        assert len(relevant.policies) + relevant.left_out == len(view.policies_for(workload))
+        assert (relevant.allow.count, relevant.dry_allow) == (500 + len(workload.policies), Named(("root/dry",), 1))
+        assert len(relevant.allow.first) == MAX_NAMED
+        return [policy.key for policy in relevant.policies]
+
+    assert keys(pod("w"), "ns7") == ["root/deny", "root/dry", "root/p007"]
+    assert keys(pod("w", policies=("root/a-listed",)), "ns7") == ["root/a-listed", "root/deny", "root/dry", "root/p007"]
+    assert keys(pod("w"), "other") == []
+
+
+def test_few_policies_are_all_looked_at(build: Build) -> None:
+    few = tuple(from_namespace(f"p{n}", f"ns{n}", PolicyScope.GLOBAL) for n in range(16))
+    subject = Subject("", "10.0.0.1", "10.0.0.2", 80)
+    view = build(policies=few)
+    assert view.relevant_policies(pod("w"), subject) is view.policies_for(pod("w"))
+    assert isinstance(
+        build(policies=(*few, from_namespace("more", "x", PolicyScope.NAMESPACE))).relevant_policies(
+            pod("w", namespace="root"), subject
+        ),
+        Candidates,
+    )
+
+
 def test_emptiness(build: Build) -> None:
     assert build().is_empty
     assert not build(policies=(policy("p", PolicyScope.GLOBAL),)).is_empty
@@ -144,13 +186,13 @@ def test_names_that_cannot_be_keys_are_not_there(build: Build, name: str) -> Non
 
 
 def test_caches_are_bounded(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(view_module, "MAX_CACHED", 8)
-    monkeypatch.setattr(view_module, "MAX_CACHED_ENDPOINTS", 4)
+    monkeypatch.setattr(kept, "MAX_CACHED", 8)
+    monkeypatch.setattr(kept, "MAX_CACHED_ENDPOINTS", 4)
     workloads = [pod(f"w{n}", f"10.0.0.{n}", services={f"ns/s{n % 3}": {}}) for n in range(30)]
     view = build(*workloads)
     for n in range(30):
         assert view.workload_at("", f"10.0.0.{n}") == workloads[n]
         assert view.workload_at("", f"10.9.0.{n}") is None
         assert len(view.endpoints(f"ns/s{n % 3}")) == 10
-    assert max(len(view._workloads), len(view._workloads_at)) <= 8
-    assert len(view._endpoints) <= 1
+    assert max(len(view._kept.workloads), len(view._kept.workloads_at)) <= 8
+    assert len(view._kept.endpoints) <= 1
