@@ -3,8 +3,9 @@
  * sock_ops: carries what connect.c decided to the other end of the connection, and accounts for direct ones.
  *
  * A steered socket's destination goes into `handover` under its source before the SYN leaves, and from there to the accepted socket, where
- * a worker reads it.  The proxy's own last leg goes into `flows`, so that sk_lookup.c lets its SYN through to the application.  Both entries end when the connection is accepted, or at the latest when the connecting socket closes: a 4-tuple
- * that stayed behind would be a way past the proxy for whoever can send from it.
+ * a worker reads it.  The proxy's own last leg goes into `flows`, so that sk_lookup.c lets its SYN through to the application.  Both entries
+ * end when the connection is accepted, or at the latest when the connecting socket closes: a 4-tuple that stayed behind would be a way past
+ * the proxy for whoever can send from it.
  *
  * A direct connection is in `direct` from its SYN until the client's socket closes, and is told to the agent through the ring `ended`; from
  * when it is accepted, its 4-tuple lets nobody through there either.
@@ -53,7 +54,7 @@ static __always_inline void np_changes(struct bpf_sock_ops *ctx, struct bpf_sock
 		if (state == BPF_TCP_CLOSE)
 			np_direct_ends(ctx);
 		else
-			bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_PARSE_ALL_HDR_OPT_CB_FLAG);
+			np_waits_for_fin(ctx);
 	} else if (state == BPF_TCP_FIN_WAIT1) {
 		return;
 	} else if (kept->kind == NP_KIND_STEERED) {

@@ -30,9 +30,7 @@ static __always_inline void np_payload(struct bpf_sock_ops *ctx, struct np_direc
 	record->received = received;
 }
 
-/*
- * What an enrolled pod sends to another one, and connect.c let go, is direct; `kept` only if a service was asked for.
- */
+/* What an enrolled pod sends to another one, and connect.c let go, is direct; `kept` only if a service was asked for. */
 static __always_inline void np_direct_begins(struct bpf_sock_ops *ctx, struct np_client_socket *kept)
 {
 	__u64 source = bpf_get_netns_cookie(ctx);
@@ -47,7 +45,7 @@ static __always_inline void np_direct_begins(struct bpf_sock_ops *ctx, struct np
 	np_outgoing(ctx, &flow);
 	__builtin_memcpy(address.ip, flow.destination_ip, sizeof(address.ip));
 	owner = pods_by_address.lookup(&address);
-	if (!owner || owner->netns_cookie == source || np_is_own_port(flow.destination_port))
+	if (!owner || owner->netns_cookie == source)
 		return;
 	np_tell_changes(ctx);
 	record.socket = bpf_get_socket_cookie(ctx);
@@ -64,7 +62,17 @@ static __always_inline void np_direct_begins(struct bpf_sock_ops *ctx, struct np
 	np_let_flow(&flow, &use);
 }
 
-/* The other end's FIN; in FIN_WAIT1 and 2 every segment is looked at, or nobody could say afterwards whether it came. */
+/* A client closes first: from here on every segment is looked at, or nobody could say afterwards whether the other end's FIN came. */
+static __always_inline void np_waits_for_fin(struct bpf_sock_ops *ctx)
+{
+	struct np_flow flow = {};
+
+	np_outgoing(ctx, &flow);
+	/* Others' programs ask for states as well: their sockets are none of ours. */
+	if (direct.lookup(&flow))
+		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_PARSE_ALL_HDR_OPT_CB_FLAG);
+}
+
 static __always_inline void np_segment(struct bpf_sock_ops *ctx)
 {
 	struct np_direct_flow *record;

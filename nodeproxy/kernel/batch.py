@@ -65,7 +65,7 @@ def update(opened: Map, entries: Iterable[tuple[bytes, bytes]]) -> int:
             keys=ctypes.addressof(key_buffer), values=ctypes.addressof(value_buffer), count=len(batch), map_fd=opened.fd
         )
         number = _call(Command.MAP_UPDATE_BATCH, attribute)
-        if number == errno.E2BIG:
+        if number in (errno.E2BIG, errno.ENOMEM):
             left = len(batch) - attribute.count
         elif number:
             raise _failed("writing", opened, number)
