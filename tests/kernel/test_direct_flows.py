@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nodeproxy.kernel.direct import Verdict
 from nodeproxy.kernel.steering import Steering
 from nodeproxy.lab.topology import Lab
 from tests.kernel.conftest import Node
@@ -79,7 +80,18 @@ def test_refused_by_the_application(pods: Pods) -> None:
     for address in pods.forms():
         assert pods.client.connect(address, 82)["errno"] == errno.ECONNREFUSED
         (flow,) = pods.soon()
-        assert (flow.established, flow.sent_bytes, flow.received_bytes) == (0, 0, 0)
+        assert (flow.established, flow.refused, flow.sent_bytes, flow.received_bytes) == (0, 1, 0, 0)
+
+
+def test_no_answer_is_no_refusal(pods: Pods, lab: Lab) -> None:
+    """The pod's link is cut: the SYN leaves and nobody hears it."""
+    lost = lab.pod(0, "direct-lost")
+    cookie = pods.node.enrol(lost)
+    assert pods.table.publish(pods.table.close(), [Verdict(pods.client_cookie, cookie, True)], [])
+    lost._route.link("set", index=lost.index("eth0"), state="down")
+    assert pods.client.connect(lost.address4, 80, timeout=0.2)["role"] == "error"
+    (flow,) = pods.soon()
+    assert (flow.established, flow.refused, flow.destination_cookie) == (0, 0, cookie)
 
 
 def test_a_connect_that_cannot_leave(pods: Pods) -> None:
