@@ -5,6 +5,7 @@
     ├── PrivilegeError         the kernel or a capability says no: the platform's to mend
     ├── KernelError            a bpf(2), netlink or namespace call failed
     ├── EnrolmentError         one pod could not be steered; the others are not touched
+    ├── SourceError            the source of the state does not answer, or what reads it died: it is asked again
     ├── StateError             the state's store is damaged, full or held by somebody else
     ├── IdentityError          a certificate or key can't be made, read or trusted
     └── ProtocolError          a peer broke a protocol; `reason` names how
@@ -47,6 +48,10 @@ class EnrolmentError(NodeproxyError):
 
 class StateError(NodeproxyError):
     """The state's store can't be opened, read or written."""
+
+
+class SourceError(NodeproxyError):
+    """The source of the state can't be read, through no fault of what it says; the last good state stays in use."""
 
 
 class IdentityError(NodeproxyError):

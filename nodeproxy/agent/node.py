@@ -15,9 +15,9 @@ from pathlib import Path
 from nodeproxy.agent.enrolment import Enrolment
 from nodeproxy.agent.identities import Identities
 from nodeproxy.agent.remembered import Remembered
-from nodeproxy.agent.sources.mesh_file import Mesh
+from nodeproxy.agent.sources.mesh_file import NewMesh
 from nodeproxy.agent.workers import Workers
-from nodeproxy.errors import ConfigError, IdentityError
+from nodeproxy.errors import IdentityError, NodeproxyError
 from nodeproxy.identity.certificate import CertificateAuthority
 from nodeproxy.kernel.steering import Steering
 from nodeproxy.model.delta import PodSpec
@@ -59,6 +59,7 @@ class Node:
         self.remembered = Remembered(self.state)
         self._reader = self.state.reader()
         self._releasing = False
+        self._writing = asyncio.Lock()  # held while the store is lent to another process: to write then would stop the loop
         self.balancer = Balancer()
         self.totals = Totals()
         self._source = source
@@ -100,14 +101,17 @@ class Node:
 
     # ── the source ──
 
-    async def apply_mesh(self, mesh: Mesh) -> None:
+    async def apply_mesh(self, mesh: NewMesh) -> None:
         """The mesh file, new or changed.  Policy first: who is put in after it is already judged by it."""
-        before = self.state.epoch
-        self._received = time.time()
+        before, received = self.state.epoch, time.time()
+        try:
+            async with self._writing:
+                await mesh.write(self.state, self.remembered.source(mesh.pods, received))
+        finally:
+            if self.state.epoch != before:
+                self.state_changed()
+        self._received = received
         self.source_error = ""
-        self.state.replace(mesh.everything, self.remembered.source(mesh.pods, self._received))
-        if self.state.epoch != before:
-            self.state_changed()
         await self._reconcile(mesh.pods)
         counts = self.view().counts()
         log.info(
@@ -125,7 +129,7 @@ class Node:
         self._assign_identities(list(pods) if touched.everything else [uid for uid in touched.workloads if uid in pods])
         self.workers.broadcast(StateChanged())
 
-    def refuse_mesh(self, error: ConfigError) -> None:
+    def refuse_mesh(self, error: NodeproxyError) -> None:
         """A broken edit: the last good state stays."""
         self.source_error = str(error)
         log.error("%s; nothing of it was applied, the last good state stays in use", error)
@@ -137,7 +141,7 @@ class Node:
         before = time.monotonic()
         await self.enrolment.enrol(spec)
         took_ms = (time.monotonic() - before) * 1000
-        self.remembered.keep_commands(self.enrolment.commands)
+        await self._keep_commands()
         workload = self.view().workload(spec.uid)
         if workload is not None:
             # So that its first connection does not come before its certificate; a CA that is away is no reason to fail.
@@ -148,7 +152,7 @@ class Node:
     async def leave(self, uid: str) -> bool:
         """By an administrator's command; False: it was not in."""
         was_in = await self.enrolment.leave(uid)
-        self.remembered.keep_commands(self.enrolment.commands)
+        await self._keep_commands()
         return was_in
 
     # ── what can be asked ──
@@ -178,6 +182,10 @@ class Node:
         return self._reader.view()
 
     # ── inside ──
+
+    async def _keep_commands(self) -> None:
+        async with self._writing:
+            self.remembered.keep_commands(self.enrolment.commands)
 
     def _release(self) -> None:
         self._releasing = False

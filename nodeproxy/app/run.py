@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -15,10 +16,9 @@ from nodeproxy import __version__
 from nodeproxy.agent.admin import Admin
 from nodeproxy.agent.endpoints import Endpoints
 from nodeproxy.agent.node import Node
-from nodeproxy.agent.sources.mesh_file import Mesh
 from nodeproxy.agent.sources.mesh_watch import MeshFile
 from nodeproxy.config import RunConfig
-from nodeproxy.errors import ConfigError, PrivilegeError
+from nodeproxy.errors import ConfigError, NodeproxyError, PrivilegeError, SourceError, StateError
 from nodeproxy.identity.local_ca import LocalAuthority
 from nodeproxy.kernel.steering import Steering
 from nodeproxy.linux import cgroup
@@ -76,7 +76,7 @@ async def _serve(config: RunConfig, steering: Steering, authority: LocalAuthorit
     await node.start()
     tasks = [
         loop.create_task(node.identities.manager.run(), name="certificates"),
-        loop.create_task(_follow(node, MeshFile(config.mesh)), name="mesh file"),
+        loop.create_task(_follow(node, MeshFile(config.mesh, config.run_dir / STORE)), name="mesh file"),
         loop.create_task(node.enrolment.watch(), name="pods"),
         loop.create_task(_note_ready(node), name="readiness"),
     ]
@@ -94,22 +94,21 @@ async def _serve(config: RunConfig, steering: Steering, authority: LocalAuthorit
 
 
 async def _follow(node: Node, file: MeshFile) -> None:
-    """The first reading decides whether there is anything to serve; after that, a broken file changes nothing."""
-    changes: asyncio.Queue[Mesh | ConfigError] = asyncio.Queue()
-    watching = asyncio.create_task(file.watch(changes.put_nowait, changes.put_nowait))
-    try:
-        while True:
-            change = await changes.get()
-            if isinstance(change, ConfigError):
+    """The first reading decides whether there is anything to serve; after that, what can't be used changes nothing."""
+    async with contextlib.aclosing(file.changes()) as changes:
+        async for change in changes:
+            try:
+                if isinstance(change, NodeproxyError):
+                    raise change
+                await node.apply_mesh(change)
+            except (ConfigError, SourceError, StateError) as exc:
+                if isinstance(exc, SourceError):
+                    file.read_again()
                 if not node.state_statistics().received:
                     if not node.has_last_state:
-                        raise change
+                        raise
                     await node.go_on_with_last_state()
-                node.refuse_mesh(change)
-            else:
-                await node.apply_mesh(change)
-    finally:
-        watching.cancel()
+                node.refuse_mesh(exc)
 
 
 async def _note_ready(node: Node) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -41,8 +41,10 @@ _END: tuple[None, bytes] = (None, b"")
 # LMDB keeps the memory of the pages that a transaction wrote for the next ones.  An entry may have cost one, of 4 KiB: after more
 # entries than these the memory is given back.
 _LARGE = 4096
+_TABLES = (WORKLOADS, SERVICES, POLICIES)
 
 Meta = Mapping[str, bytes | None]
+Keys = Mapping[str, Container[str]]
 
 
 class StateWriter:
@@ -51,11 +53,20 @@ class StateWriter:
     rebuilt: why what was there before had to be thrown away, "" if it was not.
     """
 
-    def __init__(self, path: Path | str, map_size_bytes: int = MAP_SIZE_BYTES) -> None:
-        """Raises StateError if another writer is there or the directory can't be used."""
+    def __init__(self, path: Path | str, map_size_bytes: int = MAP_SIZE_BYTES, *, lent: bool = False) -> None:
+        """Raises StateError if another writer is there or the directory can't be used.
+
+        lent: by the writer in the parent process, which made the store, holds the lock, and writes nothing meanwhile.
+        """
         self.path = Path(path)
+        self._lock: IO[str] | None = None
         # Before the lock: closing the lock's file once more would drop the lock that this process has (fcntl(2), record locks).
         check_unopened(self.path)
+        self.rebuilt = ""
+        if lent:
+            self._environment = _open(self.path, map_size_bytes=0)  # 0: as large as it is
+            self.see_lent()
+            return
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _lock(self.path)
@@ -64,8 +75,7 @@ class StateWriter:
         try:
             self.rebuilt = _clear_if_unusable(self.path)
             self._environment = _open(self.path, map_size_bytes)
-            with self._environment.env.begin() as txn:
-                self._epoch = epoch_of(txn, self._environment.tables)
+            self.see_lent()
         except BaseException:
             self._lock.close()
             raise
@@ -86,6 +96,18 @@ class StateWriter:
         """Make this all there is, writing only what differs; returns the epoch, the old one if nothing did.  Else as `apply`."""
         return self._write(lambda change: change.replace(everything), meta)
 
+    def rewrite(self, deltas: Iterable[Delta], kept: Keys | None, meta: Meta | None = None) -> int:
+        """Make several changes in one transaction, so that a state need not be in memory at once.  Else as `apply`.
+
+        kept: by kind, the keys of all that is there then, if what has another key is to go; "workloads" → uids and so on.
+        """
+        return self._write(lambda change: change.rewrite(deltas, kept), meta)
+
+    def see_lent(self) -> None:
+        """Know of what was written by whom this writer was lent to."""
+        with self._environment.env.begin() as txn:
+            self._epoch = epoch_of(txn, self._environment.tables)
+
     def put_meta(self, meta: Meta) -> None:
         """Keep each value for the agent under its key, or forget it (None)."""
         self._write(lambda change: None, meta)
@@ -103,7 +125,8 @@ class StateWriter:
     def close(self) -> None:
         """Let go of the environment and of the lock."""
         self._environment.release()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def _write(self, work: Callable[[_Change], None], meta: Meta | None) -> int:
         # Readers that were killed would pin their snapshot for ever.
@@ -176,6 +199,18 @@ class _Change:
                 self._remove(table, key)
             for resource in changed:
                 self._put(table, resource)
+
+    def rewrite(self, deltas: Iterable[Delta], kept: Keys | None) -> None:
+        for delta in deltas:
+            self.apply(delta)
+        if kept is None:
+            return
+        for table in _TABLES:
+            with self._txn.cursor(self._tables[table.name]) as cursor:
+                stored = cast("Iterator[bytes]", cursor.iternext(keys=True, values=False))
+                gone = [key for key in stored if key.decode() not in kept[table.name]]
+            for key in gone:
+                self._remove(table, key)
 
     def _differences(self, table: Table, given: Sequence[msgspec.Struct]) -> tuple[list[bytes], list[msgspec.Struct]]:
         """What is stored and not given any more; what is given and not stored, or not the same.

@@ -25,7 +25,7 @@ _FAST_ENTRY = [
     "import sys\n"
     "from nodeproxy.__main__ import main\n"
     "from nodeproxy.agent.sources.mesh_watch import MeshFile\n"
-    f"MeshFile.watch.__defaults__ = ({WATCH_INTERVAL_S},)\n"
+    f"MeshFile.changes.__defaults__ = ({WATCH_INTERVAL_S},)\n"
     "sys.exit(main())",
 ]
 

@@ -269,6 +269,23 @@ def test_a_broken_mesh_file_at_start(mesh: Cluster) -> None:
     assert "Traceback" not in fresh.log()
 
 
+def test_an_edit_that_cannot_be_stored_is_refused_whole(mesh: Cluster) -> None:
+    agent = mesh.agents[0]
+    mesh.write()
+    wait_until(lambda: not agent.get("/status")["state"]["error"], "the file is good")
+    before = agent.get("/status")["state"]
+    mesh.extra_workloads.append({"uid": "long" * 200, "namespace": "shop", "workloadIps": ["10.99.0.1"]})
+    mesh.write()
+    error = wait_until(lambda: agent.get("/status")["state"]["error"], "the edit is refused")
+    assert "above 511 bytes" in error
+    assert {**agent.get("/status")["state"], "error": ""} == before
+    assert passes(mesh)
+    mesh.extra_workloads.clear()
+    mesh.write()
+    wait_until(lambda: not agent.get("/status")["state"]["error"], "the mended file is taken")
+    assert passes(mesh)
+
+
 def test_a_damaged_store_is_made_anew_and_told(mesh: Cluster) -> None:
     agent = mesh.agents[0]
     agent.kill(signal.SIGKILL)

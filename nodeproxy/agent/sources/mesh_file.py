@@ -7,20 +7,31 @@ itself must be there: a policy or service whose name is mistyped would silently 
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol
 
 import msgspec
 
-from nodeproxy.agent.sources import mesh_schema
-from nodeproxy.agent.sources.yaml_nodes import MAX_FILE_BYTES, Fields, Node, read_yaml
+from nodeproxy.agent.sources import mesh_index
+from nodeproxy.agent.sources.mesh_entries import RESOURCES, Entries
 from nodeproxy.errors import ConfigError
 from nodeproxy.model.delta import Everything, PodSpec
+from nodeproxy.state.store import Meta, StateWriter
 
-_T = TypeVar("_T")
-_Entry = tuple[Node, _T]
+# A file of 100,000 workloads has some 25 to 40 MiB.  The file is the operator's; the limit is for a mistake such as naming a disk
+# image.
+MAX_FILE_BYTES = 256 << 20
+
+
+class NewMesh(Protocol):
+    """A mesh file that was read, and is yet to be written to the store."""
+
+    @property
+    def pods(self) -> tuple[PodSpec, ...]:
+        """The pods of this node to enrol."""
+
+    async def write(self, state: StateWriter, meta: Meta) -> None:
+        """Make it the state, with `meta` in the same transaction; nobody else writes to `state` meanwhile.  Raises StateError."""
 
 
 class Mesh(msgspec.Struct, frozen=True):
@@ -28,6 +39,10 @@ class Mesh(msgspec.Struct, frozen=True):
 
     everything: Everything
     pods: tuple[PodSpec, ...] = ()
+
+    async def write(self, state: StateWriter, meta: Meta) -> None:
+        """As `NewMesh`."""
+        state.replace(self.everything, {**meta, mesh_index.META: None})  # what is known of a larger file is void
 
 
 def load_mesh(path: Path | str) -> Mesh:
@@ -49,47 +64,7 @@ def read_mesh(path: Path | str) -> bytes:
 
 def parse_mesh(path: Path | str, content: bytes) -> Mesh:
     """Read a mesh file's content; path: for errors.  Raises ConfigError."""
-    fields = read_yaml(path, content).fields(("workloads", "services", "policies", "pods"))
-    workloads = _entries(fields, "workloads", "a workload", mesh_schema.workload, lambda workload: workload.uid)
-    services = _entries(fields, "services", "a service", mesh_schema.service, lambda service: service.key)
-    policies = _entries(fields, "policies", "a policy", mesh_schema.policy, lambda policy: policy.key)
-    pods = _entries(fields, "pods", "a pod", mesh_schema.pod, lambda pod: pod.uid)
-    _check_unique(pods, "network namespace", lambda pod: pod.netns)
-    uids = {workload.uid for _, workload in workloads}
-    service_keys = {service.key for _, service in services}
-    policy_keys = {policy.key for _, policy in policies}
-    for node, workload in workloads:
-        _check_known(node, "workload", workload.uid, "service", workload.services, service_keys)
-        _check_known(node, "workload", workload.uid, "policy", workload.policies, policy_keys)
-    for node, pod in pods:
-        _check_known(node, "pod", pod.uid, "workload", (pod.uid,), uids)
-    return Mesh(
-        Everything(
-            workloads=tuple(workload for _, workload in workloads),
-            services=tuple(service for _, service in services),
-            policies=tuple(policy for _, policy in policies),
-        ),
-        tuple(pod for _, pod in pods),
-    )
-
-
-def _entries(fields: Fields, name: str, what: str, read: Callable[[Node], _T], key: Callable[[_T], str]) -> list[_Entry[_T]]:
-    entries = [(node, read(node)) for node in fields.items(name, of=what)]
-    _check_unique(entries, name, key)
-    return entries
-
-
-def _check_unique(entries: Iterable[_Entry[_T]], what: str, key: Callable[[_T], str]) -> None:
-    seen: dict[str, int] = {}
-    for node, value in entries:
-        if key(value) in seen:
-            raise node.error(f"{what}: {key(value)!r} is there twice, first in line {seen[key(value)]}; remove or rename one")
-        seen[key(value)] = node.line
-
-
-def _check_known(node: Node, owner_kind: str, owner: str, kind: str, names: Iterable[str], known: set[str]) -> None:
-    for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            advice = f"did you mean {close[0]}?" if close else f"add the {kind} or remove the name"
-            raise node.error(f"{owner_kind} {owner!r} names the {kind} {name!r}, which is not in the file; {advice}")
+    found: dict[str, list[Any]] = {name: [] for name in RESOURCES}
+    entries = Entries(str(path), lambda name, _, resource: found[name].append(resource))
+    entries.read(content)
+    return Mesh(Everything(**{name: tuple(resources) for name, resources in found.items()}), tuple(entries.pods))

@@ -36,49 +36,56 @@ _T = TypeVar("_T")
 MAX_PORT = 65535
 MAX_WEIGHT = (1 << 32) - 1  # a uint32 in istio.workload
 
-_WORKLOAD_KEYS = (
-    "uid",
-    "name",
-    "namespace",
-    "workloadIps",
-    "protocol",
-    "networkMode",
-    "node",
-    "network",
-    "trustDomain",
-    "serviceAccount",
-    "workloadName",
-    "workloadType",
-    "canonicalName",
-    "canonicalRevision",
-    "hostname",
-    "clusterId",
-    "locality",
-    "waypoint",
-    "networkGateway",
-    "nativeTunnel",
-    "applicationTunnel",
-    "authorizationPolicies",
-    "status",
-    "services",
-    "capacity",
+# Maps, for each key of each entry is looked up.
+_WORKLOAD_KEYS = dict.fromkeys(
+    (
+        "uid",
+        "name",
+        "namespace",
+        "workloadIps",
+        "protocol",
+        "networkMode",
+        "node",
+        "network",
+        "trustDomain",
+        "serviceAccount",
+        "workloadName",
+        "workloadType",
+        "canonicalName",
+        "canonicalRevision",
+        "hostname",
+        "clusterId",
+        "locality",
+        "waypoint",
+        "networkGateway",
+        "nativeTunnel",
+        "applicationTunnel",
+        "authorizationPolicies",
+        "status",
+        "services",
+        "capacity",
+    )
 )
-_SERVICE_KEYS = (
-    "name",
-    "namespace",
-    "hostname",
-    "vips",
-    "ports",
-    "subjectAltNames",
-    "waypoint",
-    "weightedWaypoints",
-    "loadBalancer",
-    "ipFamilies",
-    "canonical",
-    "visibility",
+_SERVICE_KEYS = dict.fromkeys(
+    (
+        "name",
+        "namespace",
+        "hostname",
+        "vips",
+        "ports",
+        "subjectAltNames",
+        "waypoint",
+        "weightedWaypoints",
+        "loadBalancer",
+        "ipFamilies",
+        "canonical",
+        "visibility",
+    )
 )
-_POLICY_KEYS = ("name", "namespace", "scope", "action", "rules", "dryRun")
+_POLICY_KEYS = dict.fromkeys(("name", "namespace", "scope", "action", "rules", "dryRun"))
 _MATCH_FIELDS = ("namespaces", "serviceAccounts", "principals", "sourceIps", "destinationIps", "destinationPorts")
+_NEGATED = {name: "not" + name[0].upper() + name[1:] for name in _MATCH_FIELDS}
+_MATCH_KEYS = dict.fromkeys((*_MATCH_FIELDS, *_NEGATED.values()))
 _SCOPES = {"Global": PolicyScope.GLOBAL, "Namespace": PolicyScope.NAMESPACE, "WorkloadSelector": PolicyScope.WORKLOAD_SELECTOR}
 _ACTIONS = {"Allow": Action.ALLOW, "Deny": Action.DENY}
 _PROTOCOLS = {"TCP": Protocol.TCP, "HBONE": Protocol.HBONE}
@@ -280,12 +287,8 @@ def _clause(node: Node) -> Clause:
     return tuple(_match(item) for item in node.items(of="a match"))
 
 
-def _negated(name: str) -> str:
-    return "not" + name[0].upper() + name[1:]
-
-
 def _match(node: Node) -> Match:
-    fields = node.fields((*_MATCH_FIELDS, *map(_negated, _MATCH_FIELDS)))
+    fields = node.fields(_MATCH_KEYS)
     found: dict[str, tuple[object, ...]] = {}
     readers: tuple[tuple[str, str, Callable[[Node], object]], ...] = (
         ("namespaces", "namespaces", _string_match),
@@ -297,7 +300,7 @@ def _match(node: Node) -> Match:
     )
     for name, attribute, read in readers:
         found[attribute] = tuple(read(item) for item in fields.items(name, of=f"an item of {name}"))
-        negated = _negated(name)
+        negated = _NEGATED[name]
         found[f"not_{attribute}"] = tuple(read(item) for item in fields.items(negated, of=f"an item of {negated}"))
     return Match(**found)  # type: ignore[arg-type]  # each attribute has its own reader above
 

@@ -6,7 +6,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -208,6 +208,66 @@ def test_a_killed_writer_leaves_a_whole_state(tmp_path: Path) -> None:
     assert writer.rebuilt == ""
     assert writer.reader().view().counts() == {"workloads": 3, "services": 2, "policies": 4}
     writer.close()
+
+
+def lend(path: Path, deltas: Callable[[], Iterator[Delta]]) -> int:
+    """Write in a child process to which the store is lent; returns its status as from waitpid."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            StateWriter(path, lent=True).rewrite(deltas(), kept=None, meta={"k": b"v"})
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitpid(pid, 0)[1]
+
+
+def test_what_is_written_by_whom_it_is_lent_to_is_seen(tmp_path: Path, writer: StateWriter) -> None:
+    writer.replace(EVERYTHING)
+    reader = writer.reader()
+    assert lend(tmp_path, lambda: iter((Delta(workloads=(pod("new"),)), Delta(removed_services=(service("web").key,))))) == 0
+    before = writer.epoch
+    writer.see_lent()
+    assert writer.epoch == before + 1
+    assert reader.view().counts() == {"workloads": 4, "services": 1, "policies": 4}
+    assert writer.get_meta("k") == b"v"
+    assert writer.apply(Delta(removed_workloads=(pod("new").uid,))) == before + 2
+    reader.close()
+
+
+def test_whom_it_is_lent_to_may_be_killed_amid_a_transaction(tmp_path: Path, writer: StateWriter) -> None:
+    writer.replace(EVERYTHING)
+
+    def deltas() -> Iterator[Delta]:
+        yield Delta(workloads=tuple(pod(f"p{number}") for number in range(1000)))
+        os.kill(os.getpid(), 9)
+
+    assert lend(tmp_path, deltas) == 9
+    before = writer.epoch
+    writer.see_lent()
+    assert (writer.epoch, writer.get_meta("k")) == (before, None)
+    writer.apply(Delta(workloads=(pod("new"),)))  # LMDB's lock died with its holder
+    reader = writer.reader()
+    assert reader.view().counts() == {"workloads": 4, "services": 2, "policies": 4}
+    reader.close()
+
+
+def test_a_state_can_be_replaced_in_pieces(tmp_path: Path, writer: StateWriter) -> None:
+    writer.apply(Delta(workloads=(pod("old"), EVERYTHING.workloads[0]), services=(service("old"),)))
+    kept = {
+        "workloads": {workload.uid for workload in EVERYTHING.workloads},
+        "services": {resource.key for resource in EVERYTHING.services},
+        "policies": {policy.key for policy in EVERYTHING.policies},
+    }
+    first, *rest = EVERYTHING.workloads
+    pieces = [Delta(workloads=tuple(rest)), Delta(services=EVERYTHING.services), Delta(policies=EVERYTHING.policies)]
+    before = writer.epoch
+    assert writer.rewrite(iter(pieces), kept) == before + 1
+    found = dump(tmp_path)
+    assert writer.rewrite([Delta(workloads=(first,)), *pieces], kept) == before + 1
+    writer.replace(EVERYTHING)
+    assert (writer.epoch, dump(tmp_path)) == (before + 1, found)
 
 
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "empty"])

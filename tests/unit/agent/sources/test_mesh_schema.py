@@ -22,13 +22,7 @@ from nodeproxy.model.workload import (
     Workload,
 )
 
-
-def node(text: str) -> Node:
-    return read_yaml("f", text.encode())
-
-
-def test_a_workload_with_everything() -> None:
-    text = """
+FULL_WORKLOAD = """
 uid: cluster1//v1/Pod/ns/web-1
 name: web-1
 namespace: ns
@@ -55,7 +49,53 @@ status: Unhealthy
 services: {ns/web.svc: {80: 8080, "443": 8443}}
 capacity: 4
 """
-    assert mesh_schema.workload(node(text)) == Workload(
+FULL_SERVICE = """
+name: web
+namespace: ns
+hostname: web.svc
+vips: [/10.96.0.1, "net1/FD00:96::1"]
+ports: {80: 8080, 443: 0}
+subjectAltNames: [spiffe://cluster.local/ns/vm/sa/vm]
+waypoint: {destination: ns/wp.svc, hboneMtlsPort: 15008}
+weightedWaypoints:
+  - {destination: ns/wp.svc, weight: 3}
+  - {destination: {destination: /10.0.0.9, hboneMtlsPort: 15009}}
+loadBalancer: {routingPreferences: [Region, Zone], mode: Failover, healthPolicy: AllowAll}
+ipFamilies: Dual
+canonical: true
+visibility: Namespace
+"""
+FULL_POLICY = """
+name: p
+namespace: ns
+scope: WorkloadSelector
+action: Deny
+dryRun: true
+rules:
+- - - namespaces: [{exact: a}]
+      notNamespaces: [{prefix: b}]
+      principals: [{Exact: a}, !Prefix b, {suffix: c}]
+      notPrincipals: [{presence: {}}, {Presence: }, !Presence , Presence, {presence: true}]
+      serviceAccounts: [{namespace: ns, serviceAccount: web}]
+      notServiceAccounts: [{namespace: ns, serviceAccount: db}]
+      sourceIps: [10.0.0.0/8]
+      notSourceIps: [10.1.0.0/16]
+      destinationIps: [10.0.0.1]
+      notDestinationIps: ["fd00::/8"]
+      destinationPorts: [80]
+      notDestinationPorts: [81]
+    - {}
+  - []
+- []
+"""
+
+
+def node(text: str) -> Node:
+    return read_yaml("f", text.encode())
+
+
+def test_a_workload_with_everything() -> None:
+    assert mesh_schema.workload(node(FULL_WORKLOAD)) == Workload(
         uid="cluster1//v1/Pod/ns/web-1",
         name="web-1",
         namespace="ns",
@@ -114,29 +154,13 @@ def test_a_workload_with_the_least() -> None:
 )
 def test_what_is_wrong_with_a_workload(text: str, error: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        mesh_schema.workload(Node("f", read_yaml("f", text.encode())._node, "a workload"))
+        mesh_schema.workload(Node("f", read_yaml("f", text.encode())._tree, "a workload"))
     assert str(caught.value).startswith("f:" + error)
 
 
 def test_a_service_with_everything() -> None:
-    text = """
-name: web
-namespace: ns
-hostname: web.svc
-vips: [/10.96.0.1, "net1/FD00:96::1"]
-ports: {80: 8080, 443: 0}
-subjectAltNames: [spiffe://cluster.local/ns/vm/sa/vm]
-waypoint: {destination: ns/wp.svc, hboneMtlsPort: 15008}
-weightedWaypoints:
-  - {destination: ns/wp.svc, weight: 3}
-  - {destination: {destination: /10.0.0.9, hboneMtlsPort: 15009}}
-loadBalancer: {routingPreferences: [Region, Zone], mode: Failover, healthPolicy: AllowAll}
-ipFamilies: Dual
-canonical: true
-visibility: Namespace
-"""
     waypoint = Gateway("ns/wp.svc", is_hostname=True)
-    assert mesh_schema.service(node(text)) == Service(
+    assert mesh_schema.service(node(FULL_SERVICE)) == Service(
         name="web",
         namespace="ns",
         hostname="web.svc",
@@ -172,31 +196,8 @@ def test_what_is_wrong_with_a_service(more: str, error: str) -> None:
 
 
 def test_a_policy_with_everything() -> None:
-    text = """
-name: p
-namespace: ns
-scope: WorkloadSelector
-action: Deny
-dryRun: true
-rules:
-- - - namespaces: [{exact: a}]
-      notNamespaces: [{prefix: b}]
-      principals: [{Exact: a}, !Prefix b, {suffix: c}]
-      notPrincipals: [{presence: {}}, {Presence: }, !Presence , Presence, {presence: true}]
-      serviceAccounts: [{namespace: ns, serviceAccount: web}]
-      notServiceAccounts: [{namespace: ns, serviceAccount: db}]
-      sourceIps: [10.0.0.0/8]
-      notSourceIps: [10.1.0.0/16]
-      destinationIps: [10.0.0.1]
-      notDestinationIps: ["fd00::/8"]
-      destinationPorts: [80]
-      notDestinationPorts: [81]
-    - {}
-  - []
-- []
-"""
     presence = StringMatch(presence=True)
-    assert mesh_schema.policy(node(text)) == Policy(
+    assert mesh_schema.policy(node(FULL_POLICY)) == Policy(
         name="p",
         namespace="ns",
         scope=PolicyScope.WORKLOAD_SELECTOR,

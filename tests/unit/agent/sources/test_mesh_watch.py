@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
 
-from nodeproxy.agent.sources.mesh_file import Mesh
-from nodeproxy.agent.sources.mesh_watch import MeshFile, watch
-from nodeproxy.errors import ConfigError
+import pytest
+
+from nodeproxy.agent.sources import mesh_watch
+from nodeproxy.agent.sources.mesh_file import Mesh, NewMesh
+from nodeproxy.agent.sources.mesh_watch import MeshFile
+from nodeproxy.errors import ConfigError, SourceError
 
 GOOD = "workloads: [{{uid: {}, namespace: ns, workloadIps: []}}]"
 Said = str | list[str]
+Changes = AsyncGenerator[NewMesh | ConfigError | SourceError, None]
 
 
-async def follow(path: Path, steps: Callable[[asyncio.Queue[Said]], Coroutine[None, None, None]]) -> None:
-    """Watch `path` while `steps` edits it; what the watcher says comes in the queue: uids, or an error's text."""
-    said: asyncio.Queue[Said] = asyncio.Queue()
+async def said(changes: Changes) -> Said:
+    """What the file says next: uids, or an error's text."""
+    change = await anext(changes)
+    if isinstance(change, ConfigError):
+        return str(change)
+    assert isinstance(change, Mesh)
+    return [workload.uid for workload in change.everything.workloads]
 
-    def on_mesh(mesh: Mesh) -> None:
-        said.put_nowait([workload.uid for workload in mesh.everything.workloads])
 
-    def on_error(error: ConfigError) -> None:
-        said.put_nowait(str(error))
+def follow(file: MeshFile, steps: Callable[[Changes], Coroutine[None, None, None]]) -> None:
+    """Watch a file while `steps` edits it."""
 
-    watching = asyncio.create_task(watch(path, on_mesh, on_error, interval_s=0.002))
-    async with asyncio.timeout(10):
-        await steps(said)
-    watching.cancel()
-    assert said.empty()
+    async def run() -> None:
+        async with asyncio.timeout(10), contextlib.aclosing(file.changes(interval_s=0.002)) as changes:
+            await steps(changes)
+
+    asyncio.run(run())
 
 
 def replace(path: Path, text: str) -> None:
@@ -42,21 +49,24 @@ def test_edits_take_effect_and_broken_ones_are_told_once(tmp_path: Path) -> None
     path = tmp_path / "mesh.yaml"
     path.write_text(GOOD.format("a"))
 
-    async def steps(said: asyncio.Queue[Said]) -> None:
-        assert await said.get() == ["a"]
+    async def steps(changes: Changes) -> None:
+        assert await said(changes) == ["a"]
         replace(path, GOOD.format("b"))
-        assert await said.get() == ["b"]
+        assert await said(changes) == ["b"]
         path.write_text("workloads: [")
-        assert str(await said.get()).startswith(f"{path}:2:1: not YAML")
+        assert str(await said(changes)).startswith(f"{path}:2:1: not YAML")
         os.utime(path, ns=(1, 1))  # touched, not changed: nothing new to say
+        following = asyncio.create_task(said(changes))
+        await asyncio.sleep(0.02)
+        assert not following.done()
         replace(path, GOOD.format("c"))
-        assert await said.get() == ["c"]
+        assert await following == ["c"]
         path.unlink()
-        assert "No such file" in str(await said.get())
+        assert "No such file" in str(await said(changes))
         path.write_text(GOOD.format("c"))
-        assert await said.get() == ["c"]
+        assert await said(changes) == ["c"]
 
-    asyncio.run(follow(path, steps))
+    follow(MeshFile(path, tmp_path), steps)
 
 
 def test_a_symlink_that_is_turned_is_an_edit(tmp_path: Path) -> None:
@@ -65,39 +75,35 @@ def test_a_symlink_that_is_turned_is_an_edit(tmp_path: Path) -> None:
     path = tmp_path / "mesh.yaml"
     path.symlink_to("one")
 
-    async def steps(said: asyncio.Queue[Said]) -> None:
-        assert await said.get() == ["one"]
+    async def steps(changes: Changes) -> None:
+        assert await said(changes) == ["one"]
         (tmp_path / "link").symlink_to("two")
         (tmp_path / "link").rename(path)
-        assert await said.get() == ["two"]
+        assert await said(changes) == ["two"]
 
-    asyncio.run(follow(path, steps))
+    follow(MeshFile(path, tmp_path), steps)
 
 
 def test_a_file_that_comes_later(tmp_path: Path) -> None:
     path = tmp_path / "mesh.yaml"
 
-    async def steps(said: asyncio.Queue[Said]) -> None:
-        assert "No such file" in str(await said.get())
+    async def steps(changes: Changes) -> None:
+        assert "No such file" in str(await said(changes))
         path.write_text(GOOD.format("a"))
-        assert await said.get() == ["a"]
+        assert await said(changes) == ["a"]
 
-    asyncio.run(follow(path, steps))
+    follow(MeshFile(path, tmp_path), steps)
 
 
-def test_a_content_is_handed_on_once(tmp_path: Path) -> None:
+def test_what_could_not_be_used_is_handed_on_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mesh_watch, "_AGAIN_S", 0.01)
     path = tmp_path / "mesh.yaml"
     path.write_text(GOOD.format("a"))
-    file = MeshFile(path)
-    assert file.load() is not None
-    assert file.load() is None
-    path.write_text("workloads: [")
-    for expected in (True, False):
-        try:
-            assert file.load() is None
-            raised = False
-        except ConfigError:
-            raised = True
-        assert raised is expected
-    path.write_text(GOOD.format("a"))  # back to the good one: it is new again
-    assert file.load() is not None
+    file = MeshFile(path, tmp_path)
+
+    async def steps(changes: Changes) -> None:
+        assert await said(changes) == ["a"]
+        file.read_again()
+        assert await said(changes) == ["a"]
+
+    follow(file, steps)

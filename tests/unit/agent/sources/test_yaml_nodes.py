@@ -30,9 +30,9 @@ def test_what_is_not_yaml_has_a_place(content: bytes, error: str) -> None:
 
 
 def test_scalars() -> None:
-    fields = read_yaml("f", b"{t: abc, q: '12', n: 12, b: true, six: 1:20:30, tagged: !Exact 5, list: [x, 1]}").fields(
-        ("t", "q", "n", "b", "six", "tagged", "list")
-    )
+    long = "9" * 5000  # more digits than int() takes
+    text = f"{{t: abc, q: '12', n: 12, b: true, six: 1:20:30, tagged: !Exact 5, list: [x, 1], long: {long}}}"
+    fields = read_yaml("f", text.encode()).fields(("t", "q", "n", "b", "six", "tagged", "list", "long"))
     assert fields.text("t") == "abc"
     assert fields.text("q") == "12"
     assert fields.need("q").integer(0, 20) == fields.need("n").integer(0, 20) == 12
@@ -47,6 +47,7 @@ def test_scalars() -> None:
         (lambda: fields.text("list"), "list must be text, not a list"),
         (lambda: fields.need("t").boolean(), "t must be true or false, not text (abc)"),
         (lambda: fields.need("n").integer(0, 11), "n must be a number from 0 to 11, not '12'"),
+        (lambda: fields.need("long").integer(0, 11), f"long must be a number from 0 to 11, not '{long}'"),
         (lambda: fields.need("t").integer(0, 11), "t must be a number from 0 to 11, not 'abc'"),
         (lambda: fields.need("t").choice({"Abd": 1}), "t must be one of Abd, not 'abc'"),
         (lambda: fields.need("t").entries(), "t must be a map, not text (abc)"),
