@@ -295,9 +295,17 @@ class Enrolment:
         if leaving is None or leaving.slots:
             return
         del self._leaving[cookie]
-        task = asyncio.get_running_loop().create_task(asyncio.to_thread(_tidy, leaving.pod))
+        task = asyncio.get_running_loop().create_task(self._tidy_later(leaving.pod))
         self._tidying.add(task)
         task.add_done_callback(self._tidying.discard)
+
+    async def _tidy_later(self, pod: EnrolledPod) -> None:
+        """When nobody puts it in again at this moment, and nobody has: what is set up there would be missing."""
+        async with self._lock:
+            if pod.cookie in self._by_cookie or pod.cookie in self._leaving:
+                os.close(pod.netns_fd)
+            else:
+                await asyncio.to_thread(_tidy, pod)
 
 
 def _tidy(pod: EnrolledPod) -> None:
