@@ -87,6 +87,12 @@ class Outbound:
 
     def _to_local_pod(self, session: Session, client_ip: str, route: Route, source: Workload, destination: Workload) -> None:
         context = self._context
+        pod = context.pods[destination.uid]
+        if route.address[0] not in pod.addresses:
+            # From its namespace the last leg would go astray, and be awaited by nobody else's permission.
+            detail = f"the state gives {route.address[0]} to {pod.uid}, whose namespace has {', '.join(pod.addresses) or 'none'}"
+            session.refuse(Refusal(Reason.CONNECT_UNREACHABLE, detail, pod.uid))
+            return
         admission = admit_local(context.view(), destination, route.address[0], route.address[1], source, client_ip)
         if isinstance(admission, Refusal):
             session.refuse(admission)
@@ -95,7 +101,7 @@ class Outbound:
         session.record.destination = Party(join_address(*admission.address), destination, destination.identity)
         context.sessions.dry_run(session.record, admission.dry_run)
         session.pending = context.dial_application(
-            context.pods[destination.uid],
+            pod,
             client_ip,
             admission.address,
             partial(context.join, session),

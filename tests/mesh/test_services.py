@@ -329,6 +329,19 @@ def test_nothing_listens_on_loopback(mesh: Cluster, port: int) -> None:
             answer(mesh.pods["client"].host, address, port)
 
 
+def test_an_address_that_the_pod_does_not_have(mesh: Cluster) -> None:
+    """The state gives it to a pod of this node: refused at once, and not awaited from somebody else."""
+    a, wrong = mesh.pods["a"], "10.10.0.99"
+    a.entry["workloadIps"].append(wrong)
+    try:
+        mesh.apply()
+        detail = f"connect_unreachable: the state gives {wrong} to {a.uid}, whose namespace has {a.ip}, {a.ip6}"
+        refused(mesh, "client", wrong, 8080, detail)
+    finally:
+        a.entry["workloadIps"].remove(wrong)
+        mesh.apply()
+
+
 def test_a_pod_without_a_workload(mesh: Cluster) -> None:
     """Enrolled by command, but no source has told who it is: closed in both directions, and `status` says why."""
     pod = mesh.lab.pod(0, "nobody")
