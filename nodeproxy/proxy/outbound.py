@@ -39,9 +39,12 @@ class Outbound:
 
     def accepted(self, pod: Pod, sock: socket.socket, peer: tuple[str, int]) -> None:
         """A steered connection arrived."""
+        self.serve(pod, sock, peer, self._originals.get(sock.fileno()))
+
+    def serve(self, pod: Pod, sock: socket.socket, peer: tuple[str, int], original: tuple[str, int] | None) -> None:
+        """A connection that `pod` has made to `original`; None: nobody knows where to."""
         context = self._context
         source = Party(join_address(*peer))
-        original = self._originals.get(sock.fileno())
         record = context.record(Direction.OUTBOUND, source, Party(join_address(*original) if original else ""))
         session = Session(context.sessions, pod, record)
         session.source = AppSocket(context.poller, sock, session)
@@ -70,7 +73,15 @@ class Outbound:
             )
             return
         record.source = Party(record.source.address, workload, workload.identity)
-        route = outbound(view, workload, original[0], original[1], context.balancer, context.is_local)
+        route = outbound(
+            view,
+            workload,
+            original[0],
+            original[1],
+            context.balancer,
+            context.is_local,
+            same_node_hbone=context.same_node_hbone,
+        )
         if isinstance(route, Refusal):
             session.refuse(route)
             return
