@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
 /*
- * What the eBPF programs and nodeproxy/kernel/abi.py agree on: constants, structs, map names.  A test compiles this header with the
- * system's compiler and compares every size, offset and number with Python's; README.md beside it is the table of the maps.
+ * What the eBPF programs and nodeproxy/kernel/abi.py agree on: constants and structs.  A test compiles this header with the system's
+ * compiler and compares every size, offset and number with Python's; the maps are in maps.h, README.md has their table.
  *
  * Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d.  Ports are in host order unless the name says otherwise.
  */
@@ -15,10 +15,15 @@
 #define NP_MARK_LAST_LEG 0x53a /* SO_MARK of the proxy's connection to the application; only believed of the proxy's own sockets */
 
 #define NP_MAX_SLOTS 16       /* workers; bounds the search for a listener, which the verifier must see the end of */
-#define NP_MAX_FLOWS 262144   /* entries live from SYN to accept, so this is connections *being made*, not connections */
+#define NP_MAX_FLOWS 65536    /* entries live from SYN to accept, so this is connections *being made*, not connections */
 #define NP_FLOWS_SLACK 4096   /* connects that may be between the check of the count and their insertion: more than any machine has threads running */
 #define NP_MAX_PODS 4096      /* a node's practical limit is some hundreds */
 #define NP_MAX_LISTENERS 65536
+#define NP_MAX_VERDICTS 262144 /* 250 pods have 62,250 pairs, and some pairs have ports of their own */
+#define NP_MAX_SERVICES 4096   /* those that lie on this node altogether */
+#define NP_MAX_ENDPOINTS 8
+#define NP_MAX_DIRECT 65536    /* live direct connections; a larger table is more often not in the CPU's cache: 400 ns an insertion */
+#define NP_ENDED_BYTES 1048576 /* 7,710 connections that ended, to be read four times a second */
 
 enum np_role {
 	NP_ROLE_OUTBOUND = 0,
@@ -39,10 +44,20 @@ enum np_drop {
 	NP_DROPS = 7,
 };
 
+/* What happened on the direct path: the index into `direct_counts`. */
+enum np_direct_count {
+	NP_DIRECT_FULL = 0, /* allowed, but led through the proxy: too many are being made, or there is no room to remember one more */
+	NP_DIRECT_LATE = 1, /* the SYN came when the verdict no longer held: handed to a worker */
+	NP_DIRECT_LEFT = 2, /* ended while the ring was full, and was left among the live ones */
+	NP_DIRECT_COUNTS = 3,
+};
+
 /* What a client's socket storage says it is. */
 enum np_kind {
 	NP_KIND_STEERED = 1,
 	NP_KIND_LAST_LEG = 2,
+	NP_KIND_DIRECT = 3, /* only if a service's endpoint was chosen: else there is nothing to remember */
+	NP_KIND_OWN = 4,    /* the proxy's, but no last leg: it comes from a pod's namespace, and is not the pod's */
 };
 
 #define NP_FAMILY_V4 1u
@@ -72,10 +87,19 @@ struct np_owner {
 	__u32 unused;
 };
 
+/* Value of `client_sockets`: what the application asked for, and what was made of it. */
+struct np_client_socket {
+	__u32 ip[4];
+	__u32 port;
+	__u32 kind; /* enum np_kind */
+};
+
+/* Value of `handover` and `original_destination`. */
 struct np_destination {
 	__u32 ip[4];
 	__u32 port;
-	__u32 kind; /* enum np_kind in `client_sockets`, else 0 */
+	__u32 kind;   /* NP_KIND_DIRECT: handed to a worker after all; else 0 */
+	__u64 source; /* of such a one: netns cookie of the client's pod */
 };
 
 /* Key of `handover`.  The cookie keeps pods with equal addresses (127.0.0.1 bound as source, say) apart. */
@@ -86,12 +110,77 @@ struct np_client {
 	__u32 unused;
 };
 
-/* Key of `flows`: connections that go to the application, as their SYN shows them. */
+/* Key of `flows` and `direct`: connections that go to the application, as their SYN shows them. */
 struct np_flow {
 	__u32 source_ip[4];
 	__u32 destination_ip[4];
 	__u16 source_port;
 	__u16 destination_port;
+};
+
+/* Value of `flows`. */
+struct np_flow_use {
+	__u64 source; /* 0: a last leg.  Else the netns cookie of the client's pod: a worker shall have it */
+};
+
+/* Key of `verdicts`: network namespaces, because an address may move to another pod and a cookie never does. */
+struct np_pair {
+	__u64 source;
+	__u64 destination;
+	__u32 port; /* 0: the pair's own entry, for every port that has none */
+	__u32 unused;
+};
+
+struct np_verdict {
+	__u64 epoch;  /* counts only while this is the epoch of `direct_state` */
+	__u32 direct; /* 1: the two may talk without the proxy */
+	__u32 exceptions; /* in a pair's own entry: how many ports have one */
+};
+
+struct np_address_port {
+	__u32 ip[4];
+	__u32 port;
+};
+
+/* Value of `services`, by VIP and port: one whose usable endpoints are all pods of this node. */
+struct np_direct_service {
+	__u64 epoch;
+	__u32 count; /* 1..NP_MAX_ENDPOINTS */
+	__u32 turn;  /* whose it is */
+	struct np_address_port endpoints[NP_MAX_ENDPOINTS];
+};
+
+struct np_direct_state {
+	__u64 epoch;          /* 0: the direct path is closed */
+	__u64 valid_until_ns; /* CLOCK_MONOTONIC: a lease, so that verdicts end with the agent that knows better */
+};
+
+/* Value of `direct`, from the SYN until the client's socket closes.  Flags are bytes of their own: two CPUs may set them at once. */
+struct np_direct_flow {
+	__u64 socket; /* cookie of the client's socket */
+	__u64 source; /* netns cookies of both pods */
+	__u64 destination;
+	__u64 started_ns; /* CLOCK_MONOTONIC */
+	__u64 ended_ns;
+	__u64 sent; /* bytes of payload, known at the end */
+	__u64 received;
+	__u32 original_ip[4]; /* what the application asked for */
+	__u16 original_port;
+	__u8 proxied;  /* what the last SYN met: the application (0) or a worker (1) */
+	__u8 accepted; /* by the application */
+	__u8 ended;
+	__u8 refused;  /* a reset answered the SYN */
+	__u8 fin_seen; /* if the client closed first: the other end's FIN came, */
+	__u8 unused;
+	__u32 fin_at; /* when this was the next byte expected */
+	__u32 unused_too;
+};
+
+/* Record of `ended`. */
+struct np_direct_ended {
+	struct np_flow flow;
+	__u32 unused;
+	struct np_direct_flow carried;
 };
 
 struct np_listener {
@@ -106,93 +195,4 @@ struct np_in_use {
 	__u64 flows;
 };
 
-#ifdef NP_PINS /* compiled by BCC, which makes each map (or takes the one that is pinned there) */
-
-#define NP_MAP(type, key, leaf, name, entries, flags) BPF_F_TABLE(type ":" NP_PINS "/" #name, key, leaf, name, entries, flags)
-
-/* BCC's BPF_SK_STORAGE cannot be pinned; this is the same with a path. */
-#define NP_SK_STORAGE(name, leaf_type)                               \
-	struct name##_table_t {                                      \
-		int key;                                             \
-		leaf_type leaf;                                      \
-		void *(*sk_storage_get)(void *, void *, int);        \
-		int (*sk_storage_delete)(void *);                    \
-		u32 flags;                                           \
-	};                                                           \
-	__attribute__((section("maps/sk_storage:" NP_PINS "/" #name))) struct name##_table_t name = {.flags = BPF_F_NO_PREALLOC}; \
-	BPF_ANNOTATE_KV_PAIR(name, int, leaf_type)
-
-NP_MAP("array", u32, struct np_config, config, 1, 0);
-NP_MAP("hash", u64, struct np_pod, enrolled, NP_MAX_PODS, BPF_F_NO_PREALLOC);
-NP_MAP("hash", struct np_address, struct np_owner, pods_by_address, NP_MAX_PODS * 4, BPF_F_NO_PREALLOC);
-NP_MAP("hash", struct np_client, struct np_destination, handover, NP_MAX_FLOWS, BPF_F_NO_PREALLOC);
-NP_MAP("hash", struct np_flow, u32, flows, NP_MAX_FLOWS, BPF_F_NO_PREALLOC);
-NP_MAP("array", u32, struct np_in_use, in_use, 1, 0);
-NP_MAP("percpu_array", u32, u64, drops, NP_DROPS, 0);
-NP_MAP("sockhash", struct np_listener, int, listeners, NP_MAX_LISTENERS, 0);
-NP_SK_STORAGE(client_sockets, struct np_destination);
-NP_SK_STORAGE(original_destination, struct np_destination);
-
-#define NP_MAPPED_PREFIX bpf_htonl(0xffff)
-/*
- * A field of the context, read here and now: left to itself, clang joins the reads of two branches into one through a computed pointer,
- * which the verifier refuses ("dereference of modified ctx ptr").
- */
-#define NP_READ(field)                                   \
-	({                                               \
-		__u32 np_value = field;                  \
-		asm volatile("" : "+r"(np_value));       \
-		np_value;                                \
-	})
-
-#define NP_LET_GO 1
-#define NP_REFUSE 0
-
-static __always_inline void np_count(__u32 reason)
-{
-	u64 *count = drops.lookup(&reason);
-
-	if (count)
-		*count += 1;
-}
-
-static __always_inline struct np_in_use *np_counts(void)
-{
-	__u32 zero = 0;
-
-	return in_use.lookup(&zero);
-}
-
-static __always_inline void np_map4(__u32 *ip, __u32 address4)
-{
-	ip[0] = 0;
-	ip[1] = 0;
-	ip[2] = NP_MAPPED_PREFIX;
-	ip[3] = address4;
-}
-
-static __always_inline int np_is_mapped(const __u32 *ip)
-{
-	return ip[0] == 0 && ip[1] == 0 && ip[2] == NP_MAPPED_PREFIX;
-}
-
-static __always_inline int np_equal(const __u32 *a, const __u32 *b)
-{
-	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
-}
-
-static __always_inline int np_is_loopback(const __u32 *ip)
-{
-	if (np_is_mapped(ip))
-		return (ip[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
-	return ip[0] == 0 && ip[1] == 0 && ip[2] == 0 && ip[3] == bpf_htonl(1);
-}
-
-/* 0.0.0.0 and :: mean "this host" to connect(). */
-static __always_inline int np_is_unspecified(const __u32 *ip)
-{
-	return ip[0] == 0 && ip[1] == 0 && (ip[2] == 0 || ip[2] == NP_MAPPED_PREFIX) && ip[3] == 0;
-}
-
-#endif /* NP_PINS */
 #endif

@@ -44,6 +44,13 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+class SameNode(StrEnum):
+    """How two pods of this node reach one another."""
+
+    DIRECT = "direct"
+    HBONE = "hbone"
+
+
 class Address(NamedTuple):
     """Where to listen or connect: a host without brackets, and a port."""
 
@@ -77,6 +84,9 @@ class RunConfig:
     # Readiness (/healthz/ready), or None ("off").  As ztunnel's: the kubelet asks at the node's address.
     workers: int = 2
     # Processes of the data path, 1 to 16.  2, or 1 on a single core: one interpreter uses one core, each costs some 20 MB.
+    same_node: SameNode = SameNode.DIRECT
+    # Two pods of this node: `direct`, without the proxy where policy can be asked beforehand (then it costs nothing), or
+    # `hbone`, in mutual TLS as between nodes, for sites that want encryption inside the node as well.
     run_dir: Path = RUN_ROOT / "default"
     # State, admin socket and token.  RUN_ROOT/INSTANCE: /run is gone after a boot, as the pins are.
     log_format: LogFormat = LogFormat.TEXT
@@ -252,6 +262,13 @@ def _log_format(given: _Given) -> LogFormat:
         raise given.wrong("must be text or json") from None
 
 
+def _same_node(given: _Given) -> SameNode:
+    try:
+        return SameNode(given.text.lower())
+    except ValueError:
+        raise given.wrong("must be direct or hbone") from None
+
+
 def _number(low: int, high: int) -> Callable[[_Given], int]:
     def read(given: _Given) -> int:
         if not given.text.isascii() or not given.text.isdigit() or not low <= int(given.text) <= high:
@@ -271,6 +288,7 @@ _READERS: dict[str, Callable[[_Given], Any]] = {
     "metrics": _address_or_off,
     "ready": _address_or_off,
     "workers": _number(1, MAX_WORKERS),
+    "same_node": _same_node,
     "run_dir": _path,
     "log_format": _log_format,
     "grace_s": _number(1, MAX_GRACE_S),

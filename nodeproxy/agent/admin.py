@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import web
 
 from nodeproxy.agent.node import Node
+from nodeproxy.config import SameNode
 from nodeproxy.errors import ConfigError, NodeproxyError
 from nodeproxy.model.delta import PodSpec
 from nodeproxy.observe.explain import explain
@@ -86,6 +87,7 @@ class Admin:
                     for slot, (pid, ready) in node.workers.pids.items()
                 ],
                 "kernel": {"adopted": node.steering.adopted, "drops": node.steering.drop_counters()},
+                "direct": {"same_node": node.same_node.value, **node.direct.status()},
                 "certificates": node.identities.manager.statistics(),
             }
         )
@@ -128,7 +130,7 @@ class Admin:
         return rows
 
     async def _connections(self, request: web.Request) -> web.Response:
-        connections = await self._node.workers.connections()
+        connections = await self._node.connections()
         return _json({"connections": sorted(connections, key=lambda each: each.started)})
 
     async def _why(self, request: web.Request) -> web.Response:
@@ -137,7 +139,17 @@ class Admin:
         except KeyError as error:
             raise ConfigError(f"the query lacks {error}: /why?source=…&destination=…") from error
         node = self._node
-        return _json(explain(node.view(), node.balancer, source, destination, node.enrolment.pods.__contains__))
+        return _json(
+            explain(
+                node.view(),
+                node.balancer,
+                source,
+                destination,
+                node.enrolment.pods.__contains__,
+                same_node_hbone=node.same_node is SameNode.HBONE,
+                direct=node.direct.hindrance,
+            )
+        )
 
     async def _enrol(self, request: web.Request) -> web.Response:
         try:

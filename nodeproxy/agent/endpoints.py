@@ -39,7 +39,7 @@ class Endpoints:
         """Prometheus' page, under both names that Istio's scrapers use."""
 
         async def metrics(request: web.Request) -> web.Response:
-            await node.workers.refresh_counters()
+            await node.refresh_counters()
             openmetrics = "application/openmetrics-text" in request.headers.get("Accept", "")
             body = node.metrics.render(openmetrics)
             return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_OPENMETRICS if openmetrics else CONTENT_TYPE})

@@ -69,6 +69,8 @@ class Enrolment:
     """`tell(slot, message, fds)` reaches a worker; `on_change(uid)` is called after a pod came or went.
 
     `is_foreign(uid, address)`: whether the state gives the address to another workload than `uid`.
+    `before_enter(cookie)`: the pod of that namespace is about to be steered.
+    `before_leave(cookie, abort)`: a pod is about to leave; `abort`: its connections must end.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class Enrolment:
         tell: Tell,
         on_change: Callable[[str], None],
         is_foreign: Callable[[str, str], bool],
+        before_enter: Callable[[int], None],
+        before_leave: Callable[[int, bool], None],
     ) -> None:
         self.pods: dict[str, EnrolledPod] = {}
         self.failed: dict[str, FailedPod] = {}
@@ -86,6 +90,8 @@ class Enrolment:
         self._tell = tell
         self._on_change = on_change
         self._is_foreign = is_foreign
+        self._before_enter = before_enter
+        self._before_leave = before_leave
         self._wanted: dict[str, PodSpec] = {}
         self._by_command: dict[str, PodSpec | None] = {}
         self._by_cookie: dict[int, str] = {}  # netns cookie → uid of the enrolled pod
@@ -235,6 +241,7 @@ class Enrolment:
             pod.addresses = self._own_addresses(pod)
             for slot in range(self._slots):
                 self._listen(pod, slot)
+            self._before_enter(pod.cookie)
             self._steering.enrol(PodSteering(pod.netns_fd, pod.cookie, pod.addresses))
         except BaseException:
             for slot in range(self._slots):
@@ -263,7 +270,7 @@ class Enrolment:
         listeners = open_listeners(pod.netns_fd)
         try:
             fds = tuple(sock.fileno() for sock in listeners)
-            if not self._tell(slot, PodAdded(pod.spec.uid, pod.addresses), (pod.netns_fd, *fds)):
+            if not self._tell(slot, PodAdded(pod.spec.uid, pod.cookie, pod.addresses), (pod.netns_fd, *fds)):
                 return  # no worker is there; `attach_worker` comes when one is
             for address in pod.addresses:
                 for role in Role:
@@ -276,6 +283,7 @@ class Enrolment:
 
     async def _remove(self, pod: EnrolledPod, abort: bool) -> None:
         uid = pod.spec.uid
+        self._before_leave(pod.cookie, abort)
         self._steering.leave(pod.cookie)
         waiting = {slot for slot in range(self._slots) if self._tell(slot, PodRemoved(uid, pod.cookie, abort), ())}
         del self.pods[uid]
@@ -295,9 +303,17 @@ class Enrolment:
         if leaving is None or leaving.slots:
             return
         del self._leaving[cookie]
-        task = asyncio.get_running_loop().create_task(asyncio.to_thread(_tidy, leaving.pod))
+        task = asyncio.get_running_loop().create_task(self._tidy_later(leaving.pod))
         self._tidying.add(task)
         task.add_done_callback(self._tidying.discard)
+
+    async def _tidy_later(self, pod: EnrolledPod) -> None:
+        """When nobody puts it in again at this moment, and nobody has: what is set up there would be missing."""
+        async with self._lock:
+            if pod.cookie in self._by_cookie or pod.cookie in self._leaving:
+                os.close(pod.netns_fd)
+            else:
+                await asyncio.to_thread(_tidy, pod)
 
 
 def _tidy(pod: EnrolledPod) -> None:

@@ -9,22 +9,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import time
 from pathlib import Path
 
+from nodeproxy.agent.direct import DirectPath
+from nodeproxy.agent.direct_flows import DirectFlows
+from nodeproxy.agent.direct_judge import Judge
+from nodeproxy.agent.direct_pods import DirectPods
 from nodeproxy.agent.enrolment import Enrolment
 from nodeproxy.agent.identities import Identities
 from nodeproxy.agent.remembered import Remembered
 from nodeproxy.agent.sources.mesh_file import NewMesh
 from nodeproxy.agent.workers import Workers
+from nodeproxy.config import SameNode
 from nodeproxy.errors import IdentityError, NodeproxyError
 from nodeproxy.identity.certificate import CertificateAuthority
 from nodeproxy.kernel.steering import Steering
+from nodeproxy.linux.sock_diag import can_destroy
+from nodeproxy.model.connection import Connection
 from nodeproxy.model.delta import PodSpec
 from nodeproxy.model.messages import StateChanged, WorkerSettings
 from nodeproxy.observe.counters import Totals
 from nodeproxy.observe.metrics import Metrics, StateStatistics
 from nodeproxy.state.balance import Balancer
+from nodeproxy.state.changes import Touched
 from nodeproxy.state.store import StateWriter
 from nodeproxy.state.view import View
 
@@ -45,14 +54,16 @@ class Node:
         authority: CertificateAuthority,
         workers: int,
         log_json: bool,
+        same_node: SameNode,
         version: str,
         source: str,
     ) -> None:
         self.source_error = ""
         self.started = time.time()
         self.steering = steering
-        self.state = StateWriter(store)
+        self.state = StateWriter(store, before_commit=self._before_commit)
         if self.state.rebuilt:
+            steering.direct.close()  # it was for a state that nobody knows any more
             log.warning(
                 "the state of the agent before was thrown away, and what was enrolled by command with it: %s", self.state.rebuilt
             )
@@ -65,16 +76,28 @@ class Node:
         self._source = source
         self._received = 0.0
         self._reconciled = False
-        settings = WorkerSettings(slot=0, store=str(store), log_json=log_json)
+        self.same_node = same_node
+        hbone = same_node is SameNode.HBONE
+        settings = WorkerSettings(slot=0, store=str(store), log_json=log_json, same_node_hbone=hbone)
         self.workers = Workers(
             workers, settings, steering.original_destination_fd, self.totals, self._tell_new_worker, self._pod_released
         )
         self.identities = Identities(authority, self.workers.broadcast)
-        self.enrolment = Enrolment(steering, workers, self.workers.send, self._pods_changed, self._is_foreign)
+        pods = DirectPods()
+        flows = DirectFlows(pods, self.view, self.totals, log_json=log_json, log_fd=sys.stdout.fileno())
+        judge = Judge(pods, flows, self.view, hbone=hbone)
+        off = "same_node is hbone" if hbone else can_destroy()
+        if off and not hbone:
+            log.warning("pods of this node talk through the proxy, as direct connections could not be ended: %s", off)
+        self.direct = DirectPath(steering.direct, pods, flows, judge, self.view, off=off)
+        self.enrolment = Enrolment(
+            steering, workers, self.workers.send, self._pods_changed, self._is_foreign, self.direct.entering, self.direct.leaving
+        )
         self.metrics = Metrics(self.totals, version=version)
         self.metrics.certificates = self.identities.manager.statistics
         self.metrics.state = self.state_statistics
         self.metrics.kernel_drops = steering.drop_counters
+        self.metrics.direct = self.direct.statistics
         self.enrolment.restore(self.remembered.commands)
 
     # ── life ──
@@ -86,6 +109,7 @@ class Node:
     async def drain(self, grace_s: float) -> None:
         """Let connections end; steering stays pinned, so that the node is closed until the next agent comes."""
         await self.workers.drain(grace_s)
+        await self.direct.finish()
         self.steering.close()
         self.state.close()
 
@@ -104,10 +128,14 @@ class Node:
     async def apply_mesh(self, mesh: NewMesh) -> None:
         """The mesh file, new or changed.  Policy first: who is put in after it is already judged by it."""
         before, received = self.state.epoch, time.time()
+        if not self._reconciled and mesh.pods != self.remembered.pods:
+            self.direct.close()  # what the agent before opened was for other pods
         try:
             async with self._writing:
                 await mesh.write(self.state, self.remembered.source(mesh.pods, received))
         finally:
+            if self.direct.changing:
+                self.direct.changed()
             if self.state.epoch != before:
                 self.state_changed()
         self._received = received
@@ -139,6 +167,9 @@ class Node:
     async def enrol(self, spec: PodSpec) -> float:
         """By an administrator's command; how long it took, in milliseconds."""
         before = time.monotonic()
+        if not self._reconciled:  # what the agent before opened may be for another pod in that namespace
+            self.direct.close()
+            self.direct.changed()
         await self.enrolment.enrol(spec)
         took_ms = (time.monotonic() - before) * 1000
         await self._keep_commands()
@@ -156,6 +187,15 @@ class Node:
         return was_in
 
     # ── what can be asked ──
+
+    async def refresh_counters(self) -> None:
+        """Bring the totals up to now."""
+        await self.workers.refresh_counters()
+        await self.direct.refresh()
+
+    async def connections(self) -> list[Connection]:
+        """The live connections: those that workers carry, and the direct ones."""
+        return [*await self.workers.connections(), *await self.direct.connections()]
 
     def pending(self) -> list[str]:
         """What stands between this node and ready; empty: it is."""
@@ -196,10 +236,17 @@ class Node:
         if not self._reconciled:
             await self.enrolment.release_strangers()
             self._reconciled = True
+            self.direct.start()
 
     def _pods_changed(self, uid: str) -> None:
         self.metrics.enrolled_pods = len(self.enrolment.pods)
+        pod = self.enrolment.pods.get(uid)
+        if pod is not None:
+            self.direct.entered(pod)
         self._assign_identities([uid])
+
+    def _before_commit(self, touched: Touched) -> None:
+        self.direct.before_change(touched)
 
     def _is_foreign(self, uid: str, address: str) -> bool:
         view = self.view()

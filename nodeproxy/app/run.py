@@ -58,6 +58,7 @@ async def _serve(config: RunConfig, steering: Steering, authority: LocalAuthorit
         authority=authority,
         workers=config.workers,
         log_json=config.log_format == "json",
+        same_node=config.same_node,
         version=__version__,
         source=f"file {config.mesh}",
     )
@@ -78,6 +79,7 @@ async def _serve(config: RunConfig, steering: Steering, authority: LocalAuthorit
         loop.create_task(node.identities.manager.run(), name="certificates"),
         loop.create_task(_follow(node, MeshFile(config.mesh, config.run_dir / STORE)), name="mesh file"),
         loop.create_task(node.enrolment.watch(), name="pods"),
+        loop.create_task(node.direct.run(), name="direct path"),
         loop.create_task(_note_ready(node), name="readiness"),
     ]
     ending = loop.create_task(stopping.wait(), name="signal")

@@ -78,11 +78,17 @@ def _row(connection: dict[str, Any]) -> tuple[str, ...]:
         source.get("identity", ""),
         destination.get("identity", ""),
         connection["direction"],
-        "mutual TLS" if connection["security"] == "mutual_tls" else "plain",
+        _security(connection),
         size(connection["received_bytes"]),
         size(connection["sent_bytes"]),
         ago(connection["started"]),
     )
+
+
+def _security(connection: dict[str, Any]) -> str:
+    if connection["security"] == "mutual_tls":
+        return "mutual TLS"
+    return "direct" if connection["direct"] else "plain"
 
 
 def _named(party: dict[str, Any]) -> str:

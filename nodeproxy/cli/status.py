@@ -48,9 +48,24 @@ def _summary(found: dict[str, Any]) -> None:
     click.echo(f"{good} State from {state['source']}: {counts}; {received} (epoch {state['epoch']}).")
     if state["error"]:
         click.echo(f"  The last edit was refused, the state before it stays: {state['error']}")
+    _direct(found["direct"])
     failed = [pod for pod in found["pods"] if pod["error"]]
     inside = plural(len(found["pods"]) - len(failed), "pod")
     click.echo(f"{mark(not failed)} {inside} enrolled" + (f", {len(failed)} failed." if failed else "."))
+
+
+def _direct(direct: dict[str, Any]) -> None:
+    if direct["same_node"] == "hbone":
+        click.echo(f"{mark(True)} Pods of this node talk through HBONE, as between nodes.")
+        return
+    if direct["open"]:
+        said = f"{plural(direct['pairs'], 'pair')} of pods, {plural(direct['services'], 'service port')}"
+        click.echo(f"{mark(True)} Pods of this node talk without the proxy where policy allows it beforehand: {said}.")
+    else:
+        reason = direct["off"] or "a change is being put into effect"
+        click.echo(f"{mark(not direct['undestroyed'])} Pods of this node talk through the proxy: {reason}.")
+    for error in direct["undestroyed"]:
+        click.echo(f"  A direct connection that policy denies can't be ended: {error}")
 
 
 def _tables(found: dict[str, Any]) -> None:

@@ -63,21 +63,35 @@ def outbound(
     balancer: Balancer,
     is_local: Callable[[str], bool],
     trace: Trace | None = None,
+    *,
+    same_node_hbone: bool = False,
 ) -> Route | Refusal:
-    """The way of a connection from `source` to ip:port; is_local: whether a workload (by uid) is an enrolled pod of this node."""
+    """The way of a connection from `source` to ip:port.
+
+    is_local: whether a workload (by uid) is an enrolled pod of this node.  same_node_hbone: such a pod is reached as on another.
+    """
     if ":" in ip:
         ip = canonical_ip(ip)
     if view.is_empty:
         note(trace, "is there any state?", "no")
         return Refusal(Reason.STATE_UNAVAILABLE, "no source of state has answered yet; see the agent's log for why")
-    decision = _Decision(view, source, ip, port, balancer, is_local, trace)
+    decision = _Decision(view, source, ip, port, balancer, is_local, same_node_hbone, trace)
     return decision.decide()
+
+
+def who_is(view: View, network: str, ip: str) -> tuple[Service | None, Workload | None]:
+    """Who has an address for a source in `network`: by that, then by the default one."""
+    for each in dict.fromkeys((network, "")):
+        service, workload = view.service_at(each, ip), view.workload_at(each, ip)
+        if service is not None or workload is not None:
+            return service, workload
+    return None, None
 
 
 class _Decision:
     """The arguments of one decision, so that its steps need not pass them on."""
 
-    __slots__ = ("balancer", "ip", "is_local", "port", "source", "trace", "view")
+    __slots__ = ("balancer", "ip", "is_local", "port", "same_node_hbone", "source", "trace", "view")
 
     def __init__(
         self,
@@ -87,18 +101,20 @@ class _Decision:
         port: int,
         balancer: Balancer,
         is_local: Callable[[str], bool],
+        same_node_hbone: bool,
         trace: Trace | None,
     ) -> None:
         self.view, self.source, self.ip, self.port = view, source, ip, port
         self.balancer, self.is_local, self.trace = balancer, is_local, trace
+        self.same_node_hbone = same_node_hbone
 
     def decide(self) -> Route | Refusal:
         ip, port = self.ip, self.port
-        service, workload = self._who_is(ip)
+        service, workload = who_is(self.view, self.source.network, ip)
         if port in OWN_PORTS and (service or workload or ip == "::1" or ip.startswith("127.")):
             note(self.trace, f"is {port} a port of the proxy's own?", "yes: refused")
             return Refusal(Reason.ILLEGAL_PORT, f"port {port} is the proxy's own; connect to the application's port")
-        if service is not None and (service.load_balancer.mode is not Balancing.PASSTHROUGH or _has_waypoint(service)):
+        if service is not None and (service.load_balancer.mode is not Balancing.PASSTHROUGH or has_waypoint(service)):
             note(self.trace, f"who is {ip}?", "a service's virtual address", service.key)
             return self._to_service(service)
         if workload is None:
@@ -106,15 +122,6 @@ class _Decision:
             return Route(kind=RouteKind.PASSTHROUGH, address=(ip, port), service=service)
         note(self.trace, f"who is {ip}?", f"workload {workload.name}", workload.uid)
         return self._to_pod(workload, service)
-
-    def _who_is(self, ip: str) -> tuple[Service | None, Workload | None]:
-        """By the source's own network, then by the default one."""
-        view = self.view
-        for network in dict.fromkeys((self.source.network, "")):
-            service, workload = view.service_at(network, ip), view.workload_at(network, ip)
-            if service is not None or workload is not None:
-                return service, workload
-        return None, None
 
     def _to_service(self, service: Service) -> Route | Refusal:
         gateway = service.waypoint
@@ -159,7 +166,7 @@ class _Decision:
         if isinstance(found, Refusal):
             note(self.trace, "through the waypoint?", found.detail, owner)
             return found
-        if is_remote(self.source, found.workload):
+        if is_remote(self.source.network, found.workload):
             return self._remote(found.workload)
         outcome = f"yes: {found.workload.name} at {join_address(found.ip, found.port)}"
         note(self.trace, "through the waypoint?", outcome, gateway.destination)
@@ -184,12 +191,13 @@ class _Decision:
     def _last_step(
         self, workload: Workload, target: Address, service: Service | None, *, balanced: bool = False
     ) -> Route | Refusal:
-        if is_remote(self.source, workload):
+        if is_remote(self.source.network, workload):
             return self._remote(workload)
-        if self.is_local(workload.uid):
-            note(self.trace, "how is it reached?", "directly: it is a pod of this node", workload.uid)
+        is_local = self.is_local(workload.uid)
+        if is_local and not self.same_node_hbone:
+            note(self.trace, "how is it reached?", "within the node: it is a pod of this node", workload.uid)
             return Route(kind=RouteKind.LOCAL, address=target, destination=workload, service=service, balanced=balanced)
-        if workload.protocol is not Protocol.HBONE:
+        if workload.protocol is not Protocol.HBONE and not is_local:
             note(self.trace, "how is it reached?", "in plain: it is not in the mesh (protocol TCP)", workload.uid)
             return Route(kind=RouteKind.PLAIN, address=target, destination=workload, service=service, balanced=balanced)
         identities = frozenset((workload.identity, *service.subject_alt_names)) if service else frozenset((workload.identity,))
@@ -206,7 +214,8 @@ class _Decision:
         )
 
 
-def _has_waypoint(service: Service) -> bool:
+def has_waypoint(service: Service) -> bool:
+    """Whether the service must be reached through one."""
     return service.waypoint is not None or bool(service.weighted_waypoints)
 
 

@@ -16,6 +16,7 @@ MAX_PODS: Final = 4096
 MARK_LAST_LEG: Final = 0x53A
 FAMILY_V4: Final = 1
 FAMILY_V6: Final = 2
+MAX_ENDPOINTS: Final = 8
 
 _MAPPED_PREFIX: Final = b"\0" * 10 + b"\xff\xff"
 
@@ -40,16 +41,44 @@ class Drop(IntEnum):
     FLOWS_FULL = 6
 
 
+class Kind(IntEnum):
+    """What a client's socket is."""
+
+    STEERED = 1
+    LAST_LEG = 2
+    DIRECT = 3
+    OWN = 4
+
+
+class DirectCount(IntEnum):
+    """What the direct path's programs count; the index into the map `direct_counts`."""
+
+    FULL = 0  # allowed, but led through the proxy: too many are being made, or there is no room to remember one more
+    LATE = 1  # the SYN came when the verdict no longer held: handed to a worker
+    LEFT = 2  # ended while the ring was full, and was left among the live ones
+
+
 # struct np_…, in native byte order; `=` because every field is aligned without the compiler's help.
 CONFIG: Final = struct.Struct("=QII")  # own_cgroup_id, slots, unused
 POD: Final = struct.Struct("=4sI16s")  # address4, families, address6
 ADDRESS: Final = struct.Struct("=16s")  # ip
 OWNER: Final = struct.Struct("=Q3II")  # netns_cookie, turn × 3, unused
-DESTINATION: Final = struct.Struct("=16sII")  # ip, port, kind
+CLIENT_SOCKET: Final = struct.Struct("=16sII")  # ip, port, kind
+DESTINATION: Final = struct.Struct("=16sIIQ")  # ip, port, kind, source
 CLIENT: Final = struct.Struct("=Q16sII")  # netns_cookie, ip, port, unused
 FLOW: Final = struct.Struct("=16s16sHH")  # source_ip, destination_ip, source_port, destination_port
+FLOW_USE: Final = struct.Struct("=Q")  # source
 LISTENER: Final = struct.Struct("=16sII")  # ip, role, slot
 IN_USE: Final = struct.Struct("=QQ")  # handover, flows
+PAIR: Final = struct.Struct("=QQII")  # source, destination, port, unused
+VERDICT: Final = struct.Struct("=QII")  # epoch, direct, exceptions
+ADDRESS_PORT: Final = struct.Struct("=16sI")  # ip, port
+SERVICE: Final = struct.Struct("=QII160s")  # epoch, count, turn, endpoints: MAX_ENDPOINTS × ADDRESS_PORT
+DIRECT_STATE: Final = struct.Struct("=QQ")  # epoch, valid_until_ns
+# socket, source, destination, started_ns, ended_ns, sent, received, original_ip, original_port, accepted, ended, refused; the
+# programs' own fields are passed over
+DIRECT_FLOW: Final = struct.Struct("=7Q16sHxBBBxx4x4x")
+DIRECT_ENDED: Final = struct.Struct(FLOW.format + "4x" + DIRECT_FLOW.format[1:])  # flow, carried
 
 MAPS: Final = (
     "config",
@@ -62,6 +91,12 @@ MAPS: Final = (
     "listeners",
     "client_sockets",
     "original_destination",
+    "verdicts",
+    "services",
+    "direct_state",
+    "direct",
+    "ended",
+    "direct_counts",
 )
 
 

@@ -44,6 +44,9 @@ class Command(IntEnum):
     OBJ_GET = 7
     OBJ_GET_INFO = 15
     PROG_QUERY = 16
+    MAP_LOOKUP_BATCH = 24
+    MAP_UPDATE_BATCH = 26
+    MAP_DELETE_BATCH = 27
     LINK_CREATE = 28
     LINK_UPDATE = 29
     LINK_DETACH = 34

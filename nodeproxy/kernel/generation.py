@@ -22,14 +22,15 @@ _LOAD_TIMEOUT_S = 240
 # The verifier's log of one program may be megabytes; what it objects to stands at the end.
 _MAX_ERROR_CHARS = 3000
 _LOADER_EXIT_PLATFORM = 2
-_CARRIED_OVER = ("enrolled", "pods_by_address")
+_CARRIED_OVER = ("enrolled", "pods_by_address", "direct")
 
 
 class Generation:
-    """The open programs and maps of a generation."""
+    """The open programs and maps of a generation.  carried: the direct connections that came from one of another layout."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, carried: frozenset[bytes] = frozenset()) -> None:
         self.directory = directory
+        self.carried = carried
         self.maps = {name: Map.open(directory / "maps" / name) for name in abi.MAPS}
         self.programs = {program.name: bpf.obj_get(directory / "programs" / program.name) for program in PROGRAMS}
         self.program_ids = {name: bpf.program_id(descriptor) for name, descriptor in self.programs.items()}
@@ -61,14 +62,13 @@ def open_or_load(pins: Pins) -> tuple[Generation, bool]:
         if older is not None and shares_maps:
             _share_maps(older, pins.loading)
         _run_loader(pins.loading)
-        if older is not None and not shares_maps:
-            _carry_over(older, pins.loading)
+        carried = frozenset() if older is None or shares_maps else _carry_over(older, pins.loading)
         pins.loading.rename(whole)
     except OSError as error:
         raise KernelError(f"pinning under {pins.directory}: {error.strerror}", error.errno or 0) from error
     finally:
         remove_tree(pins.loading)
-    return Generation(whole), False
+    return Generation(whole, carried), False
 
 
 def _share_maps(older: Path, younger: Path) -> None:
@@ -81,24 +81,56 @@ def _share_maps(older: Path, younger: Path) -> None:
             os.close(descriptor)
 
 
-def _carry_over(older: Path, younger: Path) -> None:
-    """Copy who is enrolled to maps of a new layout.
+def _carry_over(older: Path, younger: Path) -> frozenset[bytes]:
+    """Copy who is enrolled, and the live direct connections, to maps of a new layout; the keys of the latter.
 
-    A layout that we cannot copy is an error, for skipping it would open the pods.
+    A layout that we cannot copy is an error: skipping it would open the pods, or leave connections that nobody judges again.
     """
+    _close_direct_path(older)
+    carried: list[bytes] = []
     for name in _CARRIED_OVER:
+        if not (older / "maps" / name).exists():  # of a version that had no direct path
+            continue
         source, target = Map.open(older / "maps" / name), Map.open(younger / "maps" / name)
         try:
-            if (source.key_bytes, source.value_bytes) != (target.key_bytes, target.value_bytes):
+            keys = list(source.all_keys())
+            if keys and (source.key_bytes, source.value_bytes) != (target.key_bytes, target.value_bytes):
                 raise KernelError(
                     f"map {name} of the running generation has another layout: `nodeproxy uninstall` first, with the pods drained"
                 )
-            for key in source.all_keys():
+            for key in keys:
                 if (value := source.get(key)) is not None:
                     target.put(key, value)
+            if name == "direct":
+                carried = keys
         finally:
             source.close()
             target.close()
+    return frozenset(carried)
+
+
+def _close_direct_path(generation: Path) -> None:
+    """So that no connection begins in maps that were copied already: its SYN goes to a worker, who refuses it."""
+    path = generation / "maps" / "direct_state"
+    if path.exists():
+        state = Map.open(path)
+        try:
+            state.put(bytes(state.key_bytes), bytes(state.value_bytes))
+        finally:
+            state.close()
+
+
+def forget_ended(older: Path, younger: Generation) -> None:
+    """Direct connections that ended after they were copied and before the programs were switched: nobody else would miss them."""
+    if not younger.carried:
+        return
+    known = Map.open(older / "maps" / "direct")
+    try:
+        for key in younger.carried:
+            if known.get(key) is None:
+                younger.maps["direct"].delete(key)
+    finally:
+        known.close()
 
 
 def _run_loader(directory: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -35,7 +36,18 @@ CGROUP_PROGRAMS: Final = (
 PROGRAMS: Final = (*CGROUP_PROGRAMS, SK_LOOKUP)
 
 _HEADER: Final = "nodeproxy.h"
-_SOURCES: Final = ("connect.c", "getpeername.c", "sockops.c", "sk_lookup.c")
+# What maps look like, and then what programs share.
+_MAP_HEADERS: Final = (_HEADER, "maps.h")
+_SOURCES: Final = (
+    *_MAP_HEADERS,
+    "direct.h",
+    "sockops_maps.h",
+    "sockops_direct.h",
+    "connect.c",
+    "getpeername.c",
+    "sockops.c",
+    "sk_lookup.c",
+)
 _PACKAGE: Final = Path(__file__).resolve().parent.parent
 
 
@@ -53,19 +65,20 @@ def source_text() -> str:
     """All sources as one: BCC rewrites map operations only in its main file, and one compilation is faster than four."""
     directory = source_directory()
     parts = ["#include <uapi/linux/bpf.h>\n#include <uapi/linux/in.h>\n#include <uapi/asm-generic/errno.h>\n", _NUMBERS]
-    for name in (_HEADER, *_SOURCES):
-        text = (directory / name).read_text(encoding="utf-8").replace(f'#include "{_HEADER}"\n', "")
+    for name in _SOURCES:
+        text = _OUR_INCLUDE.sub("", (directory / name).read_text(encoding="utf-8"))
         parts.append(f'#line 1 "{name}"\n{text}')
     return "\n".join(parts)
 
 
+_OUR_INCLUDE: Final = re.compile(r'^#include ".*\n', re.MULTILINE)
 # <linux/socket.h> has these, but pulls in half of the kernel.
 _NUMBERS: Final = "#define AF_INET 2\n#define AF_INET6 10\n"
 
 
 def map_digest() -> str:
     """Changes when a map's layout may have: maps of the same digest are shared between generations."""
-    return hashlib.sha256((source_directory() / _HEADER).read_bytes()).hexdigest()[:12]
+    return hashlib.sha256(b"".join((source_directory() / name).read_bytes() for name in _MAP_HEADERS)).hexdigest()[:12]
 
 
 def digest() -> str:

@@ -12,12 +12,12 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from nodeproxy.errors import ConfigError, EnrolmentError, KernelError
 from nodeproxy.kernel import abi, bpf
 from nodeproxy.kernel.abi import Drop, Role
-from nodeproxy.kernel.generation import Generation, open_or_load
+from nodeproxy.kernel.direct import DirectTable
+from nodeproxy.kernel.generation import Generation, forget_ended, open_or_load
 from nodeproxy.kernel.pins import Pins, remove_tree
 from nodeproxy.kernel.programs import CGROUP_PROGRAMS, SK_LOOKUP, Program
 
@@ -33,13 +33,6 @@ class PodSteering:
     addresses: tuple[str, ...]
 
 
-class InProgress(NamedTuple):
-    """Connections that are being made at this moment: steered ones, and last legs."""
-
-    steered: int
-    last_legs: int
-
-
 class Steering:
     """The eBPF side of one instance.  `adopted`: it was pinned before, nothing had to be loaded."""
 
@@ -50,6 +43,7 @@ class Steering:
         self._generation = generation
         self._maps = generation.maps
         self.original_destination_fd = self._maps["original_destination"].fd
+        self.direct = DirectTable(self._maps)
         # netns cookie → keys of the map: a look through the map itself would make each enrolment cost what all pods have.
         self._addresses: dict[int, set[bytes]] = {}
         for key in self._maps["pods_by_address"].all_keys():
@@ -74,6 +68,7 @@ class Steering:
             steering._attach_cgroup(cgroup_root)
             for old in pins.generations():
                 if old != generation.directory:
+                    forget_ended(old, generation)
                     remove_tree(old)
         except BaseException:
             os.close(lock)
@@ -82,6 +77,7 @@ class Steering:
 
     def close(self) -> None:
         """Release the instance; steering stays as it is."""
+        self.direct.unmap()
         self._generation.close()
         self.original_destination_fd = -1
         if self._lock >= 0:
@@ -216,21 +212,12 @@ class Steering:
             raise ConfigError(f"worker slot {slot} is not between 0 and {abi.MAX_SLOTS - 1}")
         self._maps["listeners"].put(abi.LISTENER.pack(abi.pack_ip(address), role, slot), struct.pack("=I", listener_fd))
 
-    def clear_listener(self, address: str, role: Role, slot: int) -> None:
-        """Take the worker out of the turn; nothing happens if it was not in it."""
-        self._maps["listeners"].delete(abi.LISTENER.pack(abi.pack_ip(address), role, slot))
-
     # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def drop_counters(self) -> dict[str, int]:
         """How often the kernel's side refused, by reason, since the maps were made."""
         drops = self._maps["drops"]
         return {drop.name.lower(): drops.per_cpu_sum(drop) for drop in Drop}
-
-    def in_progress(self) -> InProgress:
-        """Connections that are being made now."""
-        value = self._maps["in_use"].get(_ZERO)
-        return InProgress(*abi.IN_USE.unpack(value)) if value else InProgress(0, 0)
 
     @staticmethod
     def uninstall(instance: str) -> None:

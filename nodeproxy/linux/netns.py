@@ -106,20 +106,10 @@ def netns_inode(netns_fd: int) -> int:
     return os.fstat(netns_fd).st_ino
 
 
-def _cookie_here() -> int:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        return int(struct.unpack("=Q", probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0])
-
-
 def netns_cookie(netns_fd: int) -> int:
     """The kernel's number of a network namespace; never reused while the machine is up."""
-    with inside(netns_fd):
-        return _cookie_here()
-
-
-def node_cookie() -> int:
-    """The cookie of the network namespace that this process is at home in."""
-    return _cookie_here()
+    with inside(netns_fd), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        return int(struct.unpack("=Q", probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0])
 
 
 def refuse_node_netns(netns_fd: int, path: str) -> None:

@@ -1,4 +1,4 @@
-"""What this machine offers of what nodeproxy needs, eBPF apart (`kernel.preflight`).  Only looks, changes nothing."""
+"""What this machine offers of what nodeproxy needs, eBPF apart (`kernel.preflight`).  Changes nothing that is not its own."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Final
 from nodeproxy.errors import NodeproxyError
 from nodeproxy.linux.bpffs import BPFFS, is_bpffs
 from nodeproxy.linux.cgroup import cgroup2_mount
+from nodeproxy.linux.sock_diag import can_destroy
 from nodeproxy.model.requirement import Requirement
 
 # The oldest kernel that the steering was tried on; bpf_set_retval in connect hooks came with 6.0.
@@ -33,7 +34,7 @@ _WANTED_SYSCTLS: Final = ("net/ipv4/tcp_fwmark_accept", "net/ipv4/fwmark_reflect
 
 def rows() -> list[Requirement]:
     """One row for each requirement."""
-    checks: tuple[Callable[[], Requirement], ...] = (_kernel, _cgroup2, _bpffs, _sysctls, _ipv6, _descriptors)
+    checks: tuple[Callable[[], Requirement], ...] = (_kernel, _cgroup2, _bpffs, _sysctls, _ipv6, _destroy, _descriptors)
     return [*(check() for check in checks), *capabilities()]
 
 
@@ -80,6 +81,13 @@ def _ipv6() -> Requirement:
     """No requirement in truth: pods without IPv6 are steered by IPv4 alone."""
     there = Path("/proc/net/if_inet6").exists()
     return Requirement("IPv6", True, "there" if there else "off: IPv4 only")
+
+
+def _destroy() -> Requirement:
+    """No requirement in truth either: without it pods of a node talk through the proxy."""
+    missing = can_destroy()
+    found = f"no: pods of this node talk through the proxy ({missing})" if missing else "there"
+    return Requirement("SOCK_DESTROY (ends direct connections that policy no longer allows)", True, found)
 
 
 def _descriptors() -> Requirement:

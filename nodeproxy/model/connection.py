@@ -37,6 +37,7 @@ class Connection(msgspec.Struct, kw_only=True):
 
     received_bytes, sent_bytes: as Istio's TCP metrics count them: received is what came from the source, sent what went back to
     it.
+    direct: the kernel carries it without the proxy.
     hbone_address: the tunnel's other end, "" without a tunnel.  started, ended: seconds since the epoch; ended 0.0 while live.
     """
 
@@ -53,3 +54,4 @@ class Connection(msgspec.Struct, kw_only=True):
     ended: float = 0.0
     reason: Reason | None = None
     detail: str = ""
+    direct: bool = False

@@ -23,6 +23,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     slot: int
     store: str  # directory of the state's store
     log_json: bool = False
+    same_node_hbone: bool = False
     original_destination_fd: int = -1  # set by the zygote: the BPF map's descriptor
 
 
@@ -61,9 +62,10 @@ ZygoteReply = Forked | Exited
 
 
 class PodAdded(msgspec.Struct, frozen=True, tag=True):
-    """Serve this pod.  Descriptors: its netns, then its outbound, HBONE and plaintext listeners."""
+    """Serve this pod.  cookie: of its network namespace.  Descriptors: that, then its outbound, HBONE and plaintext listeners."""
 
     uid: str
+    cookie: int
     addresses: tuple[str, ...]
 
 

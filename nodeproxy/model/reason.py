@@ -65,6 +65,7 @@ class Reason(StrEnum):
     RESET_BY_SOURCE = "reset_by_source"
     RESET_BY_DESTINATION = "reset_by_destination"
     POD_LEFT = "pod_left"
+    SAME_NODE_HBONE = "same_node_hbone"  # a direct connection, and `same_node` was set to hbone since
     DRAINED = "drained"
     INTERNAL = "internal"  # a defect of nodeproxy's: logged with a traceback
 
@@ -88,6 +89,7 @@ _FLAGS = {
     Reason.RESET_BY_SOURCE: "-",
     Reason.RESET_BY_DESTINATION: "-",
     Reason.DRAINED: "-",
+    Reason.SAME_NODE_HBONE: "-",
 }
 
 

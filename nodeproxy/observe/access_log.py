@@ -47,10 +47,10 @@ def format_text(connection: Connection, kind: Kind | None = None) -> bytes:
             before, behind = kind.fixed
             sent, received, ms = _measures(connection)
             return (
-                f"{_timestamp(connection.ended)}\tinfo\taccess\t{_MESSAGE}\t"
+                f"{timestamp(connection.ended)}\tinfo\taccess\t{_MESSAGE}\t"
                 f'{before}{connection.source.address}{behind} bytes_sent={sent} bytes_recv={received} duration="{ms}ms"\n'
             ).encode("ascii")
-    return _text(f"{_timestamp(connection.ended)}\t{_level(connection)}\taccess\t{_MESSAGE}\t", list(_fields(connection)))
+    return _text(f"{timestamp(connection.ended)}\t{_level(connection)}\taccess\t{_MESSAGE}\t", list(_fields(connection)))
 
 
 def format_json(connection: Connection, kind: Kind | None = None) -> bytes:
@@ -62,21 +62,21 @@ def format_json(connection: Connection, kind: Kind | None = None) -> bytes:
             before, behind = kind.fixed
             sent, received, ms = _measures(connection)
             return (
-                f'{{"level":"info","time":"{_timestamp(connection.ended)}","scope":"access","message":"{_MESSAGE}",'
+                f'{{"level":"info","time":"{timestamp(connection.ended)}","scope":"access","message":"{_MESSAGE}",'
                 f'{before}{connection.source.address}{behind},"bytes_sent":{sent},"bytes_recv":{received},"duration":"{ms}ms"}}\n'
             ).encode("ascii")
-    head = f'{{"level":"{_level(connection)}","time":"{_timestamp(connection.ended)}","scope":"access","message":"{_MESSAGE}",'
+    head = f'{{"level":"{_level(connection)}","time":"{timestamp(connection.ended)}","scope":"access","message":"{_MESSAGE}",'
     return _json(head, list(_fields(connection)))
 
 
 def format_dry_run_text(connection: Connection, refusal: Refusal) -> bytes:
     """What a dry-run policy would have refused: a line as the connection begins, beside the one when it ends."""
-    return _text(f"{_timestamp(connection.started)}\tinfo\tpolicy\t{_DRY_RUN}\t", _dry_run_fields(connection, refusal))
+    return _text(f"{timestamp(connection.started)}\tinfo\tpolicy\t{_DRY_RUN}\t", _dry_run_fields(connection, refusal))
 
 
 def format_dry_run_json(connection: Connection, refusal: Refusal) -> bytes:
     """The same as one JSON object."""
-    head = f'{{"level":"info","time":"{_timestamp(connection.started)}","scope":"policy","message":"{_DRY_RUN}",'
+    head = f'{{"level":"info","time":"{timestamp(connection.started)}","scope":"policy","message":"{_DRY_RUN}",'
     return _json(head, _dry_run_fields(connection, refusal))
 
 
@@ -119,7 +119,8 @@ def _level(connection: Connection) -> str:
     return "info" if connection.reason is None else "error"
 
 
-def _timestamp(when_s: float) -> str:
+def timestamp(when_s: float) -> str:
+    """Seconds since the epoch as a line has them."""
     microseconds = int(when_s * 1e6)
     second = microseconds // 1_000_000
     # Seven digits without their first: formatting to a width takes ten times as long.

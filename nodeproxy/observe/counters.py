@@ -39,6 +39,16 @@ class Series:
         self.opened = self.closed = self.failed = self.received_bytes = self.sent_bytes = 0
 
 
+class Counts(msgspec.Struct):
+    """What is added to a series."""
+
+    opened: int = 0
+    closed: int = 0
+    failed: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+
+
 class _Page(msgspec.Struct, array_like=True):
     """What goes up.  A label's value is written once a page and referred to by its place: series share most of theirs."""
 
@@ -88,6 +98,19 @@ class Counters:
     def fail(self, labels: Labels) -> None:
         """A connection that never was: refused before it was opened."""
         self._of(labels).failed += 1
+
+    def add(self, labels: Labels, counts: Counts) -> None:
+        """Many connections at once, that nobody holds a series for."""
+        series = self._of(labels)
+        series.opened += counts.opened
+        series.closed += counts.closed
+        series.failed += counts.failed
+        series.received_bytes += counts.received_bytes
+        series.sent_bytes += counts.sent_bytes
+
+    def set_open(self, reporter: str, count: int) -> None:
+        """How many connections are open, for who does not count them by `open` and `close`."""
+        self._sockets[reporter] = count
 
     def refused(self, reason: Reason, direction: Direction) -> None:
         """Something was refused or ended by this reason."""

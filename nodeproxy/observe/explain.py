@@ -19,6 +19,7 @@ from nodeproxy.model.address import join_address
 from nodeproxy.model.reason import Refusal
 from nodeproxy.model.workload import Service, Workload
 from nodeproxy.policy.address import canonical_ip
+from nodeproxy.policy.beforehand import Hindrance
 from nodeproxy.state.balance import Balancer, target_port
 from nodeproxy.state.view import View
 from nodeproxy.wire.hbone import parse_authority
@@ -30,7 +31,7 @@ _MAX_PORT = 65535
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """steps: what was asked, in order.  outcome: one sentence.  refusal: why it would not be, None if it would.
 
-    destination: the ip:port that was asked for, after names were resolved.
+    destination: the ip:port that was asked for, after names were resolved.  direct: the kernel would carry it, without the proxy.
     """
 
     source: str
@@ -38,9 +39,23 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[Step, ...]
     outcome: str
     refusal: Refusal | None = None
+    direct: bool = False
 
 
-def explain(view: View, balancer: Balancer, source: str, destination: str, is_local: Callable[[str], bool]) -> Explanation:
+# Why a connection from a workload to ip:port, which `outbound` gave a route, goes through the proxy; None: it does not.
+DirectHindrance = Callable[[View, Workload, str, int, Route], Hindrance | None]
+
+
+def explain(
+    view: View,
+    balancer: Balancer,
+    source: str,
+    destination: str,
+    is_local: Callable[[str], bool],
+    *,
+    same_node_hbone: bool = False,
+    direct: DirectHindrance | None = None,
+) -> Explanation:
     """What would become of a connection from `source` to `destination`.
 
     source: a workload's uid, "name.namespace", "namespace/name", name or address.
@@ -50,13 +65,27 @@ def explain(view: View, balancer: Balancer, source: str, destination: str, is_lo
     steps: Trace = []
     pod = find_workload(view, source)
     ip, port = _resolve(view, pod, destination, steps)
-    route = outbound(view, pod, ip, port, balancer, is_local, steps)
+    route = outbound(view, pod, ip, port, balancer, is_local, steps, same_node_hbone=same_node_hbone)
     refusal = route if isinstance(route, Refusal) else _at_destination(view, pod, route, steps)
     if refusal is not None:
         outcome = f"refused ({refusal.reason}): {refusal.detail}"
     else:
         outcome = _describe(route)
-    return Explanation(source=pod.uid, destination=join_address(ip, port), steps=tuple(steps), outcome=outcome, refusal=refusal)
+    is_direct = False
+    if isinstance(route, Route) and route.kind is RouteKind.LOCAL and refusal is None and direct is not None:
+        hindrance = direct(view, pod, ip, port, route)
+        is_direct = hindrance is None
+        said = "no: the kernel carries it" if hindrance is None else f"yes: {hindrance.detail}"
+        note(steps, "through the proxy?", said, hindrance.resource if hindrance is not None else "")
+        outcome += ", without the proxy" if is_direct else ", through the proxy"
+    return Explanation(
+        source=pod.uid,
+        destination=join_address(ip, port),
+        steps=tuple(steps),
+        outcome=outcome,
+        refusal=refusal,
+        direct=is_direct,
+    )
 
 
 def find_workload(view: View, text: str) -> Workload:

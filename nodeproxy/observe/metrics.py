@@ -44,6 +44,25 @@ class StateStatistics(msgspec.Struct, frozen=True):
     policies: int
 
 
+class DirectStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """The direct path.  openings: how often it was opened; closed_s: how long it was not, in all.
+
+    destroyed: live connections that were ended, by reason; undestroyed: those that could not be.  unlogged: ended ones without a
+    line.  kernel: what the programs counted.
+    """
+
+    is_open: bool
+    openings: int
+    closed_s: float
+    live: int
+    ended: int
+    left_out: int
+    destroyed: Mapping[str, int]
+    undestroyed: int
+    unlogged: int
+    kernel: Mapping[str, int]
+
+
 class Metrics:
     """Everything that is scraped.  The attributes are for the agent's parts to set; the providers are asked at each scrape."""
 
@@ -54,6 +73,7 @@ class Metrics:
         self.worker_restarts = 0
         self.certificates: Callable[[], Sequence[CertificateStatistics]] | None = None
         self.state: Callable[[], StateStatistics] | None = None
+        self.direct: Callable[[], DirectStatistics] | None = None
         self.kernel_drops: Callable[[], Mapping[str, int]] | None = None
         self._totals = totals
         self._build = (component, version)
@@ -77,6 +97,8 @@ class Metrics:
         if self.kernel_drops is not None:
             rows = [((name,), count) for name, count in self.kernel_drops().items()]
             yield _counter("nodeproxy_kernel_drops", "Packets and connects that the eBPF programs refused", ("reason",), rows)
+        if self.direct is not None:
+            yield from _direct(self.direct())
         if self.state is not None:
             yield from self._state(self.state())
         if self.certificates is not None:
@@ -133,6 +155,31 @@ def _label_text(labels: Labels) -> str:
     if "\\" in joined or '"' in joined or "\n" in joined:
         labels = tuple(value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for value in labels)
     return ",".join([f'{name}="{value}"' for name, value in zip(LABELS, labels, strict=True)])
+
+
+def _direct(direct: DirectStatistics) -> Iterator[Metric]:
+    def one(value: float) -> list[tuple[tuple[str, ...], float]]:
+        return [((), value)]
+
+    yield _gauge("nodeproxy_direct_open", "1 while pods of this node may connect without the proxy", (), one(direct.is_open))
+    yield _counter("nodeproxy_direct_openings", "Times that verdicts were published anew", (), one(direct.openings))
+    yield _counter("nodeproxy_direct_closed_seconds", "Time without the direct path", (), one(direct.closed_s))
+    yield _gauge("nodeproxy_direct_connections", "Live connections without the proxy", (), one(direct.live))
+    yield _counter("nodeproxy_direct_connections_ended", "Connections without the proxy that have ended", (), one(direct.ended))
+    yield _gauge("nodeproxy_direct_left_out", "Verdicts that had no room in the kernel's table", (), one(direct.left_out))
+    rows: list[tuple[tuple[str, ...], float]] = [((reason,), count) for reason, count in direct.destroyed.items()]
+    yield _counter("nodeproxy_direct_destroyed", "Live connections without the proxy that were ended", ("reason",), rows)
+    yield _gauge(
+        "nodeproxy_direct_undestroyed",
+        "Those that could not be ended: nothing is direct while there are any",
+        (),
+        one(direct.undestroyed),
+    )
+    yield _counter(
+        "nodeproxy_direct_unlogged", "Ended ones without a line in the access log: too many at once", (), one(direct.unlogged)
+    )
+    kernel: list[tuple[tuple[str, ...], float]] = [((name,), count) for name, count in direct.kernel.items()]
+    yield _counter("nodeproxy_direct_kernel", "What the eBPF programs met on the direct path", ("event",), kernel)
 
 
 def _certificates(rows: Sequence[CertificateStatistics]) -> Iterator[Metric]:

@@ -38,6 +38,7 @@ class Context:
     balancer: Balancer
     sessions: Sessions
     certificates: Certificates
+    same_node_hbone: bool
     max_pod_connections: int
     pods: dict[str, Pod] = field(default_factory=dict)
     _view: View | None = None
@@ -52,6 +53,10 @@ class Context:
         """Whether the workload is a pod of this node that takes connections."""
         pod = self.pods.get(uid)
         return pod is not None and not pod.leaving
+
+    def pod_of(self, cookie: int) -> Pod | None:
+        """The pod of this node whose network namespace has this cookie."""
+        return next((pod for pod in self.pods.values() if pod.cookie == cookie), None)
 
     def record(self, direction: Direction, source: Party, destination: Party) -> Connection:
         """The record of a connection that begins."""

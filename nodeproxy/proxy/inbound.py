@@ -6,6 +6,7 @@ import socket
 from functools import partial
 
 from nodeproxy.decide.inbound import admit_plain
+from nodeproxy.kernel.original_destination import OriginalDestination
 from nodeproxy.linux.pod_socket import MARK_LAST_LEG
 from nodeproxy.model.address import join_address
 from nodeproxy.model.connection import Direction, Party
@@ -13,6 +14,7 @@ from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.model.workload import Workload
 from nodeproxy.proxy.app_socket import AppSocket, reset_and_close
 from nodeproxy.proxy.context import Context
+from nodeproxy.proxy.outbound import Outbound
 from nodeproxy.proxy.pods import Pod, plain_address
 from nodeproxy.proxy.server_tunnel import ServerTunnel
 from nodeproxy.proxy.session import Session
@@ -34,8 +36,10 @@ _TOO_MANY_HANDSHAKES = Refusal(
 class Inbound:
     """Serves the HBONE and plaintext listeners of all pods of a worker."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, originals: OriginalDestination, outbound: Outbound) -> None:
         self._context = context
+        self._originals = originals
+        self._outbound = outbound
 
     def accepted_tunnel(self, pod: Pod, sock: socket.SocketType, peer: tuple[str, int]) -> None:
         """A connection to port 15008."""
@@ -68,6 +72,12 @@ class Inbound:
     def accepted_plain(self, pod: Pod, sock: socket.SocketType, peer: tuple[str, int]) -> None:
         """Any other connection to the pod."""
         context = self._context
+        late = self._originals.direct(sock.fileno())
+        source = context.pod_of(late.source_cookie) if late is not None else None
+        if late is not None and source is not None:
+            # It was to go directly, and things changed before its SYN came: now it goes as if it had been led here at once.
+            self._outbound.serve(source, sock, peer, (late.ip, late.port))
+            return
         local = plain_address(sock.getsockname())
         view = context.view()
         workload = view.workload(pod.uid)

@@ -35,8 +35,12 @@ class Outbound:
 
     def accepted(self, pod: Pod, sock: socket.SocketType, peer: tuple[str, int]) -> None:
         """A steered connection arrived."""
+        self.serve(pod, sock, peer, self._originals.get(sock.fileno()))
+
+    def serve(self, pod: Pod, sock: socket.SocketType, peer: tuple[str, int], original: tuple[str, int] | None) -> None:
+        """A connection that `pod` has made to `original`; None: nobody knows where to."""
         context = self._context
-        plan = self._plans.get(pod, peer[0], self._originals.get(sock.fileno()))
+        plan = self._plans.get(pod, peer[0], original)
         record = Connection(
             id=context.sessions.new_id(),
             direction=Direction.OUTBOUND,

@@ -107,7 +107,8 @@ class Plans:
         if source is None:
             detail = f"this pod's workload {pod.uid} is not in the state; its source has removed it or not sent it yet"
             return self._keep(key, Plan(Party(join_address(*original)), refusal=Refusal(Reason.UNKNOWN_WORKLOAD, detail)))
-        route = outbound(view, source, original[0], original[1], context.balancer, context.is_local)
+        hbone = context.same_node_hbone
+        route = outbound(view, source, *original, context.balancer, context.is_local, same_node_hbone=hbone)
         if isinstance(route, Refusal):
             return Plan(Party(join_address(*original)), source, route)
         if route.balanced:
@@ -115,7 +116,7 @@ class Plans:
             plan = self._plans.get(key)
             if plan is not None:
                 return plan
-        return self._keep(key, _plan(view, pod, client_ip, source, route))
+        return self._keep(key, _plan(view, context, pod, client_ip, source, route))
 
     def _keep(self, key: tuple[object, ...], plan: Plan) -> Plan:
         if len(self._plans) >= MAX_PLANS:
@@ -124,12 +125,12 @@ class Plans:
         return plan
 
 
-def _plan(view: View, pod: Pod, client_ip: str, source: Workload, route: Route) -> Plan:
+def _plan(view: View, context: Context, pod: Pod, client_ip: str, source: Workload, route: Route) -> Plan:
     destination = route.destination
     plan = Plan(Party(join_address(*route.address), destination), source)
     plan.route, plan.service = route, route.service
     if route.kind is RouteKind.LOCAL and destination is not None:
-        admission = admit_local(view, destination, route.address[0], route.address[1], source, client_ip)
+        admission = _admit(view, context.pods[destination.uid], destination, route.address, source, client_ip)
         if isinstance(admission, Refusal):
             plan.refusal = admission
             return plan
@@ -143,3 +144,11 @@ def _plan(view: View, pod: Pod, client_ip: str, source: Workload, route: Route) 
         plan.key = PoolKey(pod.uid, source.identity, route.peer, route.identities)
         plan.prefix = connect_prefix(route.authority, encode_baggage(source))
     return plan
+
+
+def _admit(view: View, pod: Pod, workload: Workload, address: Address, source: Workload, client_ip: str) -> Admission | Refusal:
+    if address[0] not in pod.addresses:
+        # From its namespace the last leg would go astray, and be awaited by nobody else's permission.
+        detail = f"the state gives {address[0]} to {pod.uid}, whose namespace has {', '.join(pod.addresses) or 'none'}"
+        return Refusal(Reason.CONNECT_UNREACHABLE, detail, pod.uid)
+    return admit_local(view, workload, *address, source, client_ip)

@@ -39,13 +39,15 @@ _visitor = Visitor()
 class Pod:
     """One enrolled pod.
 
-    connections: how many of its sessions live.  handshakes: tunnels whose handshake runs, the oldest first.
+    cookie: of its network namespace.  connections: how many of its sessions live.
+    handshakes: tunnels whose handshake runs, the oldest first.
     """
 
-    __slots__ = ("addresses", "connections", "handshakes", "leaving", "listeners", "netns_fd", "tunnels", "uid")
+    __slots__ = ("addresses", "connections", "cookie", "handshakes", "leaving", "listeners", "netns_fd", "tunnels", "uid")
 
-    def __init__(self, uid: str, addresses: tuple[str, ...], netns_fd: int) -> None:
+    def __init__(self, uid: str, cookie: int, addresses: tuple[str, ...], netns_fd: int) -> None:
         self.uid = uid
+        self.cookie = cookie
         self.addresses = addresses
         self.netns_fd = netns_fd
         self.listeners: list[Listener] = []

@@ -41,10 +41,10 @@ from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.observe.access_log import format_dry_run_json, format_dry_run_text, format_json, format_text
 from nodeproxy.observe.counters import Counters
 from nodeproxy.observe.kind import Kind
+from nodeproxy.observe.log_writer import LogWriter
 from nodeproxy.proxy.certificates import Certificates
 from nodeproxy.proxy.context import Context
 from nodeproxy.proxy.inbound import Inbound
-from nodeproxy.proxy.log_writer import LogWriter
 from nodeproxy.proxy.outbound import Outbound
 from nodeproxy.proxy.pods import Listener, Pod, Spare
 from nodeproxy.proxy.poller import IN, OUT, Poller
@@ -85,10 +85,12 @@ class Worker:
             balancer=Balancer(),
             sessions=Sessions(self._counters, self._write_log, self._write_dry_run),
             certificates=Certificates(),
+            same_node_hbone=settings.same_node_hbone,
             max_pod_connections=min(MAX_POD_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _DESCRIPTOR_SHARE),
         )
-        self._outbound = Outbound(self._context, OriginalDestination(settings.original_destination_fd))
-        self._inbound = Inbound(self._context)
+        originals = OriginalDestination(settings.original_destination_fd)
+        self._outbound = Outbound(self._context, originals)
+        self._inbound = Inbound(self._context, originals, self._outbound)
         self._spare = Spare()
         self._dropped = 0  # lines that were told of
         self._encoder = msgspec.msgpack.Encoder()
@@ -171,7 +173,7 @@ class Worker:
 
     def _add_pod(self, message: PodAdded, fds: list[int]) -> None:
         netns_fd, *listener_fds = fds
-        pod = Pod(message.uid, message.addresses, netns_fd)
+        pod = Pod(message.uid, message.cookie, message.addresses, netns_fd)
         self._context.pods[message.uid] = pod
         self._outbound.forget()
         accepted = {

@@ -73,9 +73,7 @@ class Balancer:
 
         endpoints: as `View.endpoints` gave them; the same tuple again is the fast path.
         """
-        preferences = service.load_balancer.routing_preferences
-        place = tuple(_SCOPES[scope](source) for scope in preferences)
-        key = (service.key, port, source.network, place)
+        key = (service.key, port, source.network, place_of(service, source))
         rotation = self._rotations.get(key)
         if rotation is None or rotation.basis is not endpoints:
             eligible = eligible_endpoints(service, endpoints, source, port)
@@ -98,6 +96,11 @@ class Balancer:
             self._rotations.clear()
         rotation = self._rotations[key] = _Rotation(basis, items, weights, self._random.getrandbits(32))
         return rotation
+
+
+def place_of(service: Service, source: Workload) -> tuple[str, ...]:
+    """What the choice of an endpoint depends on of where a source runs, its network apart."""
+    return tuple(_SCOPES[scope](source) for scope in service.load_balancer.routing_preferences)
 
 
 def target_port(service: Service, own: dict[int, int], port: int) -> int | None:
@@ -124,12 +127,12 @@ def eligible_endpoints(service: Service, endpoints: tuple[Endpoint, ...], source
         found = [endpoint for endpoint, rank in zip(found, ranks, strict=True) if rank == wanted]
     # Other networks can't be reached yet (double HBONE): chosen only if there is nothing else, so that the refusal can name the
     # gateway.
-    return [(workload, ports) for workload, ports in found if not is_remote(source, workload)] or found
+    return [(workload, ports) for workload, ports in found if not is_remote(source.network, workload)] or found
 
 
-def is_remote(source: Workload, destination: Workload) -> bool:
-    """Whether `destination` is in another network, behind that network's gateway."""
-    return destination.network != source.network and destination.network_gateway is not None
+def is_remote(network: str, destination: Workload) -> bool:
+    """Whether `destination` is in another network than a source in `network`, behind that network's gateway."""
+    return destination.network != network and destination.network_gateway is not None
 
 
 def _matches(preferences: tuple[Scope, ...], source: Workload, workload: Workload) -> int:

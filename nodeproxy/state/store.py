@@ -53,12 +53,21 @@ class StateWriter:
     rebuilt: why what was there before had to be thrown away, "" if it was not.
     """
 
-    def __init__(self, path: Path | str, map_size_bytes: int = MAP_SIZE_BYTES, *, lent: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        map_size_bytes: int = MAP_SIZE_BYTES,
+        *,
+        lent: bool = False,
+        before_commit: Callable[[Touched], None] = lambda touched: None,
+    ) -> None:
         """Raises StateError if another writer is there or the directory can't be used.
 
         lent: by the writer in the parent process, which made the store, holds the lock, and writes nothing meanwhile.
+        before_commit: told what a change touches, before any reader can see it; what it raises undoes the change.
         """
         self.path = Path(path)
+        self.before_commit = before_commit
         self._lock: IO[str] | None = None
         # Before the lock: closing the lock's file once more would drop the lock that this process has (fcntl(2), record locks).
         check_unopened(self.path)
@@ -138,6 +147,8 @@ class StateWriter:
             work(change)
             change.put_meta(meta or {})
             epoch = record(txn, self._environment.tables, change.touched) if change.touched else self._epoch
+            if change.touched:
+                self.before_commit(change.touched)
             if change.made:
                 txn.commit()
                 self._epoch = epoch

@@ -117,6 +117,17 @@ class View(Snapshot):
             found = tuple((member, member.services.get(service_key, {})) for member in members)
             return self._kept.keep_endpoints(service_key, found)
 
+    def count_endpoints(self, service_key: str) -> int:
+        """How many workloads list this service."""
+        return self._count("endpoints", service_key.encode())
+
+    def count_policies(self, workload: Workload) -> int:
+        """How many policies hold for a destination; those that it lists and that hold anyway are counted twice."""
+        return len(workload.policies) + self._count_scopes((GLOBAL_SCOPE, workload.namespace))
+
+    def _count_scopes(self, scopes: tuple[str, ...]) -> int:
+        return sum(self._count("scopes", scope_key(scope, group)) for scope in scopes for group in GROUPS)
+
     def policies_for(self, workload: Workload) -> tuple[Policy, ...]:
         """The policies that hold for a destination: global, its namespace's, those it lists; by key, the same tuple each time."""
         held = workload.namespace, workload.policies
@@ -150,7 +161,7 @@ class View(Snapshot):
     def _many(self, workload: Workload) -> Many | None:
         """None: the policies that hold for the workload are few."""
         scopes = (GLOBAL_SCOPE, workload.namespace)
-        count = sum(self._count("scopes", scope_key(scope, group)) for scope in scopes for group in GROUPS)
+        count = self._count_scopes(scopes)
         if count + len(workload.policies) <= MAX_WALKED:
             return None
         # Those that the workload lists and that hold anyway are not to be told twice.

@@ -10,13 +10,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nodeproxy.kernel.abi import Role
+from nodeproxy.kernel.abi import IN_USE, MAX_SLOTS, Role
 from nodeproxy.kernel.original_destination import OriginalDestination
 from nodeproxy.kernel.steering import PodSteering, Steering
 from nodeproxy.lab.topology import Host, Lab
@@ -110,11 +110,12 @@ class Worker:
             self._listeners[listener.fileno()] = (listener, role, slot)
             self._poll.register(listener, select.EPOLLIN)
 
-    def close_listeners(self) -> None:
-        for descriptor, (listener, _, _) in list(self._listeners.items()):
-            self._poll.unregister(descriptor)
-            listener.close()
-        self._listeners.clear()
+    def close_listeners(self, slots: Collection[int] = range(MAX_SLOTS)) -> None:
+        for descriptor, (listener, _, slot) in list(self._listeners.items()):
+            if slot in slots:
+                self._poll.unregister(descriptor)
+                listener.close()
+                del self._listeners[descriptor]
 
     def close(self) -> None:
         self._waker.send(b".")
@@ -158,6 +159,7 @@ class Worker:
             "role": role.name,
             "slot": slot,
             "original": self._original.get(accepted.fileno()),
+            "direct": self._original.direct(accepted.fileno()),
             "seen_peer": [text(peer[0]), peer[1]],
             "seen_sockname": [text(sockname[0]), sockname[1]],
         }
@@ -203,6 +205,11 @@ class Node:
         self.steering.enrol(PodSteering(host.netns_fd, cookie, pod_addresses(host.netns_fd)))
         self._enrolled[cookie] = host
         return cookie
+
+    def in_progress(self) -> tuple[int, int]:
+        """Connections that are being made now: steered ones, and last legs."""
+        steered, last_legs = IN_USE.unpack(self.steering._maps["in_use"].get(bytes(4)) or b"")
+        return steered, last_legs
 
     def leave(self, cookie: int) -> None:
         self.steering.leave(cookie)

@@ -4,16 +4,22 @@ Standard library only: it plays the unmodified application.  What it serves, and
 connects, is one line of JSON that says who answered.
 """
 
+import contextlib
+import fcntl
 import json
 import os
+import select
 import socket
 import struct
 import sys
+import termios
 import threading
 import time
 
 SO_BINDTODEVICE = 25
 IPPROTO_MPTCP = 262
+TCP_FASTOPEN_CONNECT = 30
+HELD = {}
 
 
 def _family(address):
@@ -97,6 +103,119 @@ def fastopen(order):
         return {**json.loads(text), "peername": made.getpeername()[:2]}
 
 
+def _exactly(made, count):
+    while count:
+        chunk = made.recv(min(count, 1 << 20))
+        if not chunk:
+            raise ConnectionError("the other end has closed early")
+        count -= len(chunk)
+
+
+def _abort(made):
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    made.close()
+
+
+def exchange(order):
+    """Send `send` bytes and get `receive` back; `end` says how it ends, `server` what the other end does then."""
+    made = _made(order)
+    made.connect((order["address"], order["port"]))
+    head = json.dumps({"send": order["receive"], "read": order["send"], "end": order["server"]}).ljust(100).encode()
+    made.sendall(head + b"." * (order["send"] - len(head)))
+    if order["end"] == "half-close":
+        made.shutdown(socket.SHUT_WR)
+    if order["end"] == "leave unread":
+        select.select([made], [], [])
+    else:
+        _exactly(made, order["receive"])
+    if order["end"] in ("half-close", "wait"):
+        try:
+            assert made.recv(1) == b""
+        except ConnectionResetError:
+            pass
+    if order["end"] == "abort":
+        _abort(made)
+    made.close()
+    return {}
+
+
+def serve_exchanges(order):
+    listener = socket.create_server((order["address"], order["port"]), family=_family(order["address"]), dualstack_ipv6=True)
+    threading.Thread(target=_exchanges, args=(listener,), daemon=True).start()
+    return {}
+
+
+def _exchanges(listener):
+    while True:
+        threading.Thread(target=_exchange, args=(listener.accept()[0],), daemon=True).start()
+
+
+def _exchange(accepted):
+    with accepted, contextlib.suppress(ConnectionError):  # who ended it is the client's affair
+        said = accepted.recv(100, socket.MSG_WAITALL)
+        if len(said) < 100:
+            return
+        head = json.loads(said)
+        _exactly(accepted, head["read"] - 100)
+        accepted.sendall(b"." * head["send"])
+        if head["end"] == "wait":
+            accepted.recv(1)
+        if head["end"] == "abort":
+            while struct.unpack("i", fcntl.ioctl(accepted, termios.TIOCOUTQ, bytes(4)))[0]:
+                time.sleep(0.001)
+            _abort(accepted)
+
+
+def storm(order):
+    """`count` connects, each closed at once however it ended."""
+    tally = {}
+    for _ in range(order["count"]):
+        made = socket.socket(_family(order["address"]), socket.SOCK_STREAM)
+        try:
+            if order.get("nonblocking"):
+                made.setblocking(False)
+            made.connect((order["address"], order["port"]))
+            if order.get("abort"):
+                _abort(made)
+            ended = "connected"
+        except OSError as error:
+            ended = type(error).__name__
+        made.close()
+        tally[ended] = tally.get(ended, 0) + 1
+    return tally
+
+
+def hold(order):
+    """A connection that stays, under a name."""
+    made = _made(order)
+    HELD[order["name"]] = made
+    if order.get("deferred"):  # connect() returns, and the SYN leaves with the first byte
+        made.settimeout(None)
+        made.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
+        made.connect((order["address"], order["port"]))
+        return {}
+    made.connect((order["address"], order["port"]))
+    return {"sockname": made.getsockname()[:2], "peername": made.getpeername()[:2]}
+
+
+def say(order):
+    """Say something on a held connection, and take `receive` bytes."""
+    HELD[order["name"]].sendall(order["say"].encode())
+    _exactly(HELD[order["name"]], order["receive"])
+    return {}
+
+
+def go_on(order):
+    """Say something on a held connection, and tell what comes back until it ends."""
+    with HELD.pop(order["name"]) as made:
+        made.sendall(order.get("say", "").encode())
+        text = made.recv(65536)
+        seen = {"peername": made.getpeername()[:2]} if text else {}
+        while chunk := made.recv(65536):
+            text += chunk
+        return {**json.loads(text or b'{"role": "silence"}'), **seen}
+
+
 def datagram(order):
     with _made({**order, "udp": True}) as made:
         made.settimeout(order.get("timeout", 2.0))
@@ -122,8 +241,9 @@ def serve(order):
 def _serve(listener, name):
     while True:
         accepted, peer = listener.accept()
-        accepted.sendall(json.dumps({"role": name, "seen_peer": peer[:2], "seen_sockname": accepted.getsockname()[:2]}).encode())
-        accepted.close()
+        seen = {"role": name, "seen_peer": peer[:2], "seen_sockname": accepted.getsockname()[:2]}
+        with accepted, contextlib.suppress(ConnectionError):
+            accepted.sendall(json.dumps(seen).encode())
 
 
 def _echo(listener):
@@ -132,7 +252,8 @@ def _echo(listener):
         listener.sendto(b"app:" + data, peer)
 
 
-ORDERS = {function.__name__: function for function in (connect, connect_again, many, hammer, fastopen, datagram, serve)}
+TALKING = (connect, connect_again, many, hammer, fastopen, datagram, exchange, storm, hold, say, go_on)
+ORDERS = {function.__name__: function for function in (*TALKING, serve, serve_exchanges)}
 
 
 def main():

@@ -142,7 +142,7 @@ def test_last_leg_to_a_closed_port_is_refused(pods: Pods) -> None:
 def test_300_last_legs_leave_nothing_behind(pods: Pods, node: Node) -> None:
     for number in range(300):
         assert last_leg(pods.server_pod, f"198.51.100.{number % 200 + 1}", pods.server_pod.address4, 80)[0]["role"] == "app"
-    assert node.steering.in_progress() == (0, 0)
+    assert node.in_progress() == (0, 0)
 
 
 def test_a_last_legs_address_is_no_way_in(pods: Pods) -> None:
@@ -201,7 +201,7 @@ def test_closed_when_no_worker_listens(pods: Pods, node: Node) -> None:
 
 
 def test_one_worker_of_two_takes_all(pods: Pods, node: Node) -> None:
-    node.steering.clear_listener(pods.server_pod.address4, Role.HBONE, 0)
+    node.worker.close_listeners([0])
     try:
         assert {pods.near.connect(pods.server_pod.address4, 15008)["slot"] for _ in range(6)} == {1}
     finally:

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from nodeproxy.errors import ConfigError, EnrolmentError, KernelError
-from nodeproxy.kernel import generation, pins, programs
+from nodeproxy.kernel import pins
 from nodeproxy.kernel.steering import PodSteering, Steering
 from nodeproxy.lab.topology import Host, Lab
 from nodeproxy.linux.addresses import pod_addresses
 from nodeproxy.linux.netns import netns_cookie
 from tests.kernel.conftest import Node, Program, unique
+from tests.kernel.later_version import other_sources
 
 pytestmark = pytest.mark.kernel
 
@@ -38,28 +39,6 @@ def server(lab: Lab, group: Path) -> Host:
     if "plain-server" not in lab.pods:
         Program(lab.pod(1, "plain-server"), group / "pods").serve("::", 80)
     return lab.pods["plain-server"]
-
-
-@contextlib.contextmanager
-def other_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, header: str = "") -> Iterator[None]:
-    """A later version of nodeproxy: other eBPF sources, with other maps if `header` is given."""
-    with monkeypatch.context() as patch:
-        for source in programs.source_directory().iterdir():
-            (tmp_path / source.name).write_bytes(source.read_bytes())
-        changed = tmp_path / ("nodeproxy.h" if header else "sk_lookup.c")
-        changed.write_text(changed.read_text() + (header or "\n/* a later version */\n"))
-        patch.setattr(programs, "source_directory", lambda: tmp_path)
-        run = generation.subprocess.run
-
-        def with_sources(command: list[str], **options: object) -> object:
-            code = (
-                "import pathlib, sys; from nodeproxy.kernel import loader, programs;"
-                f"programs.source_directory = lambda: pathlib.Path({str(tmp_path)!r}); sys.exit(loader.main(sys.argv[1:]))"
-            )
-            return run([command[0], "-c", code, command[-1]], **options)
-
-        patch.setattr(generation.subprocess, "run", with_sources)
-        yield
 
 
 def test_leaving_makes_plain(fresh: Node, lab: Lab, server: Host, program: Callable[[Host], Program]) -> None:

@@ -120,7 +120,11 @@ def test_entering_what_is_no_namespace(tmp_path: Path) -> None:
 
 
 def test_cookies_differ_and_a_pod_is_not_the_node(host: Host) -> None:
-    assert netns.netns_cookie(host.netns_fd) != netns.node_cookie()
+    own = netns.open_netns("/proc/self/ns/net")
+    try:
+        assert netns.netns_cookie(own) == netns.netns_cookie(own) != netns.netns_cookie(host.netns_fd)
+    finally:
+        os.close(own)
     netns.refuse_node_netns(host.netns_fd, host.netns_path)
 
 

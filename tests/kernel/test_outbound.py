@@ -76,7 +76,7 @@ def test_200_of_200_destinations_are_right(pods: Pods, node: Node, form: str) ->
     asked = {"4": pods.other.address4, "6": pods.other.address6, "mapped": f"::ffff:{pods.other.address4}"}[form]
     expected = asked.removeprefix("::ffff:")
     assert pods.client("many", address=asked, expected=expected, port=2000, count=200) == {"right": 200}
-    assert node.steering.in_progress() == (0, 0)
+    assert node.in_progress() == (0, 0)
 
 
 def test_workers_take_turns(pods: Pods) -> None:
@@ -174,7 +174,7 @@ def test_nothing_stays_behind_of_connects_that_fail(pods: Pods, node: Node) -> N
     try:
         for address in pods.other.addresses:
             assert pods.client.connect(address, 80)["errno"] == errno.ECONNREFUSED
-        assert node.steering.in_progress() == (0, 0)
+        assert node.in_progress() == (0, 0)
         assert node.steering.drop_counters()["no_listener"] >= 2
     finally:
         node.set_listeners(pods.client_pod)

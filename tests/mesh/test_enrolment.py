@@ -125,6 +125,18 @@ def test_leaving_leaves_nothing_in_the_namespace(mesh: Cluster) -> None:
     assert "0x53a" in rules()
 
 
+def test_a_pod_that_leaves_and_comes_back_at_once_is_whole(mesh: Cluster) -> None:
+    """What the one does to its namespace does not come after what the other does."""
+    agent, client, server = mesh.agents[1], mesh.pods["client"], mesh.pods["server"]
+    for _ in range(20):
+        assert agent.request("DELETE", f"/pods/{server.uid}")[0] == 200
+        assert agent.request("POST", "/pods", {"uid": server.uid, "netns": server.host.netns_path})[0] == 200
+        with server.listen(9100) as listener:
+            listener.settimeout(2)
+            with client.connect(server.ip, 9100):
+                listener.accept()[0].close()
+
+
 def test_a_pod_is_enrolled_in_under_50_ms_with_100_enrolled(mesh: Cluster, record_property: pytest.RecordProperty) -> None:
     agent = mesh.agents[0]
     pods = [mesh.pod(0, f"p{number}", account=f"a{number % 10}") for number in range(PODS)]

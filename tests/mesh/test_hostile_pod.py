@@ -230,10 +230,15 @@ def test_it_cannot_take_anothers_address(mesh: Cluster) -> None:
         (row,) = (row for row in agent.get("/status")["pods"] if row["uid"] == late.uid)
         assert sorted(row["addresses"]) == sorted(late.host.addresses)
         serves(mesh)
-        serves(mesh, "late")
+        # Its own kernel leads what it sends there back to it: it can't reach the other one, and fools nobody but itself.
+        why = {"source": late.uid, "destination": f"{near.ip}:{PORT}"}
+        wait_until(lambda: agent.get("/why", **why)["direct"], "verdicts for it are published")
+        with near.listen(PORT), pytest.raises(ConnectionRefusedError):
+            late.connect(near.ip, PORT)
     finally:
         with inside(late.host.netns_fd), IPRoute() as route:
             route.addr("del", index=1, address=near.ip, prefixlen=32)
+    serves(mesh, "late")
 
 
 def test_it_cannot_keep_another_out_nor_itself_by_anothers_address(mesh: Cluster) -> None:

@@ -85,8 +85,12 @@ def failed_total(agent: Agent) -> float:
 
 
 def new_row(agent: Agent, target: str, seen: int) -> Row:
-    """The line after the `seen` ones about `target`."""
-    return dict(wait_until(lambda: rows_of(agent, dst_addr=target)[seen:], f"the line of {target}")[0])
+    """The line after the `seen` ones about connections to `target` that were refused."""
+    return dict(wait_until(lambda: refused_rows(agent, target)[seen:], f"the line of {target}")[0])
+
+
+def refused_rows(agent: Agent, target: str) -> list[Row]:
+    return [row for row in rows_of(agent, dst_addr=target) if "error" in row]
 
 
 def denied(mesh: Cluster, host: Host, error: str, port: int = PORT) -> None:
@@ -95,7 +99,7 @@ def denied(mesh: Cluster, host: Host, error: str, port: int = PORT) -> None:
     for agent, address in ways(mesh, host):
         target = written(address, port)
         reason = error.partition(":")[0]
-        seen, seen_outside = len(rows_of(agent, dst_addr=target)), len(rows_of(source, dst_addr=target))
+        seen, seen_outside = len(refused_rows(agent, target)), len(refused_rows(source, target))
         before, failed = refused_total(agent, reason), failed_total(agent)
         assert answer(host, address, port) is None
         row = new_row(agent, target, seen)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.mesh.attempts import Greeter, answer, connected, start_fast
 from tests.mesh.cluster import Agent, Cluster, MeshPod, wait_until
+from tests.mesh.direct import wait_direct
 from tests.mesh.evidence import Row, refused_total, rows_of
 
 # Where the applications listen; services' own ports are others.
@@ -251,7 +252,12 @@ def test_an_endpoint_where_nothing_listens(mesh: Cluster, services: Services) ->
     far, _ = services.add([mesh.pods["c"]], {80: 9999})
     mesh.apply()
     for address, pod, error in ((vip, "a", "connect_refused: "), (far, "c", "hbone_refused: ")):
-        assert answer(mesh.pods["client"].host, address, 80) is None
+        if pod == "a":  # within the node the kernel itself says so
+            wait_direct(mesh.agents[0], mesh.pods["client"], address, 80)
+            with pytest.raises(ConnectionRefusedError):
+                answer(mesh.pods["client"].host, address, 80)
+        else:
+            assert answer(mesh.pods["client"].host, address, 80) is None
         target = written(mesh.pods[pod].ip, 9999)
         (row,) = wait_until(lambda target=target: rows_of(mesh.agents[0], dst_addr=target), f"the line of {target}")
         assert row["error"].startswith(error)
@@ -327,6 +333,19 @@ def test_nothing_listens_on_loopback(mesh: Cluster, port: int) -> None:
     for address in ("127.0.0.1", "::1"):
         with pytest.raises(ConnectionRefusedError):
             answer(mesh.pods["client"].host, address, port)
+
+
+def test_an_address_that_the_pod_does_not_have(mesh: Cluster) -> None:
+    """The state gives it to a pod of this node: refused at once, and not awaited from somebody else."""
+    a, wrong = mesh.pods["a"], "10.10.0.99"
+    a.entry["workloadIps"].append(wrong)
+    try:
+        mesh.apply()
+        detail = f"connect_unreachable: the state gives {wrong} to {a.uid}, whose namespace has {a.ip}, {a.ip6}"
+        refused(mesh, "client", wrong, 8080, detail)
+    finally:
+        a.entry["workloadIps"].remove(wrong)
+        mesh.apply()
 
 
 def test_a_pod_without_a_workload(mesh: Cluster) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nodeproxy import config
-from nodeproxy.config import Address, LogFormat, RunConfig, address, load
+from nodeproxy.config import Address, LogFormat, RunConfig, SameNode, address, load
 from nodeproxy.errors import ConfigError
 
 FLAGS = {"node": "n1", "mesh": "/m.yaml", "ca": "/ca"}
@@ -32,6 +32,7 @@ def test_the_least_that_must_be_said_and_the_defaults():
         metrics=Address("0.0.0.0", 15020),
         ready=Address("0.0.0.0", 15021),
         workers=min(2, len(os.sched_getaffinity(0))),
+        same_node=SameNode.DIRECT,
         run_dir=Path("/run/nodeproxy/default"),
         log_format=LogFormat.TEXT,
         grace_s=30,
@@ -69,6 +70,7 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path):
         "metrics": "off",
         "ready": "10.0.0.1:3",
         "workers": "16",
+        "same_node": "hbone",
         "run_dir": "/r",
         "log_format": "json",
         "grace_s": "9",
@@ -116,6 +118,7 @@ def test_one_core_gets_one_worker_unless_told_otherwise(monkeypatch: pytest.Monk
     ("flags", "environ", "message"),
     [
         ({}, {"NODEPROXY_WORKERS": "abc"}, "NODEPROXY_WORKERS=abc: must be a number from 1 to 16"),
+        ({"same_node": "proxy"}, {}, "--same-node proxy: must be direct or hbone"),
         ({"workers": "17"}, {}, "--workers 17: must be a number from 1 to 16"),
         ({"workers": "0"}, {}, "--workers 0: must be a number from 1 to 16"),
         ({"workers": "²"}, {}, "--workers ²: must be a number from 1 to 16"),

@@ -2,9 +2,10 @@
 
     python -m nodeproxy.agent.sources.mesh_loader FILE STORE TRIED
 
-TRIED is the digest of the content that was tried last, or "".  Reports go to stdout, the one order comes from stdin, each a
-length of 4 bytes and msgpack.  Nothing is written before the file is read whole and the order has come: with it the agent lends
-its place as the store's writer.  What the agent is to keep for itself comes with the order, for the same transaction.
+TRIED is the digest of the content that was tried last, or "".  Reports go to stdout, the order and the leave come from stdin,
+each a length of 4 bytes and msgpack.  Nothing is written before the file is read whole and the order has come: with it the
+agent lends its place as the store's writer.  What the agent is to keep for itself comes with the order, for the same transaction,
+which is committed when the agent, told what it touches, has given leave.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from nodeproxy.agent.sources.mesh_scan import Scan, scan
 from nodeproxy.errors import ConfigError, StateError
 from nodeproxy.linux.process import die_with_parent
 from nodeproxy.model.delta import PodSpec
+from nodeproxy.state.changes import Touched
 from nodeproxy.state.reader import StateReader
 from nodeproxy.state.store import StateWriter
 
@@ -65,6 +67,13 @@ class Write(msgspec.Struct):
     meta: dict[str, bytes | None]
 
 
+class Touching(msgspec.Struct, tag=True):
+    """All is written, and waits to be committed until the agent gives leave by an empty message: it may have to do something
+    before anybody sees this."""
+
+    touched: Touched
+
+
 class Written(msgspec.Struct, tag=True):
     """It is in the store."""
 
@@ -75,7 +84,7 @@ class Unwritten(msgspec.Struct, tag=True):
     reason: str
 
 
-Report = Progress | Unchanged | Refused | Parsed | Written | Unwritten
+Report = Progress | Unchanged | Refused | Parsed | Touching | Written | Unwritten
 
 
 def send(stream: BinaryIO, message: msgspec.Struct) -> None:
@@ -134,11 +143,17 @@ def _write(store: Path, scanned: Scan, order: Write) -> None:
     """Raises StateError."""
     mark = None if scanned.index is None else mesh_index.write_index(store, scanned.index)
     scanned.index = None
-    writer = StateWriter(store, lent=True)
+    writer = StateWriter(store, lent=True, before_commit=_wait_for_leave)
     try:
         writer.rewrite(scanned.take_deltas(), scanned.kept, {**order.meta, mesh_index.META: mark})
     finally:
         writer.close()
+
+
+def _wait_for_leave(touched: Touched) -> None:
+    send(sys.stdout.buffer, Touching(touched))
+    if len(sys.stdin.buffer.read(HEADER.size)) < HEADER.size:
+        raise StateError("the agent has ended before it gave leave to commit")
 
 
 class _Teller:

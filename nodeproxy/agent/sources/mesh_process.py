@@ -15,7 +15,18 @@ from typing import cast
 
 import msgspec
 
-from nodeproxy.agent.sources.mesh_loader import HEADER, Parsed, Progress, Refused, Report, Unchanged, Unwritten, Write, Written
+from nodeproxy.agent.sources.mesh_loader import (
+    HEADER,
+    Parsed,
+    Progress,
+    Refused,
+    Report,
+    Touching,
+    Unchanged,
+    Unwritten,
+    Write,
+    Written,
+)
 from nodeproxy.errors import ConfigError, SourceError, StateError
 from nodeproxy.model.delta import PodSpec
 from nodeproxy.state.store import Meta, StateWriter
@@ -82,6 +93,10 @@ class LargeMesh:
         try:
             async with asyncio.timeout(_WRITE_TIMEOUT_S):
                 report = await self._report()
+                if isinstance(report, Touching):
+                    state.before_commit(report.touched)
+                    self._orders.write(HEADER.pack(0))
+                    report = await self._report()
                 await self._process.wait()
             if isinstance(report, Unwritten):
                 raise StateError(report.reason)

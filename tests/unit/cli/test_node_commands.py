@@ -35,6 +35,15 @@ STATUS: dict[str, Any] = {
     "pods": [POD],
     "workers": [{"slot": 0, "pid": 11, "ready": True, "restarts": 3}],
     "kernel": {"adopted": False, "drops": {"no_listener": 4, "foreign_bind": 0}},
+    "direct": {
+        "same_node": "direct",
+        "open": True,
+        "off": "",
+        "pairs": 1,
+        "services": 2,
+        "left_out": 0,
+        "undestroyed": [],
+    },
     "certificates": [
         {
             "identity": POD["identity"],
@@ -62,16 +71,42 @@ CONNECTION = {
     "ended": 0.0,
     "reason": None,
     "detail": "",
+    "direct": False,
 }
+
+
+@pytest.mark.parametrize(
+    ("direct", "lines"),
+    [
+        ({"same_node": "hbone", "off": "same_node is hbone"}, ["✓ Pods of this node talk through HBONE, as between nodes."]),
+        ({"off": "no way"}, ["✓ Pods of this node talk through the proxy: no way."]),
+        (
+            {"undestroyed": ["pod: why"]},
+            [
+                "✗ Pods of this node talk through the proxy: a change is being put into effect.",
+                "  A direct connection that policy denies can't be ended: pod: why",
+            ],
+        ),
+    ],
+)
+def test_status_says_why_pods_of_the_node_talk_through_the_proxy(
+    admin: FakeAdmin, run_dir: Path, run: Run, direct: dict[str, Any], lines: list[str]
+):
+    admin.answers["GET /status"] = (200, STATUS | {"direct": STATUS["direct"] | {"open": False} | direct})
+    assert run("status", "--run-dir", run_dir).out.splitlines()[2 : 2 + len(lines)] == lines
 
 
 def test_status_says_first_whether_all_is_well(admin: FakeAdmin, run_dir: Path, run: Run):
     admin.answers["GET /status"] = (200, STATUS)
     result = run("status", "--run-dir", run_dir)
-    first = result.out.splitlines()[:3]
+    first = result.out.splitlines()[:4]
     assert first[0].startswith("✓ n1 (instance default, nodeproxy 0.1.0) is ready, started ")
     assert first[1].startswith("✓ State from file /m.yaml: 2 workloads, 1 service, 1 policy; last changed ")
-    assert first[2] == "✓ 1 pod enrolled."
+    assert (
+        first[2]
+        == "✓ Pods of this node talk without the proxy where policy allows it beforehand: 1 pair of pods, 2 service ports."
+    )
+    assert first[3] == "✓ 1 pod enrolled."
     assert "\x1b" not in result.out
     assert "no_listener" in result.out
     assert "foreign_bind" not in result.out

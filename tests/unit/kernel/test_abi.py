@@ -18,11 +18,30 @@ STRUCTS = {
     "np_pod": (abi.POD, ["address4", "families", "address6"]),
     "np_address": (abi.ADDRESS, ["ip"]),
     "np_owner": (abi.OWNER, ["netns_cookie", "turn[0]", "turn[1]", "turn[2]", "unused"]),
-    "np_destination": (abi.DESTINATION, ["ip", "port", "kind"]),
+    "np_client_socket": (abi.CLIENT_SOCKET, ["ip", "port", "kind"]),
+    "np_destination": (abi.DESTINATION, ["ip", "port", "kind", "source"]),
     "np_client": (abi.CLIENT, ["netns_cookie", "ip", "port", "unused"]),
     "np_flow": (abi.FLOW, ["source_ip", "destination_ip", "source_port", "destination_port"]),
     "np_listener": (abi.LISTENER, ["ip", "role", "slot"]),
     "np_in_use": (abi.IN_USE, ["handover", "flows"]),
+    "np_flow_use": (abi.FLOW_USE, ["source"]),
+    "np_pair": (abi.PAIR, ["source", "destination", "port", "unused"]),
+    "np_verdict": (abi.VERDICT, ["epoch", "direct", "exceptions"]),
+    "np_address_port": (abi.ADDRESS_PORT, ["ip", "port"]),
+    "np_direct_service": (abi.SERVICE, ["epoch", "count", "turn", "endpoints"]),
+    "np_direct_state": (abi.DIRECT_STATE, ["epoch", "valid_until_ns"]),
+    "np_direct_flow": (
+        abi.DIRECT_FLOW,
+        ["socket", "source", "destination", "started_ns", "ended_ns", "sent", "received", "original_ip", "original_port"]
+        + ["accepted", "ended", "refused"],
+    ),
+    "np_direct_ended": (
+        abi.DIRECT_ENDED,
+        ["flow.source_ip", "flow.destination_ip", "flow.source_port", "flow.destination_port"]
+        + ["carried.socket", "carried.source", "carried.destination", "carried.started_ns", "carried.ended_ns", "carried.sent"]
+        + ["carried.received", "carried.original_ip", "carried.original_port", "carried.accepted", "carried.ended"]
+        + ["carried.refused"],
+    ),
 }
 NUMBERS = {
     "NP_PORT_OUTBOUND": OUTBOUND_PORT,
@@ -33,20 +52,25 @@ NUMBERS = {
     "NP_MAX_PODS": abi.MAX_PODS,
     "NP_FAMILY_V4": abi.FAMILY_V4,
     "NP_FAMILY_V6": abi.FAMILY_V6,
+    "NP_MAX_ENDPOINTS": abi.MAX_ENDPOINTS,
     "NP_ROLES": len(abi.Role),
     "NP_DROPS": len(abi.Drop),
     **{f"NP_ROLE_{role.name}": role.value for role in abi.Role},
     **{f"NP_DROP_{drop.name}": drop.value for drop in abi.Drop},
+    "NP_DIRECT_COUNTS": len(abi.DirectCount),
+    **{f"NP_DIRECT_{count.name}": count.value for count in abi.DirectCount},
+    **{f"NP_KIND_{kind.name}": kind.value for kind in abi.Kind},
 }
 
 
 def offsets(layout: struct.Struct) -> list[int]:
-    """Where each field of a layout without padding begins."""
+    """Where each field of a layout begins; `x` is what Python passes over."""
     found, at = [], 0
     for count, code in re.findall(r"(\d*)([A-Za-z])", layout.format):
         repeats, size = (1, int(count)) if code == "s" else (int(count or 1), struct.calcsize(f"={code}"))
         for _ in range(repeats):
-            found.append(at)
+            if code != "x":
+                found.append(at)
             at += size
     return found
 
@@ -85,13 +109,14 @@ def test_layout(said: dict[str, int], name: str) -> None:
 def test_every_struct_and_number_is_compared() -> None:
     header = (programs.source_directory() / "nodeproxy.h").read_text()
     assert set(re.findall(r"^struct (np_\w+) \{", header, re.MULTILINE)) == set(STRUCTS)
-    assert set(re.findall(r"^\t(NP_(?:DROP|ROLE)_?\w*) =", header, re.MULTILINE)) <= set(NUMBERS)
+    assert set(re.findall(r"^\t(NP_(?:DROP|ROLE|DIRECT|KIND)_?\w*) =", header, re.MULTILINE)) <= set(NUMBERS)
 
 
 def test_every_map_has_a_name_and_a_row() -> None:
     directory = programs.source_directory()
-    declared = re.findall(r"^NP_MAP\([^;]*?(\w+), [\w *]+, \w+\);", (directory / "nodeproxy.h").read_text(), re.MULTILINE)
-    declared += re.findall(r"^NP_SK_STORAGE\((\w+),", (directory / "nodeproxy.h").read_text(), re.MULTILINE)
+    maps = (directory / "maps.h").read_text()
+    declared = re.findall(r"^NP_MAP\([^;]*?(\w+), [\w *]+, \w+\);", maps, re.MULTILINE)
+    declared += re.findall(r"^NP_(?:SK_STORAGE|RING)\((\w+),", maps, re.MULTILINE)
     assert sorted(declared) == sorted(abi.MAPS)
     rows = re.findall(r"^\| `(\w+)` \|", (directory / "README.md").read_text(), re.MULTILINE)
     assert sorted(rows) == sorted(abi.MAPS)

@@ -47,14 +47,14 @@ class Bench:
         self.sessions = Sessions(
             self.counters, lambda connection, kind: self.ended.append(connection), lambda connection, refusal: None
         )
-        self.pod = Pod("uid", ("127.0.0.1",), os.open("/dev/null", os.O_RDONLY))
+        self.pod = Pod("uid", 1, ("127.0.0.1",), os.open("/dev/null", os.O_RDONLY))
         self.socks: list[socket.socket] = []
         self._pods = {"uid": self.pod}
 
     def pod_called(self, uid: str) -> Pod:
         """The pod with this uid, the same each time."""
         if uid not in self._pods:
-            self._pods[uid] = Pod(uid, ("127.0.0.1",), os.open("/dev/null", os.O_RDONLY))
+            self._pods[uid] = Pod(uid, 1 + len(self._pods), ("127.0.0.1",), os.open("/dev/null", os.O_RDONLY))
         return self._pods[uid]
 
     def pair(self) -> tuple[socket.socket, socket.socket]:

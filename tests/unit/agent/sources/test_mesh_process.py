@@ -16,6 +16,7 @@ from nodeproxy.agent.sources.mesh_process import LargeMesh
 from nodeproxy.agent.sources.mesh_watch import MeshFile
 from nodeproxy.errors import SourceError, StateError
 from nodeproxy.model.delta import PodSpec
+from nodeproxy.state.changes import Touched
 from nodeproxy.state.store import StateWriter
 from tests.bench.processes import tree
 from tests.unit.agent.sources.test_mesh_watch import GOOD, Changes, follow
@@ -61,6 +62,34 @@ def test_it_is_written_when_the_agent_says_so(large: Path, state: StateWriter) -
         assert uids(state) == set()
         await mesh.write(state, {"k": b"v"})
         assert (state.epoch, state.get_meta("k"), len(uids(state))) == (1, b"v", 300)
+
+    follow(MeshFile(large, state.path), steps)
+
+
+def test_it_is_not_committed_before_the_agent_has_heard_what_it_touches(large: Path, state: StateWriter) -> None:
+    heard: list[tuple[set[str], int]] = []
+
+    def hear(touched: Touched) -> None:
+        heard.append((set(touched.workloads), len(uids(state))))
+
+    async def steps(changes: Changes) -> None:
+        await (await next_large(changes)).write(state, {})
+        state.before_commit = hear
+        large.write_text(WITH_POD.replace("w7,", "w777,"))
+        mesh = await next_large(changes)
+        await mesh.write(state, {})
+        assert heard == [({"w7", "w777"}, 300)]
+        assert {"w7", "w777"} & uids(state) == {"w777"}
+
+        def fail(touched: Touched) -> None:
+            raise StateError("not now")
+
+        state.before_commit = fail
+        large.write_text(WITH_POD)
+        mesh = await next_large(changes)
+        with pytest.raises(StateError, match="not now"):
+            await mesh.write(state, {})
+        assert {"w7", "w777"} & uids(state) == {"w777"}
 
     follow(MeshFile(large, state.path), steps)
 

@@ -7,7 +7,7 @@ import os
 import socket
 from pathlib import Path
 
-from nodeproxy.proxy.log_writer import MAX_KEPT_BYTES, LogWriter
+from nodeproxy.observe.log_writer import MAX_KEPT_BYTES, LogWriter
 
 LINE = b"x" * 99 + b"\n"
 

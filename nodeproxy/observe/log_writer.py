@@ -1,4 +1,4 @@
-"""Where a worker's lines go: its standard output, which all workers and the agent share.
+"""Where access-log lines go: the standard output, which all workers and the agent share.
 
 Invariant: writing never blocks the data path.  Whole lines are written together at the end of a pass, at most PIPE_BUF bytes at
 a time, so that lines of several processes do not mix; what a slow reader does not take is kept up to a limit and then dropped,
