@@ -41,6 +41,7 @@ class State:
             balancer=Balancer(seed=1),
             sessions=bench.sessions,
             certificates=Certificates(),
+            same_node_hbone=False,
             max_pod_connections=1000,
         )
 

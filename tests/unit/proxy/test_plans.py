@@ -30,6 +30,11 @@ def plans(state: State) -> Plans:
     return Plans(state.context)
 
 
+def enrol_server(bench: Bench, state: State, *addresses: str) -> None:
+    pod = state.context.pods["server"] = bench.pod_called("server")
+    pod.addresses = addresses or SERVER.addresses
+
+
 def test_the_second_connection_has_the_plan_of_the_first(bench: Bench, plans: Plans) -> None:
     plan = plans.get(bench.pod, "10.0.0.1", SERVER_80)
     assert plans.get(bench.pod, "10.0.0.1", SERVER_80) is plan
@@ -57,7 +62,7 @@ def test_it_ends_with_the_state(bench: Bench, state: State, plans: Plans) -> Non
 
 
 def test_policy_of_a_local_pod_is_the_one_of_the_moment(bench: Bench, state: State, plans: Plans) -> None:
-    state.context.pods["server"] = bench.pod
+    enrol_server(bench, state)
     allowed = plans.get(bench.pod, "10.0.0.1", SERVER_80)
     assert allowed.admission is not None
     for _ in range(3):
@@ -73,10 +78,18 @@ def test_policy_of_a_local_pod_is_the_one_of_the_moment(bench: Bench, state: Sta
 
 def test_membership_is_no_state_and_must_be_told(bench: Bench, state: State, plans: Plans) -> None:
     assert plans.get(bench.pod, "10.0.0.1", SERVER_80).key is not None
-    state.context.pods["server"] = bench.pod
+    enrol_server(bench, state)
     plans.forget()
     local = plans.get(bench.pod, "10.0.0.1", SERVER_80)
     assert (local.key, local.admission is not None) == (None, True)
+
+
+def test_a_local_pod_whose_address_it_is_not(bench: Bench, state: State, plans: Plans) -> None:
+    enrol_server(bench, state, "10.0.0.77")
+    refusal = plans.get(bench.pod, "10.0.0.1", SERVER_80).refusal
+    assert refusal is not None
+    assert refusal.reason is Reason.CONNECT_UNREACHABLE
+    assert refusal.detail == "the state gives 10.0.0.2 to server, whose namespace has 10.0.0.77"
 
 
 def test_a_service_is_balanced_for_each_connection(bench: Bench, plans: Plans) -> None:
