@@ -118,7 +118,7 @@ class Context:
         return view
 
     def renewed_view(self) -> View:
-        """The newest state, whatever this pass has looked at before."""
+        """The newest state, whatever this pass has looked at before: a connection is judged by what holds when it is accepted."""
         if self._view is not None:
             self._view = self.state.view()
         return self.view()

@@ -79,7 +79,7 @@ class Inbound:
             self._outbound.serve(source, sock, peer, (late.ip, late.port))
             return
         local = plain_address(sock.getsockname())
-        view = context.view()
+        view = context.renewed_view()
         workload = view.workload(pod.uid)
         record = context.record(Direction.INBOUND, Party(join_address(*peer)), Party(join_address(*local), workload))
         session = Session(context.sessions, pod, record)

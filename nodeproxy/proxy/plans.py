@@ -87,7 +87,7 @@ class Plans:
         """The plan for a connection of `pod` from `client_ip`; original: where it was led away from, None if it was not."""
         if original is None:
             return Plan(Party(""), refusal=_NOT_STEERED)
-        view = self._context.view()
+        view = self._context.renewed_view()
         if view.epoch != self._epoch:
             self._plans.clear()
             self._epoch = view.epoch

@@ -68,7 +68,7 @@ class Verdicts:
 
     def get(self, headers: Headers) -> Verdict:
         """What becomes of such a request, as the state is now."""
-        view = self._context.view()
+        view = self._context.renewed_view()
         if view.epoch != self._epoch:
             self._verdicts.clear()
             self._epoch = view.epoch

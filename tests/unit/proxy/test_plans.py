@@ -49,9 +49,8 @@ def test_the_second_connection_has_the_plan_of_the_first(bench: Bench, plans: Pl
 def test_it_ends_with_the_state(bench: Bench, state: State, plans: Plans) -> None:
     plan = plans.get(bench.pod, "10.0.0.1", SERVER_80)
     state.put(workloads=(CLIENT,))
-    assert plans.get(bench.pod, "10.0.0.1", SERVER_80) is plan, "the pass is not over: it sees one state"
-    bench.passes(1)
     changed = plans.get(bench.pod, "10.0.0.1", SERVER_80)
+    assert changed is not plan, "though the pass is not over"
     assert changed.route is not None
     assert changed.route.kind is RouteKind.PASSTHROUGH
     state.put(workloads=(SERVER,))
