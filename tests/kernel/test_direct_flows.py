@@ -189,7 +189,7 @@ def test_a_later_version_knows_the_flows(pods: Pods, monkeypatch: pytest.MonkeyP
     pods.allow()
     for name in ("stays", "ends"):
         pods.client("hold", address=pods.server_pod.address4, port=81, name=name)
-    stays, ends = sorted(pods.table.flows(), key=lambda flow: flow.socket_cookie)
+    stays, ends = sorted(pods.table.flows(), key=lambda flow: flow.started_ns)
     epoch = pods.table.epoch
     pods.node.steering.close()
     attach = Steering._attach_pods
