@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -222,7 +223,7 @@ def test_what_the_proxy_itself_dials_from_a_pod_is_not_the_pods(pods: Pods) -> N
     pods.allow()
     with inside(pods.client_pod.netns_fd):
         own = outbound_socket(socket.AF_INET)
-    with own:
+    with contextlib.closing(own):
         own.settimeout(3)
         own.connect((pods.server_pod.address4, 80))
         answer = json.loads(own.recv(4096))
