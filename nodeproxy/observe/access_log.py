@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from nodeproxy.model.connection import Connection, Direction, Party, Security
 from nodeproxy.model.reason import Refusal
-from nodeproxy.observe.kind import FixedText, Kind
+from nodeproxy.observe.kind import Fixed, Kind
 
 # pipe(7): "Writes of less than PIPE_BUF bytes must be atomic", 4,096 on Linux: lines of several workers never mix within one
 # pipe.
@@ -30,7 +30,7 @@ _ESCAPED_BYTES = 12
 # Beside a kind's fixed text: time, address, bytes and duration.
 _VARIABLE_BYTES = 512
 _ADDRESS = re.compile(r"[A-Za-z0-9.:\[\]_-]+")
-_CLIENT = re.compile(r"[A-Za-z0-9.:\[\]_-]{1,64}")  # any address that a kernel tells, but for one with a zone
+_CLIENT = re.compile(r"[A-Za-z0-9.:\[\]_-]{1,64}:[0-9]{1,5}")  # any address that a kernel tells, but for one with a zone
 _ADDRESSES = frozenset({"src.addr", "dst.addr", "dst.hbone_addr"})
 _MESSAGE = "connection complete"
 _DRY_RUN = "a policy in dry-run would have refused this connection"
@@ -40,31 +40,27 @@ Fields = list[tuple[str, str | int]]
 
 def format_text(connection: Connection, kind: Kind | None = None) -> bytes:
     """The line as ztunnel writes it: time, level, "access", message, and the fields.  kind: its own, if it was opened."""
-    if kind is not None and connection.reason is None and _CLIENT.fullmatch(connection.source.address):
-        if kind.fixed is None:
-            kind.fixed = _fixed(connection, " ", _text_fields)
-        if kind.fixed:
-            before, behind = kind.fixed
-            sent, received, ms = _measures(connection)
-            return (
-                f"{timestamp(connection.ended)}\tinfo\taccess\t{_MESSAGE}\t"
-                f'{before}{connection.source.address}{behind} bytes_sent={sent} bytes_recv={received} duration="{ms}ms"\n'
-            ).encode("ascii")
+    fixed = _fixed(connection, kind, " ", _text_fields)
+    if fixed is not None:
+        port = connection.source.address[len(fixed.client) :]
+        sent, received, ms = _measures(connection)
+        return (
+            f"{timestamp(connection.ended)}\tinfo\taccess\t{_MESSAGE}\t"
+            f'{fixed.before}{port}{fixed.behind} bytes_sent={sent} bytes_recv={received} duration="{ms}ms"\n'
+        ).encode("ascii")
     return _text(f"{timestamp(connection.ended)}\t{_level(connection)}\taccess\t{_MESSAGE}\t", list(_fields(connection)))
 
 
 def format_json(connection: Connection, kind: Kind | None = None) -> bytes:
     """The same as one JSON object."""
-    if kind is not None and connection.reason is None and _CLIENT.fullmatch(connection.source.address):
-        if kind.fixed is None:
-            kind.fixed = _fixed(connection, ",", _json_fields)
-        if kind.fixed:
-            before, behind = kind.fixed
-            sent, received, ms = _measures(connection)
-            return (
-                f'{{"level":"info","time":"{timestamp(connection.ended)}","scope":"access","message":"{_MESSAGE}",'
-                f'{before}{connection.source.address}{behind},"bytes_sent":{sent},"bytes_recv":{received},"duration":"{ms}ms"}}\n'
-            ).encode("ascii")
+    fixed = _fixed(connection, kind, ",", _json_fields)
+    if fixed is not None:
+        port = connection.source.address[len(fixed.client) :]
+        sent, received, ms = _measures(connection)
+        return (
+            f'{{"level":"info","time":"{timestamp(connection.ended)}","scope":"access","message":"{_MESSAGE}",'
+            f'{fixed.before}{port}{fixed.behind},"bytes_sent":{sent},"bytes_recv":{received},"duration":"{ms}ms"}}\n'
+        ).encode("ascii")
     head = f'{{"level":"{_level(connection)}","time":"{timestamp(connection.ended)}","scope":"access","message":"{_MESSAGE}",'
     return _json(head, list(_fields(connection)))
 
@@ -80,14 +76,29 @@ def format_dry_run_json(connection: Connection, refusal: Refusal) -> bytes:
     return _json(head, _dry_run_fields(connection, refusal))
 
 
-def _fixed(connection: Connection, comma: str, write: Callable[[Fields, int], Iterator[str]]) -> FixedText | tuple[()]:
-    """What a kind's lines have before and behind the client's address; () for a line that may have to be shortened."""
+def _fixed(connection: Connection, kind: Kind | None, comma: str, write: Callable[[Fields, int], Iterator[str]]) -> Fixed | None:
+    """What is known of the connection's line beforehand; None: the line must be made as a whole."""
+    if kind is None or connection.reason is not None:
+        return None
+    address, fixed = connection.source.address, kind.fixed
+    if fixed is not None and address.startswith(fixed.client):
+        port = address[len(fixed.client) :]
+        if port.isdigit() and port.isascii():
+            return fixed
+    fixed = kind.fixed = _made_fixed(connection, comma, write)
+    return fixed
+
+
+def _made_fixed(connection: Connection, comma: str, write: Callable[[Fields, int], Iterator[str]]) -> Fixed | None:
+    address = connection.source.address
+    client = address[: address.rfind(":") + 1]
     fields: Fields = [*_ends(connection), ("direction", connection.direction.value)]
     line = comma.join(write(fields, MAX_VALUE_CHARACTERS))
-    if len(line) > MAX_LINE_BYTES - _VARIABLE_BYTES:
-        return ()
-    before, _, behind = line.partition(connection.source.address)
-    return before, behind
+    # Odd addresses are quoted, and long lines are cut.
+    if not _CLIENT.fullmatch(address) or len(line) > MAX_LINE_BYTES - _VARIABLE_BYTES:
+        return None
+    before, _, behind = line.partition(address)
+    return Fixed(client, before + client, behind)
 
 
 def _measures(connection: Connection) -> tuple[int, int, int]:

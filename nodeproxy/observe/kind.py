@@ -6,7 +6,7 @@ Measured: labels and a whole line for each connection were a sixth of the CPU of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nodeproxy.model.connection import Connection, Direction
 from nodeproxy.observe.labels import Labels, Reporter, tcp_labels
@@ -17,14 +17,19 @@ if TYPE_CHECKING:
 # One for each pair of pods, service and way that talk through this worker; a kind takes some 2 KiB.
 MAX_KINDS = 1024
 
-FixedText = tuple[str, str]
+
+class Fixed(NamedTuple):
+    """The same for all lines of a kind: what stands before the client's port, and behind it."""
+
+    client: str  # the client's address up to its port: of another client the line is made anew
+    before: str
+    behind: str
 
 
 class Kind:
     """Connections that differ in the client's address, in times and in bytes only.
 
-    fixed: the access log's own: what stands before and behind the client's address, () if that can't be said beforehand, None
-    before the first line.
+    fixed: the access log's own, of the last client; None: not known, or not to be said beforehand.
     series: what the last connection of this kind counts in.
     """
 
@@ -44,7 +49,7 @@ class Kind:
         self._one: tuple[Labels, ...] = ()
         self._both: tuple[Labels, ...] = ()
         self.series: tuple[Series, ...] = ()
-        self.fixed: FixedText | tuple[()] | None = None
+        self.fixed: Fixed | None = None
 
     def labels(self, *, both: bool) -> tuple[Labels, ...]:
         """What it is counted under while it is well: as this node's pod sees it, or as both of two pods of this node."""
@@ -65,15 +70,16 @@ class Kinds:
     def of(self, record: Connection) -> Kind:
         """The kind of a connection that goes well so far."""
         source, destination = record.source, record.destination
-        # Workloads and services by identity: they are frozen, and the same objects while the state is.
+        # Workloads and services by identity: they are frozen, and the same objects while the state is.  Members of enumerations,
+        # too: they are hashed by a function of Python's.
         key = (
-            record.direction,
+            id(record.direction),
             id(source.workload),
             source.identity,
             destination.address,
             id(destination.workload),
             destination.identity,
-            record.security,
+            id(record.security),
             id(record.service),
             record.hbone_address,
         )
