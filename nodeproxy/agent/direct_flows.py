@@ -22,7 +22,8 @@ from nodeproxy.model.address import join_address
 from nodeproxy.model.connection import Connection, Direction, Party
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.observe.access_log import format_json, format_text
-from nodeproxy.observe.counters import Counters, Counts, Totals
+from nodeproxy.observe.counter_page import Counts
+from nodeproxy.observe.counters import Counters, Totals
 from nodeproxy.observe.labels import Reporter, tcp_labels
 from nodeproxy.observe.line_template import LineTemplate
 from nodeproxy.observe.log_writer import LogWriter

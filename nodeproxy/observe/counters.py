@@ -16,6 +16,7 @@ from nodeproxy.errors import StateError
 from nodeproxy.model.connection import Direction
 from nodeproxy.model.messages import MAX_MESSAGE_BYTES
 from nodeproxy.model.reason import Reason
+from nodeproxy.observe.counter_page import CounterPage, Counts
 from nodeproxy.observe.labels import FLAGS_INDEX, LABELS, REPORTER_INDEX, UNKNOWN, Labels
 
 # Measured: a series takes 0.6 KB in the agent and 4.4 KB of a scrape's text, so a full table makes a page of 44 MB: beyond what a
@@ -39,28 +40,8 @@ class Series:
         self.opened = self.closed = self.failed = self.received_bytes = self.sent_bytes = 0
 
 
-class Counts(msgspec.Struct):
-    """What is added to a series."""
-
-    opened: int = 0
-    closed: int = 0
-    failed: int = 0
-    received_bytes: int = 0
-    sent_bytes: int = 0
-
-
-class _Page(msgspec.Struct, array_like=True):
-    """What goes up.  A label's value is written once a page and referred to by its place: series share most of theirs."""
-
-    strings: list[str]
-    series: list[tuple[tuple[int, ...], int, int, int, int, int]]
-    refused: list[tuple[str, str, int]] = []
-    dry_run: list[tuple[str, bool, int]] = []
-    sockets: dict[str, int] = {}
-
-
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(_Page)
+_decoder = msgspec.msgpack.Decoder(CounterPage)
 
 
 class Counters:
@@ -139,8 +120,8 @@ class Counters:
                 series = self._series[labels] = Series(labels)
         return series
 
-    def _pages(self) -> Iterator[_Page]:
-        page = _Page(
+    def _pages(self) -> Iterator[CounterPage]:
+        page = CounterPage(
             [],
             [],
             [(reason, direction, count) for (reason, direction), count in self._refused.items()],
@@ -161,7 +142,7 @@ class Counters:
             if size > MAX_PAGE_BYTES and page.series:
                 yield page
                 page, size, places = (
-                    _Page([], [], sockets=page.sockets),
+                    CounterPage([], [], sockets=page.sockets),
                     _SERIES_BYTES + sum(4 * len(v) + 5 for v in series.labels),
                     {},
                 )
