@@ -198,6 +198,16 @@ def test_binding_the_proxys_ports_takes_nothing(mesh: Cluster, port: int) -> Non
             thief.accept()
 
 
+def bound(sock: socket.socket, address: tuple[str, int]) -> bool:
+    try:
+        sock.bind(address)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True
+
+
 def test_binding_them_before_enrolment_does_not_keep_it_out(mesh: Cluster) -> None:
     """The pod leaves, takes the ports for all addresses, and is enrolled again: it is in, and is served."""
     late, agent = mesh.pods["late"], mesh.agents[0]
@@ -209,7 +219,8 @@ def test_binding_them_before_enrolment_does_not_keep_it_out(mesh: Cluster) -> No
                 thief = thieves.enter_context(late.socket(family))
                 if family == socket.AF_INET6:
                     thief.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                thief.bind((address, port))
+                # The workers close their listeners after the agent has said that the pod left.
+                wait_until(lambda thief=thief, to=(address, port): bound(thief, to), f"port {port} is free")
                 thief.listen()
         enrol(mesh, late)
         serves(mesh, "late")
