@@ -20,21 +20,21 @@ from tests.mesh.cluster import TIMEOUT_S, Agent, Cluster
 
 # The product looks at its mesh file each 200 ms.  Here some hundred edits are made, and what follows an edit is timed.
 WATCH_INTERVAL_S = 0.01
-_FAST_ENTRY = [
-    "-c",
-    "import sys\n"
-    "from nodeproxy.__main__ import main\n"
-    "from nodeproxy.agent.sources.mesh_watch import MeshFile\n"
-    f"MeshFile.changes.__defaults__ = ({WATCH_INTERVAL_S},)\n"
-    "sys.exit(main())",
-]
 
 
 @contextlib.contextmanager
-def fast_edits() -> Iterator[None]:
-    """Agents that are started within look at their mesh file more often."""
+def fast_edits(*statements: str) -> Iterator[None]:
+    """Agents that are started within look at their mesh file more often, and have executed `statements`."""
+    script = (
+        "import sys",
+        "from nodeproxy.__main__ import main",
+        "from nodeproxy.agent.sources.mesh_watch import MeshFile",
+        f"MeshFile.changes.__defaults__ = ({WATCH_INTERVAL_S},)",
+        *statements,
+        "sys.exit(main())",
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster_module, "ENTRY", _FAST_ENTRY)
+        patch.setattr(cluster_module, "ENTRY", ["-c", "\n".join(script)])
         yield
 
 

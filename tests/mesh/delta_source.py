@@ -16,10 +16,10 @@ import msgspec
 
 from nodeproxy.__main__ import main
 from nodeproxy.agent.node import Node
-from nodeproxy.agent.sources.mesh_file import load_mesh
 from nodeproxy.agent.sources.mesh_watch import MeshFile
 from nodeproxy.app import run as app
 from nodeproxy.model.delta import Delta
+from tests.mesh_files import load_mesh
 
 SOCKET = "deltas.sock"
 _LENGTH = struct.Struct("=I")

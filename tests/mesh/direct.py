@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
-import pytest
-
-from tests.mesh import cluster as cluster_module
-from tests.mesh.attempts import WATCH_INTERVAL_S
+from tests.mesh.attempts import fast_edits
 from tests.mesh.cluster import Agent, MeshPod, wait_until
 from tests.mesh.evidence import Row
 
 # The product's is 30 s: a test of its end would take that long.
 LEASE_S = 3
-_ENTRY = [
-    "-c",
-    "import sys\n"
-    "from nodeproxy.__main__ import main\n"
-    "from nodeproxy.agent.sources.mesh_watch import MeshFile\n"
-    "from nodeproxy.kernel import direct\n"
-    f"MeshFile.changes.__defaults__ = ({WATCH_INTERVAL_S},)\n"
-    f"direct.LEASE_NS = {LEASE_S}_000_000_000\n"
-    "sys.exit(main())",
-]
 
 
-@contextlib.contextmanager
-def short_lease() -> Iterator[None]:
+def short_lease() -> AbstractContextManager[None]:
     """Agents that are started within have a direct path that outlives them for `LEASE_S`, and see edits at once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster_module, "ENTRY", _ENTRY)
-        yield
+    return fast_edits("from nodeproxy.kernel import direct", f"direct.LEASE_NS = {LEASE_S}_000_000_000")
 
 
 def why(agent: Agent, client: MeshPod, address: str, port: int) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from nodeproxy.agent.sources.mesh_file import load_mesh
 from nodeproxy.cli.commands import nodeproxy as cli
+from tests.mesh_files import load_mesh
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

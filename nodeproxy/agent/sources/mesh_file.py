@@ -45,11 +45,6 @@ class Mesh(msgspec.Struct, frozen=True):
         state.replace(self.everything, {**meta, mesh_index.META: None})  # what is known of a larger file is void
 
 
-def load_mesh(path: Path | str) -> Mesh:
-    """Read a mesh file.  Raises ConfigError, "FILE:LINE:COLUMN: reason; what to do"."""
-    return parse_mesh(path, read_mesh(path))
-
-
 def read_mesh(path: Path | str) -> bytes:
     """The file's content.  Raises ConfigError."""
     try:
@@ -63,7 +58,7 @@ def read_mesh(path: Path | str) -> bytes:
 
 
 def parse_mesh(path: Path | str, content: bytes) -> Mesh:
-    """Read a mesh file's content; path: for errors.  Raises ConfigError."""
+    """Read a mesh file's content; path: for errors.  Raises ConfigError, "FILE:LINE:COLUMN: reason; what to do"."""
     found: dict[str, list[Any]] = {name: [] for name in RESOURCES}
     entries = Entries(str(path), lambda name, _, resource: found[name].append(resource))
     entries.read(content)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from nodeproxy.agent.sources.yaml_stream import BOOLEAN, MERGE, NULL, TAG, TEXT, Branch, Stream, Tree, tag_of
+from nodeproxy.agent.sources.yaml_stream import BOOLEAN, MERGE, NULL, TAG, TEXT, Branch, Tree, tag_of
 from nodeproxy.errors import ConfigError
 
 _T = TypeVar("_T")
@@ -207,8 +206,3 @@ class Fields:
         """The items of a list, none if absent."""
         tree = self._found.get(name)
         return [] if tree is None else Node(self._file, tree, name).items(of=of)
-
-
-def read_yaml(path: Path | str, content: bytes) -> Node:
-    """The root of the only document in `content`.  Raises ConfigError."""
-    return Node(str(path), Stream(str(path), content).read(), "the file")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from nodeproxy.agent.sources.mesh_file import load_mesh
 from nodeproxy.lab.demo_mesh import POLICY_KEY, SERVICE_KEY, VIP, DemoPod, principal, write_mesh
+from tests.mesh_files import load_mesh
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from nodeproxy.agent.sources import mesh_file
-from nodeproxy.agent.sources.mesh_file import load_mesh, parse_mesh
+from nodeproxy.agent.sources.mesh_file import parse_mesh
 from nodeproxy.errors import ConfigError
 from nodeproxy.model.delta import Everything, PodSpec
+from tests.mesh_files import load_mesh
 
 MESH = """\
 workloads:

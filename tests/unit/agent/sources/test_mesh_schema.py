@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nodeproxy.agent.sources import mesh_schema
-from nodeproxy.agent.sources.yaml_nodes import Node, read_yaml
+from nodeproxy.agent.sources.yaml_nodes import Node
 from nodeproxy.errors import ConfigError
 from nodeproxy.model.delta import PodSpec
 from nodeproxy.model.policy import Action, Match, Policy, PolicyScope, ServiceAccountMatch, StringMatch
@@ -21,6 +21,7 @@ from nodeproxy.model.workload import (
     WeightedGateway,
     Workload,
 )
+from tests.mesh_files import read_yaml
 
 FULL_WORKLOAD = """
 uid: cluster1//v1/Pod/ns/web-1

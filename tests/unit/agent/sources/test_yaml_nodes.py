@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nodeproxy.agent.sources.yaml_nodes import read_yaml
 from nodeproxy.errors import ConfigError
+from tests.mesh_files import read_yaml
 
 
 @pytest.mark.parametrize(
