@@ -88,6 +88,8 @@ class Worker:
     def __init__(self, steering: Steering) -> None:
         self.steering = steering
         self._map = -1
+        # A descriptor's number that was closed may be another file's at once, so nothing is read while it is exchanged.
+        self._reading = threading.Lock()
         self.read_originals_of(steering)
         self._poll = select.epoll()
         self._listeners: dict[int, tuple[socket.socket, Role, int]] = {}
@@ -99,10 +101,11 @@ class Worker:
 
     def read_originals_of(self, steering: Steering) -> None:
         """As a worker does: by a descriptor of its own, which outlives the agent's."""
-        if self._map >= 0:
-            os.close(self._map)
-        self._map = os.dup(steering.original_destination_fd)
-        self._original = OriginalDestination(self._map)
+        with self._reading:
+            if self._map >= 0:
+                os.close(self._map)
+            self._map = os.dup(steering.original_destination_fd)
+            self._original = OriginalDestination(self._map)
 
     def add(self, listeners: PodListeners, slot: int) -> None:
         for role in Role:
@@ -155,11 +158,13 @@ class Worker:
         except OSError:
             return
         sockname = accepted.getsockname()
+        with self._reading:
+            original, direct = self._original.get(accepted.fileno()), self._original.direct(accepted.fileno())
         seen = {
             "role": role.name,
             "slot": slot,
-            "original": self._original.get(accepted.fileno()),
-            "direct": self._original.direct(accepted.fileno()),
+            "original": original,
+            "direct": direct,
             "seen_peer": [text(peer[0]), peer[1]],
             "seen_sockname": [text(sockname[0]), sockname[1]],
         }
