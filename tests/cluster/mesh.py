@@ -113,6 +113,10 @@ class KubeMesh:
         self.pods[name] = made
         return made
 
+    def outsider(self, number: int, name: str) -> MeshPod:
+        """A pod that is not in the mesh, nor known to the API."""
+        return MeshPod(self.cluster.lab.pod(number, name), SPACE, name, "", "TCP")
+
     def service(self, name: str, ports: dict[int, int | str], app: str = "", **spec: Any) -> str:
         """A service in the API; its virtual address."""
         made: Object = self.api.create(service(name, SPACE, {"app": app or name}, ports, **spec))

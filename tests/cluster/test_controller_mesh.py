@@ -1,46 +1,17 @@
-"""From an empty API server to pods that talk mutual TLS, with nothing but nodeproxy; and what goes on as its control plane dies."""
+"""From an empty API server to pods in mutual TLS, with nothing but nodeproxy; and what goes on as its control plane dies."""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.controller import Controller
-from tests.cluster.mesh import KubeMesh
-from tests.mesh.attempts import Greeter, connected, is_open, until_reset
-from tests.mesh.cluster import Agent, MeshPod, wait_until
+from tests.cluster.world import PORT, World
+from tests.mesh.attempts import is_open, until_reset
+from tests.mesh.cluster import wait_until
 from tests.mesh.evidence import tunnelled
-
-PORT = 8080
-
-
-class World(KubeMesh):
-    """A client on the first node, a server on the second, and a service of it."""
-
-    client: MeshPod
-    server: MeshPod
-    vip: str
-    greeter: Greeter
-
-    def fill(self) -> None:
-        self.start_agents()
-        self.client, self.server = self.pod(0, "client"), self.pod(1, "server")
-        self.vip = self.service("api", {80: PORT}, app="server")
-        self.enrol(self.client, self.server)
-        self.greeter = Greeter(self.server.host, (PORT,))
-
-    def connect(self, address: str = "", port: int = 80, client: MeshPod | None = None) -> socket.socket:
-        """A connection that has been answered by the server."""
-        sock, said = connected((client or self.client).host, address or self.vip, port)
-        assert said == self.server.host.name, said
-        return sock
-
-    def restart(self, agent: Agent) -> None:
-        agent.kill()
-        agent.start()
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +21,6 @@ def world(definitions: list[Path]) -> Iterator[World]:
         made.fill()
         yield made
     finally:
-        if hasattr(made, "greeter"):
-            made.greeter.close()
         made.close()
 
 
@@ -66,14 +35,12 @@ def test_pods_talk_mutual_tls_by_the_controllers_certificates(world: World) -> N
 
 def test_a_policy_closes_live_connections_within_a_second(world: World, record_property: pytest.RecordProperty) -> None:
     live = {"client": world.connect()}
-    written = world.policy(
-        "deny", action="DENY", rules=[{"from": [{"source": {"principals": [world.client.identity.removeprefix("spiffe://")]}}]}]
-    )
+    written = world.policy("deny", action="DENY", rules=[world.rule_from_client()])
     took = until_reset(live)["client"] - written
     record_property("a DENY in the API server until a live connection of another node is closed (controller)", f"{took:.2f} s")
     assert took < 1
     world.api.delete("AuthorizationPolicy", "deny", "shop")
-    wait_until(lambda: _answers(world), "it is allowed again")
+    wait_until(world.answers, "it is allowed again")
 
 
 def test_connections_go_on_while_the_control_plane_is_away(world: World) -> None:
@@ -97,15 +64,7 @@ def test_connections_go_on_while_the_control_plane_is_away(world: World) -> None
     world.control.start()
     late = world.pod(0, "late")
     world.enrol(late)
-    wait_until(lambda: _answers(world, late), "a new pod talks")
+    wait_until(lambda: world.answers(late), "a new pod talks")
     wait_until(
         lambda: all(each.get("/status")["source"]["connected"] for each in world.cluster.agents), "agents are connected", 30
     )
-
-
-def _answers(world: World, client: MeshPod | None = None) -> bool:
-    try:
-        world.connect(client=client).close()
-    except (OSError, AssertionError):
-        return False
-    return True
