@@ -46,6 +46,7 @@ _ALLOW_UNHEALTHY = {0: False, 1: True}
 _NAMESPACE_ONLY = {0: False, 1: True}
 _POLICY_SCOPES = {0: PolicyScope.GLOBAL, 1: PolicyScope.NAMESPACE, 2: PolicyScope.WORKLOAD_SELECTOR}
 _ACTIONS = {0: Action.ALLOW, 1: Action.DENY}
+_LONGEST_ADDRESS = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
 _NO_LOCALITY = Locality()
 _NO_BALANCER = LoadBalancer()
 
@@ -123,7 +124,8 @@ def _parse(message: Message, raw: bytes) -> None:
 
 def _workload(message: workload_pb2.Workload) -> Workload:
     uid = name("a workload's uid", message.uid)
-    locality, network = message.locality, bounded("a workload's network", message.network)
+    locality, network = message.locality, message.network
+    bounded("a workload's network", f"{network}/{_LONGEST_ADDRESS}")
     return Workload(
         uid=uid,
         name=message.name or uid,
@@ -170,6 +172,7 @@ def _service(message: workload_pb2.Service) -> Service:
         namespace_only=choice("a service's visibility", message.visibility, _NAMESPACE_ONLY),
     )
     bounded("a service's key", found.key)
+    bounded("a service's hostname", found.hostname.lower())  # which may be longer, and is what it is looked up by
     return found
 
 
