@@ -1,7 +1,8 @@
 """A response of delta xDS, resource by resource.
 
-protobuf would make objects of all of a message at once: for one of 100,000 workloads that stops the caller for a third of a
-second and takes 300 MB.  So the outer message is walked here, and resources are made one at a time.
+protobuf takes a message in at once: one of 100,000 workloads (30 MiB) holds the interpreter for 30 ms and takes 45 MB, one of 200
+MiB 0.2 s and 300 MB [measured]; and one bad byte in it is all that there is to say of it.  So the outer message is walked here,
+and resources are made one at a time.
 Invariant: what this says of a message is what protobuf would; a message that protobuf refuses is refused before its first
 resource is handed out, except for what is wrong within a resource, which is that resource's error.
 """
