@@ -122,6 +122,11 @@ class DeltaClient:
             watch.answered = True
         self._replies.append(request.SerializeToString())
 
+    @property
+    def waiting(self) -> int:
+        """How many replies have not been taken to be sent."""
+        return len(self._replies)
+
     def take(self) -> Iterator[bytes]:
         """The DeltaDiscoveryRequests to be sent now, in order; replies before changes of names."""
         replies, self._replies = self._replies, []
