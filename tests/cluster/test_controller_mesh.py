@@ -34,9 +34,9 @@ def test_pods_talk_mutual_tls_by_the_controllers_certificates(world: World) -> N
 
 
 def test_a_policy_closes_live_connections_within_a_second(world: World, record_property: pytest.RecordProperty) -> None:
-    live = {"client": world.connect()}
-    written = world.policy("deny", action="DENY", rules=[world.rule_from_client()])
-    took = until_reset(live)["client"] - written
+    with world.connect() as live:
+        written = world.policy("deny", action="DENY", rules=[world.rule_from_client()])
+        took = until_reset({"": live})[""] - written
     record_property("a DENY in the API server until a live connection of another node is closed (controller)", f"{took:.2f} s")
     assert took < 1
     world.api.delete("AuthorizationPolicy", "deny", "shop")
