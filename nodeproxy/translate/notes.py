@@ -9,6 +9,9 @@ import msgspec
 
 # A note each is plenty for a person; a resource of a megabyte of nonsense must not become a megabyte of notes.
 MAX_NOTES = 64
+# Characters of what a resource says: the longest names of Kubernetes have 63 without dots.
+MAX_QUOTED = 64
+_HUGE = 1 << 64
 
 
 class Note(msgspec.Struct, frozen=True, order=True):
@@ -53,5 +56,16 @@ class Notes:
 
 def quoted(value: object) -> str:
     """What a resource says, short enough for a note."""
-    text = repr(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
-    return text if len(text) <= 60 else f"{text[:56]}…{text[-1]}"
+    if isinstance(value, str):
+        return repr(value if len(value) <= MAX_QUOTED else f"{value[:MAX_QUOTED]}…")
+    # A huge number has no text in Python, and needs none here.
+    if value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < _HUGE):
+        return repr(value)
+    return f"a {type(value).__name__}"
+
+
+def member(path: str, name: object) -> str:
+    """The path of a field of `path`, whose name may be anything that YAML takes for one."""
+    if isinstance(name, str) and name and len(name) <= MAX_QUOTED:
+        return f"{path}.{name}"
+    return f"{path}[{quoted(name)}]"
