@@ -61,7 +61,7 @@ def quoted(value: object) -> str:
     # A huge number has no text in Python, and needs none here.
     if value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < _HUGE):
         return repr(value)
-    return f"a {type(value).__name__}"
+    return "a number" if isinstance(value, int) else f"a {type(value).__name__}"
 
 
 def member(path: str, name: object) -> str:

@@ -159,14 +159,14 @@ class PolicyTable:
         if not authentications.general and not authentications.selecting:
             del self._authentications[namespace]
         namespaces: frozenset[str] = frozenset()
-        touched = {each.key: each for each in (old, new) if each is not None}
+        touched = [each for each in (old, new) if each is not None]
         if was_strict != self._is_strict(namespace):
             namespaces = self._reach(namespace)
             below = self._authentications if namespace == self._root else (namespace,)
-            touched |= {each.key: each for where in below for each in self._in(where).selecting.values()}
-        elif namespace != self._root and old != new and any(each.selector is not None for each in touched.values()):
+            touched += [each for where in below for each in self._in(where).selecting.values()]
+        elif namespace != self._root and old != new and any(each.selector is not None for each in touched):
             namespaces = frozenset((namespace,))
-        return self._convert_again(touched.values(), namespaces)
+        return self._convert_again(touched, namespaces)
 
     def _convert_again(self, authentications: Iterable[PeerAuthentication], namespaces: frozenset[str]) -> PolicyChange:
         """Makes the policies of `authentications`, those that are gone too, as they are to be now."""
