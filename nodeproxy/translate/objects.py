@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from nodeproxy.translate import names
+
 
 class _Object(msgspec.Struct, frozen=True, rename="camel", gc=False, kw_only=True):
     """JSON's names are camelCase.  No object refers back to its parent, so that the collector need not look for cycles."""
@@ -358,6 +360,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
 
     group: "" for the core.  versions: those whose form `type` reads, best first.
     optional: defined by a CustomResourceDefinition, which a cluster need not have.
+    label_selector: of those that mean something; the others need not be listed and watched.
     """
 
     name: str
@@ -367,6 +370,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     type: type[Resource]
     namespaced: bool = True
     optional: bool = False
+    label_selector: str = ""
 
     def path(self, version: str, namespace: str = "") -> str:
         """The API server's path of the collection: of one namespace, or of all."""
@@ -374,10 +378,12 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
         return f"{root}/namespaces/{namespace}/{self.plural}" if namespace else f"{root}/{self.plural}"
 
 
-def _kind(type_: type[Resource], group: str, *versions: str, plural: str, **more: bool) -> Kind:
+def _kind(type_: type[Resource], group: str, *versions: str, plural: str, **more: Any) -> Kind:
     return Kind(name=type_.__name__, group=group, versions=versions, plural=plural, type=type_, **more)
 
 
+# Slices that Kubernetes makes of a service's selector change with each pod, and say nothing that pods and the selector do not.
+_UNMANAGED = f"{names.SERVICE_NAME},{names.SLICE_MANAGED_BY}!={names.SLICE_CONTROLLER}"
 _SECURITY, _NETWORKING, _GATEWAYS = "security.istio.io", "networking.istio.io", "gateway.networking.k8s.io"
 
 # By name.  Those that others refer to come first, which saves work where all are read in this order; any order gives the same.
@@ -395,6 +401,6 @@ KINDS: dict[str, Kind] = {
         _kind(ServiceEntry, _NETWORKING, "v1", "v1beta1", "v1alpha3", plural="serviceentries", optional=True),
         _kind(WorkloadEntry, _NETWORKING, "v1", "v1beta1", "v1alpha3", plural="workloadentries", optional=True),
         _kind(Pod, "", "v1", plural="pods"),
-        _kind(EndpointSlice, "discovery.k8s.io", "v1", plural="endpointslices"),
+        _kind(EndpointSlice, "discovery.k8s.io", "v1", plural="endpointslices", label_selector=_UNMANAGED),
     )
 }
