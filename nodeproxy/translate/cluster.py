@@ -57,7 +57,7 @@ class Cluster:
         self.homes: dict[str, Home] = {}
         self.hosts = Hosts()
         self.waypoints = Waypoints(settings)
-        self.nodes: dict[str, set[Pod]] = {}
+        self.nodes: dict[str, dict[Pod, None]] = {}
         self.localities: dict[str, Locality] = {}
         self.slices = Slices()
         # What must be worked out again; dicts, for they keep the order.

@@ -62,17 +62,17 @@ class Indexer:
         pod = pods.get(name)
         if pod is None:
             pod = pods[name] = Pod(name, template, addresses, node, healthy, marker)
-            template.pods.add(name)
-            cluster.nodes.setdefault(node, set()).add(pod)
+            template.pods[name] = None
+            cluster.nodes.setdefault(node, {})[pod] = None
         elif (pod.template, pod.addresses, pod.node, pod.healthy, pod.marker) == (template, addresses, node, healthy, marker):
             return
         else:
             if pod.template is not template:
                 self._leave_template(pod)
-                template.pods.add(name)
+                template.pods[name] = None
             if pod.node != node:
                 self._leave_node(pod)
-                cluster.nodes.setdefault(node, set()).add(pod)
+                cluster.nodes.setdefault(node, {})[pod] = None
             pod.template, pod.addresses, pod.node, pod.healthy, pod.marker = template, addresses, node, healthy, marker
         cluster.stale_pods[pod] = None
 
@@ -101,7 +101,7 @@ class Indexer:
 
     def _leave_template(self, pod: Pod) -> None:
         template, cluster = pod.template, self._cluster
-        template.pods.discard(pod.name)
+        template.pods.pop(pod.name, None)
         if not template.pods:
             home = cluster.homes[template.namespace]
             del home.templates[template.shape]
@@ -111,7 +111,7 @@ class Indexer:
 
     def _leave_node(self, pod: Pod) -> None:
         pods = self._cluster.nodes[pod.node]
-        pods.discard(pod)
+        pods.pop(pod, None)
         if not pods:
             del self._cluster.nodes[pod.node]
 

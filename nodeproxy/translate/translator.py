@@ -156,6 +156,8 @@ class Translator:
                 pod.digest = digest
                 self._gone.pop(workload.uid, None)
                 found.append(workload)
+        if not cluster.stale_pods:
+            cluster.stale_pods = {}  # an emptied dict keeps the room that it had
         return found
 
     def _derive(self, template: Template) -> None:
