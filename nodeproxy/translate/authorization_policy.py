@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from nodeproxy.model.policy import Action, Clause, Match, Policy, PolicyScope, Rule
+from nodeproxy.translate import objects
 from nodeproxy.translate.notes import Note, Notes, member, quoted
-from nodeproxy.translate.policy_resource import PolicyResource
 from nodeproxy.translate.selectors import Selector, read_selector
 from nodeproxy.translate.values import CONDITIONS, LAYER_7_FIELDS, OPERATION_FIELDS, SOURCE_FIELDS, UNSUPPORTED_FIELDS, Field
 
@@ -46,7 +46,7 @@ class Translated(msgspec.Struct, frozen=True):
     notes: tuple[Note, ...]
 
 
-def translate_authorization_policy(key: str, resource: PolicyResource, root_namespace: str) -> Translated:
+def translate_authorization_policy(key: str, resource: objects.PolicyResource, root_namespace: str) -> Translated:
     """What `resource`, whose key is "namespace/name", means to nodes."""
     notes = Notes(KIND, key)
     spec = resource.spec if resource.spec is not None else {}

@@ -199,16 +199,18 @@ class EndpointSlice(Resource, frozen=True):
 # ── security.istio.io ─────────────────────────────────────────────────────────────────────────────
 
 
-class AuthorizationPolicy(Resource, frozen=True):
-    """Who may connect; the spec is as it was written."""
+class PolicyResource(Resource, frozen=True):
+    """The spec is as it was written, and may be anything: what can't be read of a policy must not be lost."""
 
-    spec: dict[str, Any] = {}
+    spec: Any = None
 
 
-class PeerAuthentication(Resource, frozen=True):
-    """Whether plain text is taken; the spec is as it was written."""
+class AuthorizationPolicy(PolicyResource, frozen=True):
+    """Who may connect."""
 
-    spec: dict[str, Any] = {}
+
+class PeerAuthentication(PolicyResource, frozen=True):
+    """Whether plain text is taken."""
 
 
 # ── networking.istio.io ───────────────────────────────────────────────────────────────────────────

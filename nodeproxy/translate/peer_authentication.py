@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 
 from nodeproxy.model.policy import Action, Clause, Match, Policy, PolicyScope, Rule, StringMatch
+from nodeproxy.translate import objects
 from nodeproxy.translate.notes import Note, Notes, member, quoted
-from nodeproxy.translate.policy_resource import PolicyResource
 from nodeproxy.translate.selectors import Selector, read_selector
 from nodeproxy.translate.values import parse_port
 
@@ -42,7 +42,8 @@ class Mode(StrEnum):
 class PeerAuthentication(msgspec.Struct, frozen=True):
     """One, as it was read.
 
-    created: when, as text that sorts.  selector: None if it holds for its namespace, or for the mesh.  ports: their own modes.
+    created: when, as text that sorts.  ports: their own modes.
+    selector: None, also for one that is empty, if it holds for its namespace, or for the mesh.
     """
 
     namespace: str
@@ -139,12 +140,14 @@ def notes_beside(authentication: PeerAuthentication, oldest: PeerAuthentication 
 # ── reading ──
 
 
-def read_peer_authentication(key: str, resource: PolicyResource, root_namespace: str) -> PeerAuthentication:
+def read_peer_authentication(key: str, resource: objects.PolicyResource, root_namespace: str) -> PeerAuthentication:
     """What `resource` says.  What is not sure of it makes it STRICT, as far as it goes."""
     notes = Notes(KIND, key)
     namespace, _, name = key.partition("/")
     selector, mode, ports = _read_spec(resource.spec, notes)
-    if not selector:
+    if selector is not None and not selector.labels and (selector.sure or namespace == root_namespace):
+        selector = None
+    if selector is None:
         if any(each is Mode.STRICT for each in ports.values()):
             mode = Mode.STRICT
         for port in ports:
@@ -170,7 +173,7 @@ def _without(mode: Mode) -> str:
 
 
 def _read_spec(spec: Any, notes: Notes) -> tuple[Selector | None, Mode, dict[int, Mode]]:
-    """(selector, mode, modes of ports).  A selector without labels is none."""
+    """(selector, mode, modes of ports)."""
     if spec is None:
         spec = {}
     if not isinstance(spec, dict):
@@ -184,8 +187,6 @@ def _read_spec(spec: Any, notes: Notes) -> tuple[Selector | None, Mode, dict[int
             sure = False
     mode = Mode.UNSET if spec.get("mtls") is None else _read_mode(spec["mtls"], "spec.mtls", notes)
     ports, ports_sure = _read_ports(spec.get("portLevelMtls"), notes)
-    if selector is not None and not selector.labels:
-        selector = None
     if not sure:
         return selector, Mode.STRICT, {}
     return selector, mode if ports_sure else Mode.STRICT, ports

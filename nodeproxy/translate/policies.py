@@ -8,12 +8,11 @@ Knows nothing of workloads but a namespace and labels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
 
 import msgspec
 
 from nodeproxy.model.policy import Policy
-from nodeproxy.translate import authorization_policy, peer_authentication
+from nodeproxy.translate import authorization_policy, objects, peer_authentication
 from nodeproxy.translate.authorization_policy import Translated, translate_authorization_policy
 from nodeproxy.translate.notes import Note
 from nodeproxy.translate.peer_authentication import (
@@ -25,19 +24,11 @@ from nodeproxy.translate.peer_authentication import (
     static_strict,
     strict_below,
 )
-from nodeproxy.translate.policy_resource import PolicyResource
 from nodeproxy.translate.selectors import SelectorIndex
+from nodeproxy.translate.settings import MeshSettings
 
 # Stands for every namespace in `PolicyChange.namespaces`.
 EVERY_NAMESPACE = ""
-
-
-class HasRootNamespace(Protocol):
-    """The mesh's settings, as far as policies need them."""
-
-    @property
-    def root_namespace(self) -> str:
-        """The namespace whose policies hold for the whole mesh."""
 
 
 class PolicyChange(msgspec.Struct, frozen=True):
@@ -85,14 +76,14 @@ class PolicyTable:
 
     KINDS = (authorization_policy.KIND, peer_authentication.KIND)
 
-    def __init__(self, settings: HasRootNamespace) -> None:
+    def __init__(self, settings: MeshSettings) -> None:
         self._root = settings.root_namespace
         self._translated: dict[str, Translated] = {}
         self._selectors: dict[str, SelectorIndex] = {}  # by namespace: of AuthorizationPolicies, by the key of the policy
         self._authentications: dict[str, _Authentications] = {}  # by namespace
         self._converted: dict[str, Policy] = {}  # what came of PeerAuthentications, by the key of the policy
 
-    def apply(self, kind: str, key: str, resource: PolicyResource | None) -> PolicyChange:
+    def apply(self, kind: str, key: str, resource: objects.PolicyResource | None) -> PolicyChange:
         """Takes a resource of `KINDS`, by "namespace/name"; None: it is gone."""
         if kind == authorization_policy.KIND:
             new = None if resource is None else translate_authorization_policy(key, resource, self._root)

@@ -30,15 +30,17 @@ class Field(msgspec.Struct, frozen=True):
 def parse_text(text: str, _: str = "") -> StringMatch | None:
     """ "*" is any, "*x" a suffix, "x*" a prefix; a "*" elsewhere is itself.
 
-    An empty value would match who proved no identity: Istio's validation refuses it.
+    An empty value would match who proved no identity: Istio's validation refuses it.  No identity has anything but ASCII.
     """
+    if not text or not text.isascii():
+        return None
     if text == "*":
         return StringMatch(presence=True)
     if text.startswith("*"):
         return StringMatch(suffix=text[1:])
     if text.endswith("*"):
         return StringMatch(prefix=text[:-1])
-    return StringMatch(exact=text) if text else None
+    return StringMatch(exact=text)
 
 
 def parse_block(text: str, _: str = "") -> str | None:
@@ -65,7 +67,7 @@ def parse_service_account(text: str, namespace: str) -> ServiceAccountMatch | No
     """ "account", of the policy's `namespace`, or "namespace/account"; wildcards are not allowed."""
     first, slash, second = text.partition("/")
     where, account = (first, second) if slash else (namespace, text)
-    if not where or not account or "/" in account or "*" in text:
+    if not where or not account or "/" in account or "*" in text or not text.isascii():
         return None
     return ServiceAccountMatch(where, account)
 

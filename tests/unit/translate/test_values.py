@@ -17,6 +17,8 @@ from nodeproxy.translate.values import parse_block, parse_port, parse_service_ac
         ("a*b", StringMatch(exact="a*b")),
         ("**", StringMatch(suffix="*")),
         ("", None),
+        ("ü", None),
+        ("\ud800*", None),
     ],
 )
 def test_text(text: str, match: StringMatch | None) -> None:
@@ -66,7 +68,7 @@ def test_port(text: str, port: int | None) -> None:
     [
         ("web", ServiceAccountMatch("ns", "web")),
         ("prod/web", ServiceAccountMatch("prod", "web")),
-        *((text, None) for text in ("", "/web", "prod/", "prod/web/x", "prod/*", "*")),
+        *((text, None) for text in ("", "/web", "prod/", "prod/web/x", "prod/*", "*", "ü")),
     ],
 )
 def test_service_account(text: str, match: ServiceAccountMatch | None) -> None:
