@@ -6,6 +6,8 @@
     ├── KernelError            a bpf(2), netlink or namespace call failed
     ├── EnrolmentError         one pod could not be steered; the others are not touched
     ├── SourceError            the source of the state does not answer, or what reads it died: it is asked again
+    ├── ClusterError           the Kubernetes API server refuses, fails or is not reached; `status` says which
+    │   └── OversizedAnswerError  it said more than is read into memory
     ├── StateError             the state's store is damaged, full or held by somebody else
     ├── IdentityError          a certificate or key can't be made, read or trusted
     └── ProtocolError          a peer broke a protocol; `reason` names how
@@ -52,6 +54,22 @@ class StateError(NodeproxyError):
 
 class SourceError(NodeproxyError):
     """The source of the state can't be read, through no fault of what it says; the last good state stays in use."""
+
+
+class ClusterError(NodeproxyError):
+    """The Kubernetes API server did not do what it was asked for.
+
+    status: of its HTTP answer, 0 if it was not reached or broke off.  retry_after_s: how long it asks to be left alone, or None.
+    """
+
+    def __init__(self, message: str, status: int = 0, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class OversizedAnswerError(ClusterError):
+    """The API server's answer, or one line of a stream, is larger than is read into memory."""
 
 
 class IdentityError(NodeproxyError):
