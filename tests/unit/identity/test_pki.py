@@ -37,7 +37,7 @@ def certificate(
 def test_the_profile_of_a_leaf() -> None:
     root_key = pki.new_key()
     root = pki.make_root(root_key, "cluster.local", NOW)
-    leaf = pki.make_leaf(IDENTITY, pki.new_key(), root, root_key, NOW, 3600.0)
+    leaf = pki.make_leaf(IDENTITY, pki.new_key().public_key(), root, root_key, NOW, 3600.0)
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     assert names.critical
     assert list(names.value) == [x509.UniformResourceIdentifier(IDENTITY)]
@@ -55,7 +55,7 @@ def test_the_profile_of_a_leaf() -> None:
 def test_an_independent_verifier_accepts_the_chain() -> None:
     root_key = pki.new_key()
     root = pki.make_root(root_key, "cluster.local", NOW)
-    leaf = pki.make_leaf(IDENTITY, pki.new_key(), root, root_key, NOW, 3600.0)
+    leaf = pki.make_leaf(IDENTITY, pki.new_key().public_key(), root, root_key, NOW, 3600.0)
     PolicyBuilder().store(Store([root])).build_client_verifier().verify(leaf, [])
 
 
@@ -63,7 +63,7 @@ def test_an_independent_verifier_follows_the_cross_certificate() -> None:
     old_key, new_key = pki.new_key(), pki.new_key()
     old, new = pki.make_root(old_key, "cluster.local", NOW), pki.make_root(new_key, "cluster.local", NOW)
     cross = pki.cross_sign(new, new_key, old, old_key)
-    leaf = pki.make_leaf(IDENTITY, pki.new_key(), new, new_key, NOW, 3600.0)
+    leaf = pki.make_leaf(IDENTITY, pki.new_key().public_key(), new, new_key, NOW, 3600.0)
     for trusted in (old, new):
         PolicyBuilder().store(Store([trusted])).build_client_verifier().verify(leaf, [cross])
 
@@ -71,10 +71,10 @@ def test_an_independent_verifier_follows_the_cross_certificate() -> None:
 def test_a_leaf_does_not_outlive_its_root() -> None:
     key = pki.new_key()
     root = certificate(key)
-    leaf = pki.make_leaf(IDENTITY, pki.new_key(), root, key, NOW, 1e7)
+    leaf = pki.make_leaf(IDENTITY, pki.new_key().public_key(), root, key, NOW, 1e7)
     assert leaf.not_valid_after_utc == root.not_valid_after_utc
     with pytest.raises(IdentityError, match="ended on"):
-        pki.make_leaf(IDENTITY, pki.new_key(), root, key, NOW + 2 * 86400, 3600.0)
+        pki.make_leaf(IDENTITY, pki.new_key().public_key(), root, key, NOW + 2 * 86400, 3600.0)
 
 
 def test_roots_of_one_trust_domain_differ_in_name() -> None:
