@@ -120,7 +120,9 @@ def _decode(data: Mapping[str, bytes], now_s: float) -> CaKeys:
         following=_following(data, roots),
         since=_since(data),
     )
-    if keys.certificate not in roots:
+    if keys.phase is not Phase.STEADY and not keys.since:
+        raise IdentityError(f"{SINCE} is missing: a change of root is under way, and it must say since when")
+    if not keys.own_root:
         _check_chain(keys, datetime.fromtimestamp(now_s, UTC))
     return keys
 

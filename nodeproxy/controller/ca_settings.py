@@ -26,5 +26,11 @@ class CaSettings:
     min_lifetime_s: float = 60.0
     # Who asks for less gets this: a certificate is renewed at half of its life, which costs the CA and the node something.
 
+    root_age: float = 2 / 3
+    # The part of a root's life after which the next one is made: of ten years, three are left to do it in.
+
+    root_overlap_s: float = LIFETIME_S
+    # How long the next root is published before it signs: each node has renewed its certificates, and got the root with them.
+
     placement_wait_s: float = 2.0
     # How long a request waits for its pod to be seen: the kubelet may be faster than our watch.

@@ -27,7 +27,7 @@ def public_key_of(pem: str) -> PublicKey:
         request = x509.load_pem_x509_csr(pem.encode())
         key = _checked(request.public_key())
         proven = request.is_signature_valid  # "proof of possession" (RFC 2986, section 3)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as exc:
         raise IdentityError("the certificate signing request can't be read: send PKCS #10 in PEM") from exc
     if not proven:
         raise IdentityError("the certificate signing request is not signed by its own key")

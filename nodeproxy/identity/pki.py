@@ -180,7 +180,7 @@ def parse_roots(pem: bytes, source: str) -> list[x509.Certificate]:
     """The certificates of a bundle, at least one; IdentityError names `source`."""
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError as exc:
+    except (ValueError, x509.InvalidVersion) as exc:
         raise IdentityError(f"{source} holds no PEM certificate that can be read ({exc})") from exc
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -117,6 +118,30 @@ def test_a_good_root_passes() -> None:
 def pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey, password: bytes = b"") -> bytes:
     encryption = BestAvailableEncryption(password) if password else NoEncryption()
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+
+
+def test_a_certificate_of_no_known_version() -> None:
+    """Which cryptography tells of by an error that is no ValueError."""
+    der = (
+        pki.make_root(pki.new_key(), "td", NOW)
+        .public_bytes(Encoding.DER)
+        .replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x42", 1)
+    )
+    text = b"-----BEGIN CERTIFICATE-----\n" + b64encode(der) + b"\n-----END CERTIFICATE-----\n"
+    with pytest.raises(IdentityError, match="no PEM certificate"):
+        pki.parse_roots(text, "root-cert.pem")
+
+
+def test_the_profile_of_a_serving_certificate() -> None:
+    key = pki.new_key()
+    root = pki.make_root(key, "cluster.local", NOW)
+    leaf = pki.make_serving(["a.svc", "b.svc"], pki.new_key().public_key(), root, key, NOW, 3600.0)
+    assert list(leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value) == [
+        x509.DNSName("a.svc"),
+        x509.DNSName("b.svc"),
+    ]
+    assert list(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [ExtendedKeyUsageOID.SERVER_AUTH]
+    PolicyBuilder().store(Store([root])).build_server_verifier(x509.DNSName("b.svc")).verify(leaf, [])
 
 
 def test_keys_that_can_not_sign_for_peers() -> None:
