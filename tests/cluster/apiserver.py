@@ -68,7 +68,7 @@ class ApiServer:
         self.address = host.address4 if host else "127.0.0.1"
         # etcd writes through to the disk at each change; in memory it is as fast as tests want.
         self.directory = Path(tempfile.mkdtemp(prefix="nodeproxy-apiserver-", dir="/dev/shm"))
-        self.port, self._etcd_port, self._etcd_peer_port = self._free_ports(3)
+        self.port, self._etcd_port, self._etcd_peer_port = self.free_ports(3)
         self.url = f"https://{self.address}:{self.port}"
         self.etcd: subprocess.Popen[bytes] | None = None
         self.apiserver: subprocess.Popen[bytes] | None = None
@@ -164,6 +164,12 @@ class ApiServer:
     def log(self) -> str:
         path = self.directory / "apiserver.log"
         return path.read_text(errors="replace")[-3000:] if path.exists() else ""
+
+    def free_ports(self, count: int) -> list[int]:
+        """Ports that nobody listens on, where the server runs."""
+        with contextlib.ExitStack() as stack, self._inside():
+            sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+            return [sock.getsockname()[1] for sock in sockets]
 
     # ── who may ask ──
 
@@ -309,11 +315,6 @@ class ApiServer:
             return
         with inside(self.host.netns_fd):
             yield
-
-    def _free_ports(self, count: int) -> list[int]:
-        with contextlib.ExitStack() as stack, self._inside():
-            sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-            return [sock.getsockname()[1] for sock in sockets]
 
     def _popen(self, argv: list[str], log: str) -> subprocess.Popen[bytes]:
         with (self.directory / log).open("ab") as output:
