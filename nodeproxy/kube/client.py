@@ -121,8 +121,11 @@ class KubeClient:
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         async with self._answer("GET", path, query, None, headers, timeout) as answer:
             _keep_alive(answer)
-            async with aclosing(_lines(answer, f"GET {path}")) as lines:
-                yield lines
+            try:
+                async with aclosing(_lines(answer, f"GET {path}")) as lines:
+                    yield lines
+            finally:
+                answer.close()  # what the reader left unread is not waited for
 
     @asynccontextmanager
     async def _answer(
@@ -182,7 +185,12 @@ class KubeClient:
                 if time.monotonic() - self._read_at >= PERIOD_S:
                     await self._read_credentials("credentials")
         if self._session.tls != self._credentials.tls and not self._session.retired:
-            old, self._session = self._session, _Session(self._credentials)
+            try:
+                made = _Session(self._credentials)
+            except ConfigError as exc:
+                log.warning("connections are made as before: %s", exc)
+                return self._session
+            old, self._session = self._session, made
             old.retired = True
             if not old.users:
                 await old.close()

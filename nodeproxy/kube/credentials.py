@@ -55,7 +55,7 @@ class Credentials:
         self.configuration, self.tls = configuration, tls
 
     def _kubeconfig_loader(self, path: Path) -> KubeConfigLoader:
-        """The loader of the file as it is now.  While it does not change it is the same one, which knows when a plug-in is due."""
+        """The file's loader; the same one while the file does not change, for it knows when a plug-in is due."""
         content = path.read_bytes()
         if self._loader is None or content != self._loaded:
             self._loader = KubeConfigLoader(config_dict=KubeConfigMerger(str(path)).config, config_base_path=None)

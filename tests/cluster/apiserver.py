@@ -18,6 +18,7 @@ import ssl
 import subprocess
 import tempfile
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ class ApiServer:
         self.address = host.address4 if host else "127.0.0.1"
         # etcd writes through to the disk at each change; in memory it is as fast as tests want.
         self.directory = Path(tempfile.mkdtemp(prefix="nodeproxy-apiserver-", dir="/dev/shm"))
-        self.port, self._etcd_port, self._etcd_peer_port = self._free_ports(3)
+        self.port, self._etcd_port, self._etcd_peer_port = self.free_ports(3)
         self.url = f"https://{self.address}:{self.port}"
         self.etcd: subprocess.Popen[bytes] | None = None
         self.apiserver: subprocess.Popen[bytes] | None = None
@@ -147,6 +148,13 @@ class ApiServer:
     def kill_etcd(self) -> None:
         self.etcd = self._end(self.etcd, signal.SIGKILL)
 
+    def compact(self) -> None:
+        """Etcd forgets all history up to now, as the API server has it do every five minutes."""
+        gateway = f"http://127.0.0.1:{self._etcd_port}/v3/kv/"
+        with self._inside():
+            answer = _post(gateway + "range", {"key": "AA=="})
+            _post(gateway + "compaction", {"revision": answer["header"]["revision"], "physical": True})
+
     def close(self) -> None:
         self.apiserver = self._end(self.apiserver, signal.SIGKILL)
         self.etcd = self._end(self.etcd, signal.SIGKILL)
@@ -156,6 +164,12 @@ class ApiServer:
     def log(self) -> str:
         path = self.directory / "apiserver.log"
         return path.read_text(errors="replace")[-3000:] if path.exists() else ""
+
+    def free_ports(self, count: int) -> list[int]:
+        """Ports that nobody listens on, where the server runs."""
+        with contextlib.ExitStack() as stack, self._inside():
+            sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+            return [sock.getsockname()[1] for sock in sockets]
 
     # ── who may ask ──
 
@@ -302,11 +316,6 @@ class ApiServer:
         with inside(self.host.netns_fd):
             yield
 
-    def _free_ports(self, count: int) -> list[int]:
-        with contextlib.ExitStack() as stack, self._inside():
-            sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-            return [sock.getsockname()[1] for sock in sockets]
-
     def _popen(self, argv: list[str], log: str) -> subprocess.Popen[bytes]:
         with (self.directory / log).open("ab") as output:
             start: Callable[..., subprocess.Popen[bytes]] = self.host.popen if self.host else subprocess.Popen
@@ -339,6 +348,11 @@ class ApiServer:
             ("accounts-public.pem", public),
         ):
             (self.directory / name).write_bytes(content)
+
+
+def _post(url: str, body: Object) -> Any:
+    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=_REQUEST_S) as response:
+        return json.load(response)
 
 
 def _certificate(

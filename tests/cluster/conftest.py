@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.apiserver import ApiServer
+from tests.cluster.istiod import Istiod
 
 _numbers = itertools.count()
 CRDS = Path(__file__).resolve().parents[3] / "shared" / "crds"
@@ -35,6 +36,17 @@ def api(definitions: list[Path]) -> Iterator[ApiServer]:
     for server in _served():
         server.install_definitions(*definitions)
         yield server
+
+
+@pytest.fixture(scope="module")
+def istiod(api: ApiServer) -> Iterator[Istiod]:
+    """A real istiod of that API server."""
+    started = Istiod(api)
+    try:
+        started.start()
+        yield started
+    finally:
+        started.close()
 
 
 @pytest.fixture

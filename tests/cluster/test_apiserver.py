@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.cluster.apiserver import ApiError, ApiServer
+from tests.cluster.istiod import Istiod
 from tests.cluster.kinds import ambient, make, node, pod
 
 
@@ -28,3 +29,7 @@ def test_an_account_may_do_nothing_of_itself(api: ApiServer, unique: Callable[[s
     token = api.token(space, "a")
     with pytest.raises(ApiError, match="403"):
         api.request("GET", "/api/v1/pods", token=token)
+
+
+def test_istiod_runs_on_it(api: ApiServer, istiod: Istiod) -> None:
+    assert b"BEGIN CERTIFICATE" in istiod.roots().read_bytes()
