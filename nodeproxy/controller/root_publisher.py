@@ -122,7 +122,9 @@ class RootPublisher:
             if self._synced and is_leader():
                 await self.publish(is_leader)
             try:
-                await asyncio.wait_for(self._changed.wait(), LOOK_S)
+                # Not wait_for: Python 3.11's loses a cancellation that comes as the event is set.
+                async with asyncio.timeout(LOOK_S):
+                    await self._changed.wait()
             except TimeoutError:
                 pass  # what failed may be due again
 

@@ -159,6 +159,22 @@ def test_only_the_leader_and_only_when_all_is_seen() -> None:
     asyncio.run(run())
 
 
+def test_it_ends_when_it_is_told_to_whatever_comes_at_that_moment() -> None:
+    async def run() -> None:
+        world = World()
+        world.publisher.observed_all()
+        running = asyncio.create_task(world.publisher.run(lambda: True))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        world.publisher.need("a", True)
+        running.cancel()
+        async with asyncio.timeout(5):
+            await asyncio.gather(running, return_exceptions=True)
+        assert running.cancelled()
+
+    asyncio.run(run())
+
+
 def test_nothing_without_roots_and_nothing_after_the_lead_is_lost() -> None:
     world = World()
     world.publisher.need("a", True)
