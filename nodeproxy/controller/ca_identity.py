@@ -1,7 +1,8 @@
 """Whose certificate a caller gets: its own pod's, or, if it is a node's proxy, that of a pod on its node.
 
-Invariant: what a caller asks for is never believed; only its proven account, its node and the pods that the controller has seen
-decide.  It must not know requests, keys or gRPC.
+Invariant: what a caller asks for is never believed; only its proven account and the pods that the controller has seen decide.
+So a token that outlives its pod, or an answer about it that is still kept, is of no use.  It must not know requests, keys or
+gRPC.
 """
 
 from __future__ import annotations
@@ -36,15 +37,11 @@ class Authorizer:
     async def identity(self, caller: Caller, impersonated: str) -> Spiffe:
         """What to sign for `caller`, which asks for `impersonated` ("": its own); CallerError if it may not have it."""
         own = Spiffe(self._settings.trust_domain, caller.namespace, caller.service_account)
-        if not impersonated:
-            return own
         try:
-            asked = Spiffe.parse(impersonated)
+            asked = Spiffe.parse(impersonated) if impersonated else own
         except IdentityError as exc:
             raise refuse(Refused.BAD_IDENTITY, f"ImpersonatedIdentity: {exc}") from exc
-        if asked == own:
-            return own
-        if caller.account not in self._settings.trusted_node_accounts:
+        if asked != own and caller.account not in self._settings.trusted_node_accounts:
             raise refuse(Refused.NOT_TRUSTED, f"{caller.account} may ask for no identity but its own")
         if asked.trust_domain != self._settings.trust_domain:
             raise refuse(Refused.FOREIGN_TRUST_DOMAIN, f"this CA signs for the trust domain {self._settings.trust_domain} only")
@@ -69,7 +66,7 @@ class Authorizer:
             self._waiting -= Counter([caller.pod_uid])
         node = self._node_of(caller)
         if not node:
-            raise refuse(Refused.NODE_UNKNOWN, "which node the caller's pod runs on is not known")
+            raise refuse(Refused.NODE_UNKNOWN, "the caller's pod is gone, or not on the node that its token says")
         raise refuse(
             Refused.NOT_ON_NODE, f"no pod of service account {asked.namespace}/{asked.service_account} runs on node {node}"
         )
@@ -79,4 +76,5 @@ class Authorizer:
         return bool(node) and self._placement.runs_on(node, asked.namespace, asked.service_account)
 
     def _node_of(self, caller: Caller) -> str:
-        return caller.node or self._placement.node_of(caller.namespace, caller.pod, caller.pod_uid)
+        node = self._placement.node_of(caller.namespace, caller.pod, caller.pod_uid)
+        return node if caller.node in ("", node) else ""

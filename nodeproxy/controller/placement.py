@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Placement(Protocol):
-    """What the controller has seen of the cluster's pods."""
+    """What the controller has seen of the cluster's pods: of all that have not ended, whether they are in the mesh or not."""
 
     def synced(self) -> bool:
         """Whether all pods that there were have been seen; before that the other answers mean nothing."""

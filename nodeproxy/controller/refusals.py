@@ -28,7 +28,7 @@ class Refused(StrEnum):
     BAD_IDENTITY = "bad_identity"
     FOREIGN_TRUST_DOMAIN = "foreign_trust_domain"
     NOT_TRUSTED = "not_trusted"  # asks for another's identity without being a node's proxy
-    NODE_UNKNOWN = "node_unknown"  # a node's proxy, but on which node can't be told
+    NODE_UNKNOWN = "node_unknown"  # the caller's pod is gone, or not on the node that its token says
     NOT_ON_NODE = "not_on_node"  # no pod of the caller's node has this identity
     NOT_SYNCED = "not_synced"  # the controller has not seen the pods yet
     RATE = "rate"  # the node asks too often

@@ -24,7 +24,9 @@ def pods() -> Pods:
     return Pods(
         {
             ("nodeproxy-system", "agent-1", "u1"): ("n1", "nodeproxy"),
+            ("istio-system", "z", "z1"): ("n1", "ztunnel"),
             ("shop", "cart-1", "c1"): ("n1", "cart"),
+            ("shop", "waypoint-1", "w1"): ("n2", "waypoint"),
             ("shop", "till-1", "t1"): ("n2", "till"),
         }
     )
@@ -36,7 +38,7 @@ def decide(caller: Caller, impersonated: str, placement: Pods | None = None, set
 
 
 def test_its_own() -> None:
-    waypoint = Caller("shop", "waypoint", "w", "w1", "n9")
+    waypoint = Caller("shop", "waypoint", "waypoint-1", "w1", "n2")
     own = "spiffe://cluster.local/ns/shop/sa/waypoint"
     assert decide(waypoint, "") == own
     assert decide(waypoint, own) == own
@@ -67,7 +69,14 @@ REFUSED: dict[str, tuple[Caller, str, str, str]] = {
         "PERMISSION_DENIED",
     ),
     "an agent on no known node": (replace_node(AGENT, "", "u0"), CART, "node_unknown", "PERMISSION_DENIED"),
-    "an agent on another node": (replace_node(AGENT, "n2"), CART, "not_on_node", "PERMISSION_DENIED"),
+    "an agent on another node": (
+        replace_node(AGENT, "n2"),
+        "spiffe://cluster.local/ns/shop/sa/till",
+        "node_unknown",
+        "PERMISSION_DENIED",
+    ),
+    "an agent that is gone": (replace_node(AGENT, "n1", "u0"), CART, "node_unknown", "PERMISSION_DENIED"),
+    "its own, but gone": (Caller("shop", "cart", "cart-1", "c0", "n1"), "", "node_unknown", "PERMISSION_DENIED"),
 }
 
 
@@ -85,7 +94,6 @@ def test_before_the_pods_are_seen() -> None:
     with pytest.raises(CallerError) as caught:
         decide(AGENT, CART, placement)
     assert (caught.value.reason, caught.value.code) == ("not_synced", "UNAVAILABLE")
-    assert decide(AGENT, "", placement) == "spiffe://cluster.local/ns/nodeproxy-system/sa/nodeproxy"
 
 
 def test_a_pod_that_is_seen_a_moment_later(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,8 +127,8 @@ def test_waiting_is_bounded_for_each_caller(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(CallerError) as caught:
             await authorizer.identity(AGENT, nobody)
         assert caught.value.code == "UNAVAILABLE"
-        other = Caller("istio-system", "ztunnel", "z", "z1", "n2")
-        assert await authorizer.identity(other, "spiffe://cluster.local/ns/shop/sa/till")
+        other = Caller("istio-system", "ztunnel", "z", "z1", "n1")
+        assert await authorizer.identity(other, CART)
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)

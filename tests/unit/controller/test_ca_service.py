@@ -45,7 +45,14 @@ class World:
     def __init__(self, settings: CaSettings = SETTINGS) -> None:
         self.now = time.time()
         self.api = Reviewer({AGENT: review(), WAYPOINT: review("shop/waypoint", "waypoint-1", "w1", "n1")})
-        self.pods = Pods({("shop", "cart-1", "c1"): ("n1", "cart"), ("shop", "till-1", "t1"): ("n2", "till")})
+        self.pods = Pods(
+            {
+                ("nodeproxy-system", "agent", "u1"): ("n1", "nodeproxy"),
+                ("shop", "waypoint-1", "w1"): ("n1", "waypoint"),
+                ("shop", "cart-1", "c1"): ("n1", "cart"),
+                ("shop", "till-1", "t1"): ("n2", "till"),
+            }
+        )
         self.keys: CaKeys | None = ca_keys.create("cluster.local", self.now)
         self.callers = Callers(self.api, clock=lambda: self.now)
         self.service = CertificateService(self.callers, self.pods, lambda: self.keys, settings, clock=lambda: self.now)
