@@ -37,6 +37,8 @@ MAX_KEPT = 10_000
 # A review takes the API server 3 ms [measured, one core's worth]: 1,000 nodes that come back at once are known within seconds.
 MAX_REVIEWS = 16
 MAX_WAITING = 2048
+# Of one address: who sends forged tokens without end keeps 8 turns ahead of the others waiting, which is 25 ms.
+MAX_WAITING_OF_A_PEER = 128
 REVIEW_TIMEOUT_S = 5.0
 # Whoever can reach the port can be refused as often as it likes.
 _LOG_LINES_PER_S = 5.0
@@ -71,6 +73,7 @@ class Callers:
         self._clock = clock
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
         self._reviews: dict[bytes, asyncio.Task[_Outcome]] = {}
+        self._peers: Counter[str] = Counter()  # reviews under way, by who was the first to want them
         self._turns = asyncio.Semaphore(MAX_REVIEWS)
         self._log_lines = Bucket(_LOG_LINES_PER_S, _LOG_BURST)
         self._results: Counter[str] = Counter()
@@ -79,7 +82,7 @@ class Callers:
     async def authenticate(self, metadata: Iterable[tuple[str, str | bytes]], peer: str = "") -> Caller:
         """Who sent a request with this metadata.  peer: its address, for the log.  CallerError: nobody that is let in."""
         try:
-            caller = await self._authenticate(metadata)
+            caller = await self._authenticate(metadata, peer.rpartition(":")[0])
         except CallerError as exc:
             self._results[exc.reason] += 1
             if self._log_lines.take():
@@ -99,14 +102,14 @@ class Callers:
             review.cancel()
         await asyncio.gather(*reviews, return_exceptions=True)
 
-    async def _authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
+    async def _authenticate(self, metadata: Iterable[tuple[str, str | bytes]], host: str) -> Caller:
         token = _bearer(metadata)
         key = hashlib.sha256(token.encode()).digest()
         outcome = self._known(key)
         if outcome is None:
             review = self._reviews.get(key)
             if review is None:
-                review = self._begin(key, token)
+                review = self._begin(key, token, host)
             # Several wait for one review; that one of them goes away does not end it for the others.
             await asyncio.wait([review])
             if review.cancelled():
@@ -126,13 +129,21 @@ class Callers:
         del self._kept[key]
         return None
 
-    def _begin(self, key: bytes, token: str) -> asyncio.Task[_Outcome]:
+    def _begin(self, key: bytes, token: str, host: str) -> asyncio.Task[_Outcome]:
         claims = token_review.claims_of(token)
-        if len(self._reviews) >= MAX_WAITING:
+        if len(self._reviews) >= MAX_WAITING or self._peers[host] >= MAX_WAITING_OF_A_PEER:
             raise refuse(Refused.BUSY, "too many callers wait for the API server: try again")
         review = asyncio.create_task(self._review(key, token, claims), name="token review")
         self._reviews[key] = review
-        review.add_done_callback(lambda _: self._reviews.pop(key, None))
+        self._peers[host] += 1
+
+        def ended(_: object) -> None:
+            del self._reviews[key]
+            self._peers[host] -= 1
+            if not self._peers[host]:
+                del self._peers[host]
+
+        review.add_done_callback(ended)
         return review
 
     async def _review(self, key: bytes, token: str, claims: Claims) -> _Outcome:

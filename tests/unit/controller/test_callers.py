@@ -170,6 +170,28 @@ def test_many_callers_at_once_are_bounded_and_share_a_review(monkeypatch: pytest
     asyncio.run(run())
 
 
+def test_one_address_does_not_keep_the_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callers_module, "MAX_WAITING_OF_A_PEER", 2)
+
+    async def run() -> None:
+        good = token(NOW + 600)
+        api = Reviewer({good: review()})
+        callers = Callers(api, clock=Clock())
+        api.open.clear()
+        forged = [metadata(token(NOW + 600, signature=f"s{number}")) for number in range(3)]
+        hostile = [asyncio.create_task(callers.authenticate(it, f"ipv4:10.0.0.66:{port}")) for port, it in enumerate(forged)]
+        honest = asyncio.create_task(callers.authenticate(metadata(good), "ipv4:10.0.0.1:1"))
+        while api.under_way < 3:
+            await asyncio.sleep(0)
+        api.open.set()
+        assert await honest
+        reasons = [exc.reason for exc in await asyncio.gather(*hostile, return_exceptions=True) if isinstance(exc, CallerError)]
+        assert reasons == ["token_rejected", "token_rejected", "busy"]
+        assert not callers._peers
+
+    asyncio.run(run())
+
+
 def test_close_ends_what_waits() -> None:
     async def run() -> None:
         api = Reviewer()
