@@ -7,7 +7,8 @@
 A response to a request is whole, as istiod's is: a client takes the first response of a type for the state, and what it asked for
 for all that there is.  Later changes are cut into pushes of bounded size.  Invariants: one response is unacknowledged at most, so
 that a slow client has what gRPC holds of one, and then the latest version of what changed; a name that was asked for is answered,
-by the resource or as removed; what a client rejected is sent again only when it has changed.
+by the resource or as removed; what a client rejected is sent again only when it has changed; what a client on demand has is known,
+and when it is told no more of a resource, it is told that the resource is gone.
 
 Sans-I/O: it must not know streams, clocks or tasks.
 """
@@ -53,6 +54,7 @@ class Subscription:
         self._whole = False  # with the whole state
         self._asked: dict[str, None] = {}  # with what these keys lead to, or that it is not there
         self._due: dict[str, None] = {}  # with these resources
+        self._dropped: dict[str, None] = {}  # and by saying that these are gone, as nothing leads to them any more
 
     @property
     def owes_whole_state(self) -> bool:
@@ -61,8 +63,10 @@ class Subscription:
 
     def waiting(self) -> int:
         """About how many names the client has yet to be told of."""
-        queued = len(self._asked) + len(self._due)
-        return queued + (self._table.waiting(self.seen) if self.seen is not None else len(self._table.resources))
+        queued = len(self._asked) + len(self._due) + len(self._dropped)
+        if self.seen is None or self._whole:
+            return queued + len(self._table.resources)
+        return queued + self._table.waiting(self.seen)
 
     def begin(self, subscribe: Collection[str], unsubscribe: Collection[str], versions: Mapping[str, str]) -> None:
         """The first request of the stream.  versions: what the client has, of an earlier stream.  CallerError: too many names."""
@@ -94,14 +98,15 @@ class Subscription:
         for name in unsubscribe:
             if name == WILDCARD:
                 self._leave_wildcard()
-            else:
-                self._unsubscribe(name)
+            self._explicit.discard(name)
+            self._asked.pop(name, None)
+        if unsubscribe and not self.wildcard:
+            self._narrow()
         names = set(subscribe).difference(unsubscribe)
         self._want(names - {WILDCARD})
         if WILDCARD in names:
             self.wildcard = self._whole = self._owes = True
-            self._sent.clear()
-            self._due.clear()
+            self._sent, self._due, self._dropped = {}, {}, {}
 
     def acknowledge(self, nonce: str) -> bool:
         """The client has taken a response, or rejected it.  False if it is not the one that is awaited."""
@@ -117,7 +122,7 @@ class Subscription:
             return None
         if self._whole:
             push = self._whole_state()
-        elif self._owes or self._asked or self._due:
+        elif self._owes or self._asked or self._due or self._dropped:
             push = self._answer()
         else:
             push = self._changes()
@@ -146,15 +151,17 @@ class Subscription:
                 self._due[name] = None
         if known < len(versions):
             self._asked.update((name, None) for name in versions if name not in resources)
-        self.seen = self._table.revision
         if len(self._due) == len(resources) or not versions:
-            self._whole, self.seen = True, None
+            self._whole = True
             self._due.clear()
+        # What it has and goes from here on, it has to be told, whole state or not.
+        self.seen = self._table.revision if versions else None
 
     def _have_or_owe(self, resource: Encoded, versions: Mapping[str, str]) -> None:
-        if versions.get(resource.name) == resource.version:
-            self._sent[resource.name] = resource.version
-        else:
+        version = versions.get(resource.name)
+        if version is not None:
+            self._sent[resource.name] = version
+        if version != resource.version:
             self._due[resource.name] = None
 
     def _leave_wildcard(self) -> None:
@@ -167,14 +174,16 @@ class Subscription:
         if self.seen is None:
             self.seen = self._table.revision
 
-    def _unsubscribe(self, key: str) -> None:
-        self._explicit.discard(key)
-        self._asked.pop(key, None)
-        # A service before its endpoints, which nobody may want then.
-        for resource in reversed(self._table.find(key)):
-            if not self._matches(resource):
-                self._sent.pop(resource.name, None)
-                self._due.pop(resource.name, None)
+    def _narrow(self) -> None:
+        """Let go of what nothing leads to any more.  Services first: their endpoints follow."""
+        resources = self._table.resources
+        for services in (True, False):
+            for name in [*self._sent, *self._due]:
+                resource = resources.get(name)
+                if resource is not None and resource.is_service is services and not self._matches(resource):
+                    self._due.pop(name, None)
+                    if self._sent.pop(name, None) is not None:
+                        self._dropped[name] = None
 
     def _matches(self, resource: Encoded) -> bool:
         """Whether a resource belongs to what an on-demand client asked for."""
@@ -183,12 +192,13 @@ class Subscription:
             resource.name in explicit
             or (self._node != "" and resource.node == self._node)
             or any(alias in explicit for alias in resource.aliases)
-            or any(service in sent or service in explicit for service in resource.services)
+            or any(service in sent for service in resource.services)
         )
 
     def _whole_state(self) -> Push | None:
         snapshot = self._table.snapshot()
-        self._whole, self.seen = False, snapshot.revision
+        self._whole = False
+        self.seen = snapshot.revision if self.seen is None else min(self.seen, snapshot.revision)
         if len(snapshot.message) > MAX_ANSWER_BYTES:
             self._due = dict.fromkeys(self._table.resources)
             return self._answer()
@@ -211,7 +221,8 @@ class Subscription:
             resource = self._table.resources.get(name)
             if resource is not None:  # else the log tells
                 found[name] = resource
-        self._owes, self._asked, self._due = False, {}, {}
+        missing += [name for name in self._dropped if name not in found]
+        self._owes, self._asked, self._due, self._dropped = False, {}, {}, {}
         told = self._cut(found)
         if not self.wildcard:
             self._sent.update((resource.name, resource.version) for resource in told)

@@ -105,17 +105,15 @@ class Table:
         return self._log.time(revision)
 
     def find(self, key: str) -> list[Encoded]:
-        """What a subscriber means by a key: a resource's name or a network address ("network/ip").
+        """What a key leads to: a resource's name, or a network address ("network/ip") of whatever has it.
 
-        A service, by either, brings the workloads that are its endpoints.  They stand before it: who knows it knows them.
+        A service brings the workloads that are its endpoints.  They stand before it: who knows it knows them.
         """
         resource = self.resources.get(key)
         if resource is not None:
             return self._with_endpoints(resource)
         named = [self.resources[name] for name in self._aliases.get(key)]
-        # As istiod: an address that a workload has means the workload, even where a service claims it too.
-        workloads = [resource for resource in named if not resource.is_service]
-        return workloads or [found for resource in named for found in self._with_endpoints(resource)]
+        return [found for resource in named for found in self._with_endpoints(resource)]
 
     def endpoints(self, service: str) -> list[Encoded]:
         """The workloads that list a service."""
