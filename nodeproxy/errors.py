@@ -10,6 +10,7 @@
     │   └── OversizedAnswerError  it said more than is read into memory
     ├── StateError             the state's store is damaged, full or held by somebody else
     ├── IdentityError          a certificate or key can't be made, read or trusted
+    ├── CallerError            who asks the controller for something does not get it; `reason` names why
     └── ProtocolError          a peer broke a protocol; `reason` names how
 
 An expected refusal (a policy says no, no endpoint is there) is a value, `nodeproxy.model.reason.Refusal`; exceptions are for
@@ -74,6 +75,19 @@ class OversizedAnswerError(ClusterError):
 
 class IdentityError(NodeproxyError):
     """A certificate, key or root can't be made, read or trusted."""
+
+
+class CallerError(NodeproxyError):
+    """Who calls the controller is not who it says, may not have what it asks for, or can't be answered now.
+
+    reason: what it is called in metric and log.  code: the name of the gRPC status to answer with, as "UNAUTHENTICATED".  The text
+    is for the caller: it holds nothing that only others may know.
+    """
+
+    def __init__(self, reason: str, message: str, code: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.code = code
 
 
 class ProtocolError(NodeproxyError):
