@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import msgspec
@@ -46,6 +46,7 @@ class Reflector(Generic[T]):
     """Follows one resource.  `run` it in a task; it ends by being cancelled.
 
     paths: of the collection, one for each version that `type_` can be decoded from, best first.
+    query: what narrows the collection, as {"fieldSelector": "metadata.name=x"}.
     definition: the name of its CustomResourceDefinition, which a cluster need not have; "" for what every cluster has.
     on_change: called with an object's key ("namespace/name", or "name") and the object, or None once it is gone.
     on_synced: called once, when everything was told for the first time, or there is no such definition.
@@ -62,6 +63,7 @@ class Reflector(Generic[T]):
         on_change: Callable[[str, T | None], None],
         on_synced: Callable[[], None],
         lists: asyncio.Semaphore,
+        query: Mapping[str, str] | None = None,
         definition: str = "",
         randomly: Callable[[], float] = random.random,
         first_wait_s: float = 0.2,
@@ -75,6 +77,7 @@ class Reflector(Generic[T]):
         self._on_change = on_change
         self._on_synced = on_synced
         self._lists = lists
+        self._query = dict(query or {})
         self._definition = definition
         self._randomly = randomly
         self._backoff = Backoff(randomly, first_s=first_wait_s)
@@ -133,7 +136,7 @@ class Reflector(Generic[T]):
         seen: set[str] = set()
         complete, more = True, ""
         while True:
-            query = {"limit": str(self._page), **({"continue": more} if more else {})}
+            query = {**self._query, "limit": str(self._page), **({"continue": more} if more else {})}
             try:
                 page = answers.page(await self._client.request("GET", path, query=query, timeout_s=PAGE_TIMEOUT_S), path)
             except OversizedAnswerError:
@@ -188,6 +191,7 @@ class Reflector(Generic[T]):
     async def _watch(self) -> None:
         seconds = int(WATCH_S * (1 + self._randomly()))
         query = {
+            **self._query,
             "watch": "1",
             "resourceVersion": self._version,
             "allowWatchBookmarks": "true",
