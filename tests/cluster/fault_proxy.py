@@ -11,13 +11,14 @@ import threading
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 import yaml
 from aiohttp import web
 
 from tests.cluster.apiserver import ApiServer
+from tests.cluster.background import Background
 
 
 class Fault(StrEnum):
@@ -36,20 +37,17 @@ class FaultProxy:
         self._api = api
         self._fault = Fault.NONE
         self.seen: Counter[Fault] = Counter()
-        self._streams: set[asyncio.Task[None]] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="fault proxy")
+        self._streams: set[asyncio.Task[Any]] = set()
+        self._serving = threading.Event()
+        self._background = Background("fault proxy", self._serve)
 
     def __enter__(self) -> Self:
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        self._background.start()
+        assert self._serving.wait(30), self._background.error
         return self
 
     def __exit__(self, *exc: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
+        self._background.stop()
 
     def kubeconfig(self, token: str) -> Path:
         path = self._api.kubeconfig(token, "proxied")
@@ -61,26 +59,23 @@ class FaultProxy:
     def set(self, fault: Fault) -> None:
         """From now on; streams that stand are ended."""
         self._fault = fault
-        asyncio.run_coroutine_threadsafe(self._end_streams(), self._loop).result(10)
+        self._background.call(self._end_streams)
 
-    async def _start(self) -> None:
-        context = ssl.create_default_context(cafile=str(self._api.ca_file))
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=context), auto_decompress=False, read_bufsize=1 << 20
-        )
-        application = web.Application()
-        application.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.port = self._runner.addresses[0][1]
+    async def _serve(self, stop: asyncio.Event) -> None:
+        connector = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=str(self._api.ca_file)))
+        async with aiohttp.ClientSession(connector=connector, auto_decompress=False, read_bufsize=1 << 20) as self._session:
+            application = web.Application()
+            application.router.add_route("*", "/{path:.*}", self._handle)
+            runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            self.port = runner.addresses[0][1]
+            self._serving.set()
+            await stop.wait()
+            self._end_streams()
+            await runner.cleanup()
 
-    async def _stop(self) -> None:
-        await self._end_streams()
-        await self._runner.cleanup()
-        await self._session.close()
-
-    async def _end_streams(self) -> None:
+    def _end_streams(self) -> None:
         for task in list(self._streams):
             task.cancel()
 
@@ -91,10 +86,8 @@ class FaultProxy:
             return web.json_response({"kind": "Status", "message": "a test says so"}, status=int(fault))
         if fault is Fault.GARBAGE:
             return web.Response(body=b'{"type":"ADDED","object":{"meta\n\xff<html>\n')
-        assert request.transport is not None
         if fault is Fault.CUT:
-            request.transport.abort()
-            return web.Response()
+            return _cut(request)
         headers = {name: value for name, value in request.headers.items() if name.lower() not in ("host", "content-length")}
         body = await request.read()
         task = asyncio.current_task()
@@ -104,11 +97,10 @@ class FaultProxy:
             url = self._api.url + request.raw_path
             async with self._session.request(request.method, url, headers=headers, data=body or None) as answer:
                 return await self._pass_on(request, answer, fault)
-        except aiohttp.ClientError:
-            request.transport.abort()
-            return web.Response()
+        except (aiohttp.ClientError, ConnectionError):
+            return _cut(request)
         except asyncio.CancelledError:
-            request.transport.abort()
+            _cut(request)
             raise
         finally:
             self._streams.discard(task)
@@ -123,11 +115,16 @@ class FaultProxy:
             response.content_length = len(content)
             await response.prepare(request)
             await response.write(content[: len(content) // 2])
-            assert request.transport is not None
-            request.transport.abort()
+            _cut(request)
             return response
         await response.prepare(request)
         async for chunk in answer.content.iter_any():
             await response.write(chunk)
         await response.write_eof()
         return response
+
+
+def _cut(request: web.Request) -> web.Response:
+    if request.transport is not None:  # the client may have gone already
+        request.transport.abort()
+    return web.Response()
