@@ -85,6 +85,10 @@ class XdsClient:
     def send_bytes(self, data: bytes) -> None:
         self._requests.put(data)
 
+    def finish(self) -> None:
+        """End the client's side of the stream."""
+        self._requests.put(None)
+
     def send(
         self,
         type_url: str,
