@@ -1,4 +1,4 @@
-"""Whatever a control plane sends: nothing crashes, nothing of the last good state goes that it did not name, nothing is let in."""
+"""Whatever a control plane sends: nothing crashes, nothing goes that it did not name, nothing is let in."""
 
 from __future__ import annotations
 
