@@ -282,7 +282,7 @@ class ControlPlaneServer:
     def _issue(self, raw: bytes, context: grpc.ServicerContext) -> bytes:
         metadata = self._authenticate(context)
         request = certificate_pb2.IstioCertificateRequest.FromString(raw)
-        identity = request.metadata.get("ImpersonatedIdentity", "")
+        identity = dict(request.metadata.items()).get("ImpersonatedIdentity", "")
         self.certificate_requests.append((str(identity), metadata))
         if self.ca is None:
             context.abort(grpc.StatusCode.UNIMPLEMENTED, "no CA here")
