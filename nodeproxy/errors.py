@@ -80,8 +80,8 @@ class IdentityError(NodeproxyError):
 class CallerError(NodeproxyError):
     """Who calls the controller is not who it says, may not have what it asks for, or can't be answered now.
 
-    reason: what it is called in metric and log.  code: the name of the gRPC status to answer with, as "UNAUTHENTICATED".  The text
-    is for the caller: it holds nothing that only others may know.
+    reason: what it is called in metric and log.  code: the name of the gRPC status to answer with, as "UNAUTHENTICATED".
+    The text is for the caller: it holds nothing that only others may know.
     """
 
     def __init__(self, reason: str, message: str, code: str) -> None:

@@ -1,7 +1,7 @@
 """A client of delta xDS written with plain gRPC, for tests of servers: nodeproxy's controller and istiod.
 
-It speaks as ztunnel does: the first requests, and each response is acknowledged as it is taken.  Calls block, with a deadline.  It
-reads one response for each that is asked for: one that stops asking is a client that stops reading.
+It speaks as ztunnel does: the first requests, and each response is acknowledged as it is taken.  Calls block, with a deadline.
+It reads one response for each that is asked for: one that stops asking is a client that stops reading.
 """
 
 from __future__ import annotations
@@ -84,6 +84,10 @@ class XdsClient:
 
     def send_bytes(self, data: bytes) -> None:
         self._requests.put(data)
+
+    def finish(self) -> None:
+        """End the client's side of the stream."""
+        self._requests.put(None)
 
     def send(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from cryptography import x509
@@ -26,7 +26,7 @@ class CaParts(NamedTuple):
     service: CertificateService
     store: CaStore
     publisher: RootPublisher
-    serving: ServingCertificate
+    serving: Callable[[], ServingCertificate | None]  # None before the port is open
 
 
 class CaCollector(Collector):
@@ -44,8 +44,10 @@ class CaCollector(Collector):
         yield _counter("root_writes", "ConfigMaps with the roots, by what came of writing them", "result", published.writes)
         yield _gauge("root_namespaces", "Namespaces that need the roots", published.namespaces)
         yield _gauge("root_namespaces_stale", "Namespaces whose ConfigMap does not hold the roots", published.stale)
-        ends = self._parts.serving.not_after()
-        yield _gauge("serving_certificate_expiry_seconds", "When the port's certificate ends, since the epoch", ends)
+        serving = self._parts.serving()
+        if serving is not None:
+            ends = serving.not_after()
+            yield _gauge("serving_certificate_expiry_seconds", "When the port's certificate ends, since the epoch", ends)
 
     def _of_callers(self) -> Iterable[Metric]:
         callers = self._parts.callers.statistics()

@@ -89,8 +89,3 @@ class ServingCertificate:
         self._signed_by = keys
         chain = pki.certificate_pem(leaf) + keys.chain_pem()
         return grpc.ssl_server_certificate_configuration([(pki.key_pem(key), chain)])
-
-
-def serving_credentials(keys: Callable[[], CaKeys | None], names: Sequence[str]) -> grpc.ServerCredentials:
-    """What a gRPC port is opened with; see `ServingCertificate`."""
-    return ServingCertificate(keys, names).credentials()

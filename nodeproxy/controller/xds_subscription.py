@@ -7,8 +7,8 @@
 A response to a request is whole, as istiod's is: a client takes the first response of a type for the state, and what it asked for
 for all that there is.  Later changes are cut into pushes of bounded size.  Invariants: one response is unacknowledged at most, so
 that a slow client has what gRPC holds of one, and then the latest version of what changed; a name that was asked for is answered,
-by the resource or as removed; what a client rejected is sent again only when it has changed; what a client on demand has is known,
-and when it is told no more of a resource, it is told that the resource is gone.
+by the resource or as removed; what a client rejected is sent again only when it has changed; what a client on demand has is
+known, and when it is told no more of a resource, it is told that the resource is gone.
 
 Sans-I/O: it must not know streams, clocks or tasks.
 """
@@ -91,7 +91,7 @@ class Subscription:
             for resource in found:
                 self._have_or_owe(resource, versions)
             if not found:
-                self._asked[key] = None
+                self._asked[key] = self._dropped[key] = None
 
     def change(self, subscribe: Collection[str], unsubscribe: Collection[str]) -> None:
         """A later request.  What is subscribed to again is answered again.  CallerError: too many names."""
@@ -187,12 +187,12 @@ class Subscription:
 
     def _matches(self, resource: Encoded) -> bool:
         """Whether a resource belongs to what an on-demand client asked for."""
-        explicit, sent = self._explicit, self._sent
+        explicit, sent, due = self._explicit, self._sent, self._due
         return (
             resource.name in explicit
             or (self._node != "" and resource.node == self._node)
             or any(alias in explicit for alias in resource.aliases)
-            or any(service in sent for service in resource.services)
+            or any(service in sent or service in due for service in resource.services)
         )
 
     def _whole_state(self) -> Push | None:
@@ -211,22 +211,20 @@ class Subscription:
 
     def _answer(self) -> Push:
         found: dict[str, Encoded] = {}
-        missing: list[str] = []
+        missing: dict[str, None] = {}
         for key in self._asked:
             resources = self._table.find(key)
             found.update((resource.name, resource) for resource in resources)
             if not resources:
-                missing.append(key)
+                missing[key] = None
         for name in self._due:
             resource = self._table.resources.get(name)
             if resource is not None:  # else the log tells
                 found[name] = resource
-        missing += [name for name in self._dropped if name not in found]
+        missing.update((name, None) for name in self._dropped if name not in found)
         self._owes, self._asked, self._due, self._dropped = False, {}, {}, {}
         told = self._cut(found)
-        if not self.wildcard:
-            self._sent.update((resource.name, resource.version) for resource in told)
-            self._bound()
+        self._told(told, missing)
         return self._push(told, missing)
 
     def _cut(self, found: dict[str, Encoded]) -> list[Encoded]:
@@ -261,14 +259,17 @@ class Subscription:
                 else:
                     told.append(resource)
         self.seen = reached
+        self._told(told, removed)
+        if first:
+            return self._push(told, removed, table.changed_at(first))
+        return self._answer() if self._due else None
+
+    def _told(self, resources: Iterable[Encoded], removed: Iterable[str]) -> None:
         if not self.wildcard:
-            self._sent.update((resource.name, resource.version) for resource in told)
+            self._sent.update((resource.name, resource.version) for resource in resources)
             for name in removed:
                 self._sent.pop(name, None)
             self._bound()
-        if first:
-            return self._push(told, removed, table.changed_at(first))
-        return self._answer() if self._asked else None
 
     def _concerns(self, name: str, resource: Encoded | None) -> bool:
         """Whether a change is told to an on-demand client now."""
@@ -280,8 +281,8 @@ class Subscription:
         if not self._matches(resource):
             return False
         if resource.is_service:
-            # What it asked for is there at last: it comes with its endpoints.
-            self._asked[name] = None
+            # What it asked for is there at last: it comes with its endpoints, in an answer.
+            self._due.update((found.name, None) for found in self._table.find(name))
             return False
         return True
 

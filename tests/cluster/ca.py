@@ -18,13 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from nodeproxy.controller.ca_rotation import Rotation
-from nodeproxy.controller.ca_service import METHOD, SERVICE, CertificateService
+from nodeproxy.controller.ca import Ca
+from nodeproxy.controller.ca_keys import CaKeys
+from nodeproxy.controller.ca_service import METHOD, SERVICE
 from nodeproxy.controller.ca_settings import CaSettings
-from nodeproxy.controller.ca_store import CaStore
-from nodeproxy.controller.callers import Callers
-from nodeproxy.controller.root_publisher import RootConfigMap, RootPublisher
-from nodeproxy.controller.serving import ServingCertificate
 from nodeproxy.identity import pki
 from nodeproxy.kube.client import KubeClient
 from nodeproxy.kube.reflector import Reflector
@@ -113,50 +110,42 @@ class WatchedPods:
 
 
 class Replica:
-    """One controller's CA.  now: seconds since the epoch, which a test moves."""
+    """One controller's CA at work.  shift_s: how far its clock is ahead, which a test changes.  leads: whether it leads."""
 
-    def __init__(self, client: KubeClient, settings: CaSettings, secret: str = SECRET, own: bool = True) -> None:
+    def __init__(self, client: KubeClient, settings: CaSettings, own: bool = True) -> None:
         self.shift_s = 0.0
         self.leads = False
         self.pods = WatchedPods()
-        self.callers = Callers(client, clock=self.now)
-        self.store = CaStore(client, HOME, secret, "cluster.local", own=own, clock=self.now)
-        self.service = CertificateService(self.callers, self.pods, self.store.signing_keys, settings, clock=self.now)
-        self.publisher = RootPublisher(client, lambda: self.store.keys and self.store.keys.roots_pem())
-        self.store.on_change.append(lambda _: self.publisher.changed())
-        self.rotation = Rotation(self.store, settings, clock=self.now)
         self.port = 0
-        self._client = client
+        lists = asyncio.Semaphore(2)
+        self.ca = Ca(client, self.pods, settings, namespace=HOME, own=own, lists=lists, clock=self.now)
+        self._watch = Reflector(
+            client, ["/api/v1/pods"], _Pod, on_change=self.pods.observe, on_synced=self.pods.sync, lists=lists
+        )
 
     def now(self) -> float:
         return time.time() + self.shift_s
 
+    @property
+    def keys(self) -> CaKeys:
+        assert self.ca.store.keys is not None
+        return self.ca.store.keys
+
+    def callers(self) -> dict[str, int]:
+        """Authentications, by what came of them."""
+        return dict(self.ca.callers.statistics().results)
+
+    def results(self) -> dict[str, int]:
+        """Requests, by what came of them."""
+        return dict(self.ca.service.statistics().results)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        lists = asyncio.Semaphore(2)
-        maps = Reflector(
-            self._client,
-            ["/api/v1/configmaps"],
-            RootConfigMap,
-            query=self.publisher.query(),
-            on_change=self.publisher.observe,
-            on_synced=self.publisher.observed_all,
-            lists=lists,
-        )
-        pods = Reflector(self._client, ["/api/v1/pods"], _Pod, on_change=self.pods.observe, on_synced=self.pods.sync, lists=lists)
-        await self.store.load()
+        await self.ca.load()
         server = grpc.aio.server()
-        server.add_generic_rpc_handlers((self.service.handler(),))
-        credentials = ServingCertificate(lambda: self.store.keys, ["localhost"]).credentials()
-        self.port = server.add_secure_port("127.0.0.1:0", credentials)
+        self.port = self.ca.open_port(server, "127.0.0.1:0", ["localhost"])
         await server.start()
-        coroutines = (
-            maps.run(),
-            pods.run(),
-            self.publisher.run(lambda: self.leads),
-            self.store.run(lambda: self.leads, self.rotation.rotate_if_due, poll_s=0.1),
-        )
-        tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+        tasks = [asyncio.create_task(coroutine) for coroutine in (self._watch.run(), self.ca.run(lambda: self.leads, poll_s=0.1))]
         try:
             await until(self.pods.synced, "the pods are seen")
             yield
@@ -164,16 +153,15 @@ class Replica:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self.callers.close()
             await server.stop(None)
+            await self.ca.close()
 
     async def ask(self, token: str, impersonate: str = "") -> list[x509.Certificate]:
         """Leaf and chain, without the roots; grpc.aio.AioRpcError."""
-        assert self.store.keys is not None
         request = IstioCertificateRequest(csr=csr())
         if impersonate:
             request.metadata.update({"ImpersonatedIdentity": impersonate})
-        credentials = grpc.ssl_channel_credentials(self.store.keys.roots_pem())
+        credentials = grpc.ssl_channel_credentials(self.keys.roots_pem())
         async with grpc.aio.secure_channel(f"localhost:{self.port}", credentials) as channel:
             call = channel.unary_unary(f"/{SERVICE}/{METHOD}", response_deserializer=IstioCertificateResponse.FromString)
             answer = await call(request.SerializeToString(), metadata=(("authorization", f"Bearer {token}"),), timeout=20)

@@ -95,7 +95,7 @@ def test_who_gets_a_certificate(ca_api: ApiServer, unique: Unique, caplog: pytes
             # Its token is still known for a moment, which is of no use: the pod is gone.
             assert await replica.refused(cart) == "PERMISSION_DENIED"
             assert await replica.refused(agent, identity(space, "cart")) == "PERMISSION_DENIED"
-            results = replica.service.statistics().results
+            results = replica.results()
             assert {name: results[name] for name in ("signed", "not_trusted")} == {"signed": 2, "not_trusted": 1}
             assert results["not_on_node"] + results["node_unknown"] == 4
 
@@ -128,8 +128,8 @@ def test_tokens_that_are_refused(ca_api: ApiServer, unique: Unique) -> None:
                 for token in tokens:
                     assert await replica.refused(token) == "UNAUTHENTICATED"
             counted = {reason: len(tokens) for reason, tokens in refused.items()}
-            assert replica.callers.statistics().results == counted
-            assert replica.service.statistics().results == counted
+            assert replica.callers() == counted
+            assert replica.results() == counted
             # What this shows is the signature and the end: the same claims, untouched, are accepted.
             await replica.ask(changed_token(good, account_key(ca_api)))
 
@@ -164,7 +164,7 @@ def test_a_pod_that_the_node_knows_before_we_do(ca_api: ApiServer, unique: Uniqu
     async def run() -> None:
         async with replica_of(ca_api, CaSettings(placement_wait_s=20.0)) as replica:
             asking = asyncio.create_task(replica.ask(agent, identity(space, "till")))
-            await until(lambda: replica.service.statistics().waiting == 1, "the request waits")
+            await until(lambda: replica.ca.service.statistics().waiting == 1, "the request waits")
             ca_api.create(pod("till", space, node="n1", ips=["10.9.1.3"], account="till"))
             assert name_of((await asking)[0]) == identity(space, "till")
 
@@ -211,17 +211,16 @@ def test_a_secret_that_breaks(ca_api: ApiServer, unique: Unique) -> None:
     async def run() -> None:
         async with replica_of(ca_api) as replica:
             replica.leads = True
-            assert replica.store.keys is not None
-            before = replica.store.keys.certificate
+            before = replica.keys.certificate
             good = ca_api.get("Secret", SECRET, HOME)["data"]
             garbage = base64.b64encode(b"garbage").decode()
             for name in ("tls.crt", "tls.key", "ca.crt"):
                 ca_api.patch("Secret", SECRET, HOME, data={name: garbage})
-                await until(lambda: not replica.store.statistics().valid, "the garbage is noticed")
+                await until(lambda: not replica.ca.store.statistics().valid, "the garbage is noticed")
                 assert pki.issued_by((await replica.ask(cart))[0], before)
                 assert ca_api.get("Secret", SECRET, HOME)["data"][name] == garbage  # left to its operator
                 ca_api.patch("Secret", SECRET, HOME, data={name: good[name]})
-                await until(lambda: replica.store.statistics().valid, "what is mended is noticed")
+                await until(lambda: replica.ca.store.statistics().valid, "what is mended is noticed")
             ca_api.delete("Secret", SECRET, HOME)
             await until(lambda: any(s["metadata"]["name"] == SECRET for s in ca_api.list("Secret", HOME)), "it is back")
             assert ca_api.get("Secret", SECRET, HOME)["data"] == good
@@ -238,9 +237,8 @@ def test_a_whole_change_of_root(ca_api: ApiServer, unique: Unique) -> None:
 
     async def sign_and_check(replicas: list[Replica], phase: Phase) -> None:
         for replica in replicas:
-            await until(lambda: replica.store.keys is not None and replica.store.keys.phase is phase, f"it is {phase}")  # noqa: B023
-        keys = replicas[0].store.keys
-        assert keys is not None
+            await until(lambda: replica.keys.phase is phase, f"it is {phase}")  # noqa: B023
+        keys = replicas[0].keys
         await until(lambda: has_roots(ca_api, space, keys.roots_pem()), "the roots are published")
         for replica in replicas:
             leaves.append(await replica.ask(cart))
@@ -254,7 +252,7 @@ def test_a_whole_change_of_root(ca_api: ApiServer, unique: Unique) -> None:
         async with replica_of(ca_api, settings) as follower, replica_of(ca_api, settings) as leader:
             replicas = [follower, leader]
             leader.leads = True
-            leader.publisher.need(space, True)
+            leader.ca.publisher.need(space, True)
             await sign_and_check(replicas, Phase.STEADY)
             (first,) = published(ca_api, space)
             ca_api.patch("Secret", SECRET, HOME, metadata={"annotations": {ASKED: "by hand"}})
@@ -285,9 +283,8 @@ def test_published_roots_are_repaired(ca_api: ApiServer, unique: Unique) -> None
     async def run() -> None:
         async with replica_of(ca_api) as replica:
             replica.leads = True
-            assert replica.store.keys is not None
-            roots = replica.store.keys.roots_pem()
-            replica.publisher.need(space, True)
+            roots = replica.keys.roots_pem()
+            replica.ca.publisher.need(space, True)
             await until(lambda: has_roots(ca_api, space, roots), "the roots are published")
             ca_api.patch("ConfigMap", ROOT_MAP, space, data={ROOT_KEY: "mine", "own": "kept"})
             await until(lambda: has_roots(ca_api, space, roots), "an edit is repaired")
@@ -295,16 +292,16 @@ def test_published_roots_are_repaired(ca_api: ApiServer, unique: Unique) -> None
             ca_api.delete("ConfigMap", ROOT_MAP, space)
             await until(lambda: has_roots(ca_api, space, roots), "a deletion is repaired")
             assert not has_roots(ca_api, other, roots)
-            replica.publisher.need(other, True)
+            replica.ca.publisher.need(other, True)
             await until(lambda: has_roots(ca_api, other, roots), "a new namespace gets them")
             version = ca_api.get("ConfigMap", ROOT_MAP, space)["metadata"]["resourceVersion"]
-            written = replica.publisher.statistics().writes["written"]
+            written = replica.ca.publisher.statistics().writes["written"]
         async with replica_of(ca_api) as again:  # another leader finds nothing to do
             again.leads = True
             for namespace in (space, other):
-                again.publisher.need(namespace, True)
-            await until(lambda: again.publisher.statistics().stale == 0, "all is seen")
-            assert again.publisher.statistics().writes == {}
+                again.ca.publisher.need(namespace, True)
+            await until(lambda: again.ca.publisher.statistics().stale == 0, "all is seen")
+            assert again.ca.publisher.statistics().writes == {}
         assert ca_api.get("ConfigMap", ROOT_MAP, space)["metadata"]["resourceVersion"] == version
         assert written == 4
 
@@ -312,7 +309,7 @@ def test_published_roots_are_repaired(ca_api: ApiServer, unique: Unique) -> None
 
 
 def signs_with(replica: Replica, key: pki.SigningKey) -> bool:
-    return replica.store.keys is not None and pki.same_key(replica.store.keys.certificate, key)
+    return pki.same_key(replica.keys.certificate, key)
 
 
 def test_an_intermediate_of_cert_manager(ca_api: ApiServer, unique: Unique) -> None:
@@ -329,8 +326,8 @@ def test_an_intermediate_of_cert_manager(ca_api: ApiServer, unique: Unique) -> N
     async def run() -> None:
         async with client_of(ca_api) as client:
             replica = Replica(client, CaSettings(), own=False)
-            waiting = asyncio.create_task(replica.store.load())
-            await until(lambda: replica.store.statistics().reads.get("missing", 0) > 0, "it was looked for")
+            waiting = asyncio.create_task(replica.ca.store.load())
+            await until(lambda: replica.ca.store.statistics().reads.get("missing", 0) > 0, "it was looked for")
             ca_api.create(make("Secret", SECRET, HOME, type="kubernetes.io/tls", data=data(KEYS[1])))
             await waiting
             async with replica.running():
@@ -363,6 +360,6 @@ def test_the_api_server_is_killed(ca_api: ApiServer, unique: Unique) -> None:
             ca_api.start_apiserver()
             await replica.ask(new)
             await replica.ask(known, identity(space, "cart"))
-            assert replica.callers.statistics().results == {"authenticated": 4, "review_unavailable": 2}
+            assert replica.callers() == {"authenticated": 4, "review_unavailable": 2}
 
     asyncio.run(run())

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.fuzz
 
 AUTHORIZATION, AUTHENTICATION = PolicyTable.KINDS
 # Enough to meet the rare places; the whole file takes some seconds.
-EXAMPLES = settings(max_examples=400, deadline=None, database=None, derandomize=True)
+EXAMPLES = settings(max_examples=300, deadline=None, database=None, derandomize=True)
 
 # ── anything ──
 
@@ -108,24 +108,23 @@ def spoilt(draw: st.DrawFn, spec: dict[str, Any]) -> dict[str, Any]:
     spoiling = copy.deepcopy(spec)
     for _ in range(draw(st.integers(1, 2))):
         garbage = draw(GARBAGE)
-        containers = [
-            spoiling,
-            *(container[key] for container, key in places(spoiling) if isinstance(container[key], dict | list)),
-        ]
+        where = places(spoiling)
+        # The deeper, the more of them there are, and the more there is to get wrong.
         if draw(st.booleans()):
-            container = draw(st.sampled_from(containers))
+            containers = [container[key] for container, key in where if isinstance(container[key], dict | list)]
+            container = draw(st.sampled_from([*containers, spoiling]))
             if isinstance(container, list):
                 container.insert(draw(st.integers(0, len(container))), garbage)
             else:
                 container[draw(st.sampled_from(NAMES))] = garbage
         else:
-            container, key = draw(st.sampled_from(places(spoiling)))
+            container, key = draw(st.sampled_from(where))
             container[key] = garbage
     return spoiling
 
 
-def some(values: list[Any], least: int = 0) -> st.SearchStrategy[list[Any]]:
-    return st.lists(st.sampled_from(values), min_size=least, max_size=2, unique=True)
+def some(values: list[Any]) -> st.SearchStrategy[list[Any]]:
+    return st.lists(st.sampled_from(values), max_size=2, unique=True)
 
 
 WEB, DB = "cluster.local/ns/prod/sa/web", "cluster.local/ns/prod/sa/db"
@@ -148,7 +147,7 @@ _CONDITIONS = {
 def part(name: str, inner: str, fields: dict[str, list[str]]) -> st.SearchStrategy[list[Any]]:
     twins = {both: values for field, values in fields.items() for both in (field, f"not{field[0].upper()}{field[1:]}")}
     strategies = {field: some(values) for field, values in twins.items()}
-    one = st.lists(st.sampled_from([*strategies]), min_size=1, max_size=2, unique=True).flatmap(
+    one = st.lists(st.sampled_from([*strategies]), min_size=1, max_size=3, unique=True).flatmap(
         lambda names: st.fixed_dictionaries({each: strategies[each] for each in names})
     )
     return st.lists(one.map(lambda values: {inner: values}), min_size=1, max_size=2)
@@ -169,12 +168,13 @@ _RULE = st.fixed_dictionaries(
 )
 _SELECTOR = st.sampled_from([{}, {"matchLabels": {}}, {"matchLabels": {"app": "web"}}, {"matchLabels": {"app": "db", "v": "1"}}])
 SPECS = st.fixed_dictionaries(
-    {"action": st.sampled_from(["ALLOW", "DENY"]), "rules": st.lists(_RULE, max_size=2)}, optional={"selector": _SELECTOR}
+    {"action": st.sampled_from(["ALLOW", "DENY"]), "rules": st.lists(_RULE, min_size=1, max_size=2)},
+    optional={"selector": _SELECTOR},
 )
 CONNECTIONS = [
     connection(f"spiffe://{principal}" if principal else "", port, source)
     for principal, port, source in itertools.product(
-        ("", WEB, DB, "cluster.local/ns/test/sa/web"), (80, 443, 22), ("10.0.0.1", "10.9.0.1", "fd00::1")
+        ("", WEB, DB, "cluster.local/ns/test/sa/web"), (80, 443), ("10.0.0.1", "10.9.0.1", "fd00::1")
     )
 ]
 LABELS: list[dict[str, str]] = [{}, {"app": "web"}, {"app": "db", "v": "1"}]
@@ -198,10 +198,8 @@ def admitted(*resources: tuple[str, str, Any, str]) -> set[tuple[str, int, int]]
 def test_what_spoils_an_authorization_policy_admits_nobody(data: st.DataObject, spec: Any, others: list[Any], key: str) -> None:
     beside = [(AUTHORIZATION, "ns/other", other, "") for other in others]
     before = admitted((AUTHORIZATION, key, spec, ""), *beside)
-    for place in (data.draw(spoilt(spec)), data.draw(GARBAGE)):
-        # Without its action a policy is another one: an ALLOW policy, and no part of it says that it was not.
-        if isinstance(place, dict) and "action" not in place:
-            continue
+    for _ in range(4):
+        place = data.draw(spoilt(spec))
         assert admitted((AUTHORIZATION, key, place, ""), *beside) <= before, place
 
 
@@ -228,5 +226,6 @@ _CREATED = st.sampled_from(["1", "2", "3"])
 def test_what_spoils_a_peer_authentication_admits_nobody(data: st.DataObject, key: str, spec: Any, others: list[Any]) -> None:
     beside = [(AUTHENTICATION, *other) for other in others]
     before = admitted((AUTHENTICATION, key, spec, "2"), *beside)
-    place = data.draw(spoilt(spec))
-    assert admitted((AUTHENTICATION, key, place, "2"), *beside) <= before, place
+    for _ in range(4):
+        place = data.draw(spoilt(spec))
+        assert admitted((AUTHENTICATION, key, place, "2"), *beside) <= before, place

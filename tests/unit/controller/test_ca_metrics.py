@@ -44,8 +44,9 @@ def test_everything_is_told() -> None:
     service = CertificateService(callers, Pods(), store.signing_keys, CaSettings())
     publisher = RootPublisher(Secrets(), lambda: None)
     publisher.need("a", True)
+    serving = ServingCertificate(lambda: store.keys, ["a.svc"])
     registry = CollectorRegistry()
-    registry.register(CaCollector(CaParts(callers, service, store, publisher, ServingCertificate(lambda: store.keys, ["a.svc"]))))
+    registry.register(CaCollector(CaParts(callers, service, store, publisher, lambda: serving)))
     with pytest.raises(CallerError):
         asyncio.run(callers.authenticate([("authorization", f"Bearer {token()}")]))
     text = generate_latest(registry).decode()

@@ -123,6 +123,20 @@ def test_pages_then_a_watch_from_their_version(tmp_path: Path) -> None:
     )
 
 
+def test_a_query_narrows_lists_and_watches(tmp_path: Path) -> None:
+    async def test(followed: Followed) -> None:
+        await followed.until_told(("a", 1), ("b", 1))
+        for query in (*followed.server.queries(watch=False), *followed.server.queries(watch=True)):
+            assert query["fieldSelector"] == "metadata.name=a"
+
+    play(
+        tmp_path,
+        test,
+        script([page(10, thing("a", 1, n=1))], [stream(event("ADDED", thing("b", 11, n=1)))]),
+        query={"fieldSelector": "metadata.name=a"},
+    )
+
+
 def test_a_watch_goes_on_from_the_last_event_or_bookmark(tmp_path: Path) -> None:
     async def test(followed: Followed) -> None:
         await followed.until_told(("a", 1), ("b", 1))

@@ -171,6 +171,16 @@ def test_a_selector_without_labels_is_none() -> None:
     assert read({"selector": WEB}).selector == Selector((("app", "web"),))
 
 
+def test_a_selector_that_can_t_be_read_is_still_one() -> None:
+    table = Enforced()
+    table.set(KIND, "ns/all", spec("PERMISSIVE"), created="1")
+    table.set(KIND, "ns/web", spec("STRICT", selector={"matchLabels": {"app": ["web"]}}), created="2")
+    # Else it would be the younger one of two for the namespace, and not in force.
+    assert not table.allows("ns", {"app": "web"}, connection(identity=""))
+    table.set(KIND, f"{ROOT}/mesh", spec("PERMISSIVE", selector="web"), created="1")
+    assert not table.allows("elsewhere", {}, connection(identity=""))
+
+
 def test_a_selector_in_the_root_namespace_is_not_in_force() -> None:
     table = Enforced()
     table.set(KIND, f"{ROOT}/p", spec("STRICT", {80: "PERMISSIVE"}, WEB))
