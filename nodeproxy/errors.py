@@ -6,9 +6,9 @@
     ├── KernelError            a bpf(2), netlink or namespace call failed
     ├── EnrolmentError         one pod could not be steered; the others are not touched
     ├── SourceError            the source of the state does not answer, or what reads it died: it is asked again
-    ├── ResourceError          one resource that a source sent can't be used; `reason` names how, the others are not touched
     ├── ClusterError           the Kubernetes API server refuses, fails or is not reached; `status` says which
     │   └── OversizedAnswerError  it said more than is read into memory
+    ├── ResourceError          one resource that a source sent can't be used; `reason` names how, the others are not touched
     ├── StateError             the state's store is damaged, full or held by somebody else
     ├── IdentityError          a certificate or key can't be made, read or trusted
     ├── CallerError            who asks the controller for something does not get it; `reason` names why
@@ -58,17 +58,6 @@ class SourceError(NodeproxyError):
     """The source of the state can't be read, through no fault of what it says; the last good state stays in use."""
 
 
-class ResourceError(NodeproxyError):
-    """A resource that a source sent can't be understood or can't be kept: the control plane's to mend.
-
-    reason: what it is called in the metric.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
 class ClusterError(NodeproxyError):
     """The Kubernetes API server did not do what it was asked for.
 
@@ -83,6 +72,17 @@ class ClusterError(NodeproxyError):
 
 class OversizedAnswerError(ClusterError):
     """The API server's answer, or one line of a stream, is larger than is read into memory."""
+
+
+class ResourceError(NodeproxyError):
+    """A resource that a source sent can't be understood or can't be kept: the control plane's to mend.
+
+    reason: what it is called in the metric.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class IdentityError(NodeproxyError):

@@ -87,6 +87,11 @@ class Reflector(Generic[T]):
         self._page = PAGE
         self._repeats = 0
 
+    @property
+    def path(self) -> str:
+        """Of the collection, in the version that is read."""
+        return self._path
+
     async def run(self) -> None:
         """Follow the resource; returns never."""
         while True:
