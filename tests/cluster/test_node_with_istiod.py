@@ -17,7 +17,7 @@ from tests.mesh.cluster import Agent, Cluster, MeshPod, exactly, wait_until
 from tests.mesh.evidence import tunnelled
 
 PORT = 7400
-VIP = "10.96.0.50"
+VIP, WAYPOINT = "10.96.0.50", "10.96.0.60"
 START_S = 60.0
 
 
@@ -121,6 +121,19 @@ def test_a_policy_is_enforced_on_live_connections_within_a_second(mesh: IstioClu
     mesh.api.delete("AuthorizationPolicy", "no-client", "shop")
     wait_until(lambda: not mesh.agents[1].get("/status")["state"]["policies"], "it is gone again")
     assert took_s < 1.0
+
+
+def test_a_waypoints_address_is_istiods(mesh: IstioCluster) -> None:
+    """The service's connections would go through it; it is no pod of this test, so they are only asked about."""
+    listener = {"name": "mesh", "port": 15008, "protocol": "HBONE", "allowedRoutes": {"namespaces": {"from": "Same"}}}
+    gateway = make("Gateway", "wp", "shop", spec={"gatewayClassName": "istio-waypoint", "listeners": [listener]})
+    gateway["status"] = {"addresses": [{"type": "IPAddress", "value": WAYPOINT}]}
+    mesh.api.create(gateway)
+    mesh.api.patch("Service", "server", "shop", metadata={"labels": {"istio.io/use-waypoint": "wp"}})
+    asked = {"source": mesh.pods["client"].uid, "destination": f"{VIP}:80"}
+    wait_until(lambda: WAYPOINT in str(mesh.agents[0].get("/why", **asked)), "the waypoint is known", START_S)
+    mesh.api.delete("Gateway", "wp", "shop")
+    wait_until(lambda: mesh.agents[0].get("/why", **asked)["refusal"] is None, "it is gone again", START_S)
 
 
 def test_it_resumes_and_is_told_what_has_gone(mesh: IstioCluster) -> None:
