@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.controller import Controller
+from tests.cluster.replica import Controller
 from tests.cluster.world import PORT, World
 from tests.mesh.attempts import is_open, until_reset
 from tests.mesh.cluster import wait_until

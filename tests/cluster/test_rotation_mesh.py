@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.controller import NAMESPACE, ROOTS
+from tests.cluster.replica import NAMESPACE, ROOTS
 from tests.cluster.world import World
 from tests.mesh.attempts import is_open
 from tests.mesh.cluster import wait_until
