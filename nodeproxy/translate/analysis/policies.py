@@ -45,6 +45,7 @@ def check_policies(scene: Scene) -> None:
                 text = _text(port)
                 _port(scene, manifest, f"spec.portLevelMtls.{text}", text, subjects)
     _denied_anyway(scene)
+    _overridden(scene)
 
 
 # ── whom a policy is for ──────────────────────────────────────────────────────────────────────────
@@ -238,6 +239,22 @@ def _denied_anyway(scene: Scene) -> None:
                 advice = "remove that; where there is an ALLOW policy, what none allows is denied"
                 scene.tell(Level.ERROR, "denied-anyway", manifest, "spec.rules", message, advice)
                 break
+
+
+def _overridden(scene: Scene) -> None:
+    """Of several PeerAuthentications that select a workload the oldest holds, and the others do not."""
+    first: dict[Subject, Manifest] = {}
+    told: set[Manifest] = set()
+    selecting = [(manifest, item) for manifest, item in scene.of(objects.PeerAuthentication) if "selector" in _map(item.spec)]
+    for manifest, item in sorted(selecting, key=lambda each: (each[1].metadata.creation_timestamp or "", each[0].key)):
+        namespace = item.metadata.namespace
+        labels = _map(_map(_map(item.spec).get("selector")).get("matchLabels"))
+        for subject in scene.selected(namespace, {_text(key): _text(value) for key, value in labels.items()}):
+            other = first.setdefault(subject, manifest)
+            if other is not manifest and subject.namespace == namespace and manifest not in told:
+                told.add(manifest)
+                message = f"selects {subject.called}, as PeerAuthentication {other.key} does: the older one alone holds there"
+                scene.tell(Level.ERROR, "overridden", manifest, "spec.selector", message, "make them one, or select others")
 
 
 def _denies_everything(spec: dict[str, Any]) -> bool:
