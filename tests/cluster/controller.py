@@ -43,7 +43,7 @@ class ControllerProcess:
         self.api = api
         self.folder = folder
         self.log_file = folder / f"controller-{name}.log"
-        self.port, self.metrics_port, self.ready_port = api._free_ports(3)
+        self.port, self.metrics_port, self.ready_port = api.free_ports(3)
         self._kubeconfig = kubeconfig or api.kubeconfig(api.token(HOME, ACCOUNT), f"controller-{name}")
         self._arguments = ["--pod-name", name, *arguments]
         self.process: subprocess.Popen[bytes] | None = None
