@@ -13,12 +13,12 @@ from nodeproxy.errors import ConfigError
 from nodeproxy.identity.pki import certificate_pem
 from nodeproxy.kube import credentials as module
 from nodeproxy.kube.credentials import Credentials
-from tests.unit.controller.material import ca_certificate
+from tests.unit.controller.material import KEYS, ca_certificate
 
 
 @pytest.fixture
 def pem() -> str:
-    return certificate_pem(ca_certificate()).decode()
+    return certificate_pem(ca_certificate("a", KEYS[0])).decode()
 
 
 def kubeconfig(folder: Path, user: dict[str, Any], **cluster: Any) -> Path:
