@@ -6,7 +6,7 @@ import sys
 
 PROGRAM = """
 import logging
-from nodeproxy.app.logs import set_up_logging
+from nodeproxy.app.process import set_up_logging
 set_up_logging({!r})
 logging.getLogger("a").warning('it says "%s"', "no")
 try:
