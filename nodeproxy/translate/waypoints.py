@@ -21,6 +21,7 @@ Labels = Mapping[str, str]
 _HBONE_PORT = 15008  # of a waypoint's HBONE listener, whatever else it listens on
 _FULL = 100  # percent
 _MAX_PORT = 65535
+_MAX_DIGITS = 5
 
 
 class Waypoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,11 +41,28 @@ class Waypoint(msgspec.Struct, frozen=True, kw_only=True):
 
     def admits(self, namespace: str, labels: Labels) -> bool:
         """Whether what lives in a namespace with these labels may use it."""
-        if self.allowed.from_ == "All":
-            return True
-        if self.allowed.from_ == "Selector":
-            return matches(self.allowed.selector, labels)
-        return namespace == self.namespace
+        return admits(self.allowed, self.namespace, namespace, labels)
+
+
+def admits(allowed: objects.AllowedNamespaces, own: str, namespace: str, labels: Labels) -> bool:
+    """Whether a gateway of the namespace `own` takes what lives in a namespace with these labels."""
+    if allowed.from_ == "All":
+        return True
+    if allowed.from_ == "Selector":
+        return matches(allowed.selector, labels)
+    return namespace == own
+
+
+def traffic(gateway: objects.Gateway, gateway_class: objects.GatewayClass | None) -> str:
+    """What a gateway is a waypoint for: "service", "workload", "all" or anything else, which is nothing."""
+    default = "service" if gateway_class is None else gateway_class.metadata.labels.get(names.WAYPOINT_FOR, "service")
+    return gateway.metadata.labels.get(names.WAYPOINT_FOR, default)
+
+
+def tunnel(gateway: objects.Gateway, gateway_class: objects.GatewayClass | None) -> ApplicationTunnel | None:
+    """How a gateway's own pods want what is tunnelled to them; None: as HBONE."""
+    default = "" if gateway_class is None else gateway_class.metadata.annotations.get(names.INBOUND_BINDING, "")
+    return _tunnel(gateway.metadata.annotations.get(names.INBOUND_BINDING, default))
 
 
 def named(labels: Labels, namespace: str) -> str | None:
@@ -151,7 +169,7 @@ class Waypoints:
         text = annotations.get(names.CANARY_WEIGHT)
         if text is None and inherited:
             text = home[1].get(names.CANARY_WEIGHT)
-        weight = int(text) if text is not None and text.isdecimal() else (0 if text is None else -1)
+        weight = 0 if text is None else _number(text)
         if not 0 <= weight <= _FULL:
             return ()
         return (WeightedGateway(primary.gateway, _FULL - weight), WeightedGateway(second.gateway, weight))
@@ -176,18 +194,16 @@ class Waypoints:
         if address is None:
             return None
         gateway_class = self._classes.get(gateway.spec.gateway_class_name)
-        defaults = objects.Metadata() if gateway_class is None else gateway_class.metadata
-        traffic = gateway.metadata.labels.get(names.WAYPOINT_FOR) or defaults.labels.get(names.WAYPOINT_FOR, "service")
-        binding = gateway.metadata.annotations.get(names.INBOUND_BINDING)
-        tunnel = _tunnel(defaults.annotations.get(names.INBOUND_BINDING, "") if binding is None else binding)
+        purpose = traffic(gateway, gateway_class)
+        own_tunnel = tunnel(gateway, gateway_class)
         return Waypoint(
             key=key,
             namespace=gateway.metadata.namespace,
             gateway=address,
-            for_services=traffic in ("service", "all"),
-            for_workloads=traffic in ("workload", "all"),
-            tunnel=tunnel,
-            allowed=_allowed(gateway, tunnel),
+            for_services=purpose in ("service", "all"),
+            for_workloads=purpose in ("workload", "all"),
+            tunnel=own_tunnel,
+            allowed=allowed_namespaces(gateway, own_tunnel),
         )
 
     def _address(self, key: str, gateway: objects.Gateway) -> Gateway | None:
@@ -209,14 +225,20 @@ class Waypoints:
 
 
 def _tunnel(binding: str) -> ApplicationTunnel | None:
-    protocol, _, port = binding.partition("/")
-    if protocol not in ("NONE", "PROXY") or not (port == "" or (port.isdecimal() and int(port) <= _MAX_PORT)):
+    protocol, _, text = binding.partition("/")
+    port = _number(text) if text else 0
+    if protocol not in ("NONE", "PROXY") or not 0 <= port <= _MAX_PORT:
         return None
-    return ApplicationTunnel(port=int(port or 0), proxy=protocol == "PROXY")
+    return ApplicationTunnel(port=port, proxy=protocol == "PROXY")
 
 
-def _allowed(gateway: objects.Gateway, tunnel: ApplicationTunnel | None) -> objects.AllowedNamespaces:
-    """What the listener says that takes the tunnelled traffic."""
+def _number(text: str) -> int:
+    """A decimal number of a few digits; -1 if it is none."""
+    return int(text) if text.isdecimal() and len(text) <= _MAX_DIGITS else -1
+
+
+def allowed_namespaces(gateway: objects.Gateway, tunnel: ApplicationTunnel | None) -> objects.AllowedNamespaces:
+    """Whose traffic the listener takes that tunnelled traffic comes to; `tunnel`: the gateway's."""
 
     def bound(listener: objects.Listener) -> bool:
         if tunnel is None:

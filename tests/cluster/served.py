@@ -10,7 +10,7 @@ import grpc
 
 from nodeproxy.proto.authorization_pb2 import Authorization
 from nodeproxy.proto.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node
-from nodeproxy.proto.workload_pb2 import Address, Workload
+from nodeproxy.proto.workload_pb2 import Address, Service, Workload
 from tests.cluster.istiod import AUDIENCE, NAMESPACE, NODE_AGENT, Istiod
 
 AUTHORIZATION = "type.googleapis.com/istio.security.Authorization"
@@ -58,6 +58,12 @@ class Served:
         with self._lock:
             found = [Address.FromString(value) for value in self._resources[ADDRESS].values()]
         return {each.workload.uid: each.workload for each in found if each.HasField("workload")}
+
+    def services(self) -> dict[str, Service]:
+        """By "namespace/hostname"."""
+        with self._lock:
+            found = [Address.FromString(value) for value in self._resources[ADDRESS].values()]
+        return {f"{each.service.namespace}/{each.service.hostname}": each.service for each in found if each.HasField("service")}
 
     def _read(self, responses: Iterator[DeltaDiscoveryResponse]) -> None:
         try:

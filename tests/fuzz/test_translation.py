@@ -9,6 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nodeproxy.agent.sources.mesh_file import parse_mesh
+from nodeproxy.model.delta import Everything
+from nodeproxy.translate.mesh_writer import mesh_tree, mesh_yaml
 from nodeproxy.translate.objects import Resource
 from tests.unit.translate.resources import State, gateway, pod, resource, service
 
@@ -141,6 +144,21 @@ def _change(draw: Callable[[Any], Any]) -> tuple[str, str, Resource | None]:
 
 # None: take everything.  A number: at most about so many workloads.
 STEPS = st.lists(st.one_of(_change(), _change(), _change(), st.none(), st.integers(1, 3)), max_size=40)
+
+
+FEW = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+
+
+@FEW
+@given(changes=st.lists(_change(), max_size=20))
+def test_what_resources_mean_can_be_written_as_a_mesh_file_and_read(changes):
+    state = State()
+    for kind, key, item in changes:
+        state.translator.apply(kind, key, item)
+    state.take()
+    everything = Everything(*(tuple(found[key] for key in sorted(found)) for found in state.everything))
+    mesh = parse_mesh("mesh.yaml", mesh_yaml(mesh_tree(everything)).encode())
+    assert mesh.everything == everything
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)

@@ -42,7 +42,7 @@ def test_every_help_ends_with_examples_that_parse(path: tuple[str, ...], command
     assert result.out.rstrip().endswith(command.examples[-1])
     assert any(f"nodeproxy {' '.join(path)}" in example for example in command.examples)
     if path not in {("run",), ("demo",), ("check",)}:
-        assert "--output [text|json]" in result.out
+        assert f"--output [{'yaml' if path == ('compile',) else 'text'}|json]" in result.out
 
 
 def test_every_command_and_option_is_explained():
