@@ -18,7 +18,7 @@ import msgspec
 from nodeproxy.agent.sources.change import Change
 from nodeproxy.agent.sources.xds_kept import version_meta
 from nodeproxy.agent.sources.xds_rejected import RejectedResources
-from nodeproxy.errors import ResourceError, StateError, UnstorableError
+from nodeproxy.errors import ResourceError, UnstorableError
 from nodeproxy.model.delta import Delta, PodSpec
 from nodeproxy.model.policy import Policy
 from nodeproxy.model.workload import Service, Workload
