@@ -34,8 +34,9 @@ from nodeproxy.xds.names import ADDRESS, AUTHORIZATION, MAX_NAME_BYTES, MAX_NAME
 MAX_BATCH = 200
 # The same for large ones.
 MAX_BATCH_BYTES = 256 << 10
-# Policies of a larger message are written in pieces after all: to hold it decoded would take ten times as much memory.
-MAX_POLICIES_BYTES = 16 << 20
+# Policies of a larger message are written in pieces after all: to hold it decoded would take ten times as much memory, and to
+# write it at once would stop the agent for more than a second (0.1 s for 1,000 policies).
+MAX_POLICIES_BYTES = 4 << 20
 # Istio's default; the namespaces of global policies that are known count as well.
 _ROOT_NAMESPACE = "istio-system"
 
@@ -141,8 +142,12 @@ class Applier:
         """Apply what can be used.  tell_names: fill `arrived` and `removed`.  Raises StateError if nothing can be written."""
         outcome = Outcome()
         self._roots = frozenset()
-        # Policies of one response belong together.
-        at_once = response.type_url == AUTHORIZATION and response.bytes <= MAX_POLICIES_BYTES
+        # Policies of one response belong together, as soon as there is anybody whom they hold for.
+        at_once = (
+            response.type_url == AUTHORIZATION
+            and response.bytes <= MAX_POLICIES_BYTES
+            and self._sink.view().counts()["workloads"] > 0
+        )
         batch = _Batch(response.type_url)
         given: set[str] = set()
         for index, resource in enumerate(response.resources(), 1):

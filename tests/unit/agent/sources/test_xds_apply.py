@@ -61,8 +61,14 @@ def test_pieces_of_addresses_and_policies_at_once(agent: StoreAgent, monkeypatch
     apply(agent, response(*(pod(f"p{number}", f"10.0.0.{number}") for number in range(35))))
     assert agent.writes == 4
     apply(agent, response(*(policy(f"p{number}") for number in range(35))))
-    assert agent.writes == 5
+    assert agent.writes == 5  # at once, for there are workloads
     assert agent.view().counts() == {"workloads": 35, "services": 0, "policies": 35}
+
+
+def test_policies_of_nobody_come_in_pieces(agent: StoreAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xds_apply, "MAX_BATCH", 10)
+    apply(agent, response(*(policy(f"p{number}") for number in range(35))))
+    assert agent.writes == 4
 
 
 def test_what_comes_is_there_before_what_goes_is_gone(agent: StoreAgent, monkeypatch: pytest.MonkeyPatch) -> None:
