@@ -182,6 +182,18 @@ def test_a_store_that_takes_nothing_is_told(agent: StoreAgent, monkeypatch: pyte
             apply(agent, response(*pods))
 
 
+def test_what_is_rejected_again_is_not_logged_again(caplog: pytest.LogCaptureFixture) -> None:
+    rejected = RejectedResources()
+    for number in range(100):
+        rejected.add(ADDRESS, Rejected("n", "r", f"at byte {number}"), 0)
+    assert len(caplog.records) == 1
+    rejected.add(ADDRESS, Rejected("n", "another", "w"), 0)
+    rejected.clear(ADDRESS, "n")
+    rejected.add(ADDRESS, Rejected("n", "another", "w"), 0)
+    assert len(caplog.records) == 3
+    assert rejected.totals == {(ADDRESS, "r"): 100, (ADDRESS, "another"): 2}
+
+
 def test_rejected_ones_are_bounded_and_forgotten() -> None:
     rejected = RejectedResources()
     for number in range(12_000):
