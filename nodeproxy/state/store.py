@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 import lmdb
 import msgspec
 
-from nodeproxy.errors import ConfigError, StateError
+from nodeproxy.errors import ConfigError, StateError, UnstorableError
 from nodeproxy.model.delta import Delta, Everything
 from nodeproxy.state.changes import MAX_NAMES, Touched, epoch_of, record
 from nodeproxy.state.layout import (
@@ -287,10 +287,10 @@ class _Change:
         try:
             entries = set(table.entries(resource, key))
         except ConfigError as exc:
-            raise StateError(f"{table.name} {name[:80]!r}: {exc}") from exc
+            raise UnstorableError(f"{table.name} {name[:80]!r}: {exc}") from exc
         for _, index_key, value in ((table.name, key, b""), *entries):
             if not 0 < len(index_key) <= MAX_KEY_BYTES or len(value) > MAX_KEY_BYTES:
-                raise StateError(f"{table.name} {name[:80]!r}: a name in it is empty or above {MAX_KEY_BYTES} bytes")
+                raise UnstorableError(f"{table.name} {name[:80]!r}: a name in it is empty or above {MAX_KEY_BYTES} bytes")
         stale = set() if old is None else set(table.entries(old, key))
         self.count += 1 + len(stale ^ entries)
         for index, index_key, value in stale - entries:

@@ -194,6 +194,11 @@ class View(Snapshot):
             raw = self._get("policies", key.encode())
             return keep(self._kept.policies, key, None if raw is None else decode_policy(raw), MAX_CACHED_POLICIES)
 
+    def global_namespaces(self) -> frozenset[str]:
+        """The namespaces of the policies that hold for all; costs by their number."""
+        keys = (key for group in GROUPS for key in self._values("scopes", scope_key(GLOBAL_SCOPE, group)))
+        return frozenset(key.decode().partition("/")[0] for key in keys)
+
     def counts(self) -> dict[str, int]:
         """How many workloads, services and policies there are."""
         return {name: self._entries(name) for name in ("workloads", "services", "policies")}

@@ -32,6 +32,7 @@ from nodeproxy.model.workload import (
 from nodeproxy.policy.authorize import check_policy
 from nodeproxy.proto import authorization_pb2, workload_pb2
 from nodeproxy.xds.fields import bounded, choice, cidr_text, ip_text, name, port, segment
+from nodeproxy.xds.names import MAX_NAMESPACE_BYTES
 
 # LEGACY_ISTIO_MTLS (2) is missing: nodeproxy does not speak it, and plain TCP in its place would be a surprise.
 _PROTOCOLS = {0: Protocol.TCP, 1: Protocol.HBONE}
@@ -81,6 +82,7 @@ def decode_policy(raw: bytes) -> Policy:
         dry_run=message.dry_run,
     )
     bounded("a policy's key", policy.key)
+    bounded("a policy's namespace", namespace, MAX_NAMESPACE_BYTES)
     try:
         check_policy(policy)
     except ConfigError as exc:
@@ -88,21 +90,22 @@ def decode_policy(raw: bytes) -> Policy:
     return policy
 
 
-def stand_in(key: str, raw: bytes, error: ResourceError, *, is_root: bool) -> Policy:
+def stand_in(key: str, raw: bytes | None, error: ResourceError, *, is_root: bool) -> Policy:
     """What holds in place of a policy that can't be understood, so that nobody is let in for want of it.
 
     An ALLOW policy becomes one that allows nothing; any other, or one of which not even the action can be read, becomes a DENY
     of everything.  It holds for whom the policy holds.  If that can't be read it holds for its namespace, or for all if that is
     the mesh's root namespace (is_root).  A dry-run policy stays one.  key: the resource's name, "namespace/name".
+    raw: None if nothing of it could be taken in.
     """
     message = authorization_pb2.Authorization()
-    try:
-        message.ParseFromString(raw)
-        scope = _POLICY_SCOPES.get(message.scope)
-        action = _ACTIONS.get(message.action, Action.DENY)
-    except DecodeError:
-        message.Clear()
-        scope, action = None, Action.DENY
+    scope, action = None, Action.DENY
+    if raw is not None:
+        try:
+            message.ParseFromString(raw)
+            scope, action = _POLICY_SCOPES.get(message.scope), _ACTIONS.get(message.action, Action.DENY)
+        except DecodeError:
+            message.Clear()
     namespace, _, policy_name = key.partition("/")
     return Policy(
         name=policy_name,

@@ -3,7 +3,8 @@
 Invariants: what can be used of a response is applied, the rest is told; policies of one response take effect together, up to
 `MAX_POLICIES_BYTES` of them, so that none is missing while another has gone; of addresses, what comes is written before what
 goes, so that one which changes its owner is never nobody's.  A policy that can't be understood keeps its last good form or,
-without one, has a stand-in (`nodeproxy.xds.decode.stand_in`).
+without one, has a stand-in (`nodeproxy.xds.decode.stand_in`).  Where the store has no room, nothing more of a response is
+written: to go on with what is smaller could remove a policy whose successor did not fit.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import msgspec
 from nodeproxy.agent.sources.change import Change
 from nodeproxy.agent.sources.xds_kept import version_meta
 from nodeproxy.agent.sources.xds_rejected import RejectedResources
-from nodeproxy.errors import ResourceError, StateError
+from nodeproxy.errors import ResourceError, UnstorableError
 from nodeproxy.model.delta import Delta, PodSpec
-from nodeproxy.model.policy import Policy, PolicyScope
+from nodeproxy.model.policy import Policy
 from nodeproxy.model.workload import Service, Workload
 from nodeproxy.proto import discovery_pb2
 from nodeproxy.state.store import Meta, StateWriter
@@ -27,7 +28,7 @@ from nodeproxy.state.view import View
 from nodeproxy.xds.decode import decode_address, decode_policy, stand_in
 from nodeproxy.xds.delta_client import MAX_NAMED, Rejected
 from nodeproxy.xds.message import Response
-from nodeproxy.xds.names import ADDRESS, AUTHORIZATION, MAX_NAME_BYTES
+from nodeproxy.xds.names import ADDRESS, AUTHORIZATION, MAX_NAME_BYTES, MAX_NAMESPACE_BYTES
 
 # So many resources are decoded and written at once, 10 ms of work; of large ones (policies, say) fewer.
 MAX_BATCH = 200
@@ -134,12 +135,18 @@ class Applier:
     def __init__(self, sink: Sink, rejected: RejectedResources) -> None:
         self._sink = sink
         self._rejected = rejected
+        self._roots: frozenset[str] = frozenset()  # namespaces of global policies
 
     async def apply(self, response: Response, *, tell_names: bool = False) -> Outcome:
         """Apply what can be used.  tell_names: fill `arrived` and `removed`.  Raises StateError if nothing can be written."""
         outcome = Outcome()
-        # Policies of one response belong together.
-        at_once = response.type_url == AUTHORIZATION and response.bytes <= MAX_POLICIES_BYTES
+        self._roots = frozenset()
+        # Policies of one response belong together, as soon as there is anybody whom they hold for.
+        at_once = (
+            response.type_url == AUTHORIZATION
+            and response.bytes <= MAX_POLICIES_BYTES
+            and self._sink.view().counts()["workloads"] > 0
+        )
         batch = _Batch(response.type_url)
         given: set[str] = set()
         turn_bytes = 0
@@ -172,8 +179,10 @@ class Applier:
     def _take(self, resource: discovery_pb2.Resource | ResourceError, batch: _Batch, outcome: Outcome) -> str:
         """Into the batch with it, or to the rejected; its name."""
         if isinstance(resource, ResourceError):
-            self._reject(batch.type_url, "", resource, outcome)
-            return ""
+            self._reject(batch.type_url, resource.name, resource, outcome)
+            if batch.type_url == AUTHORIZATION:
+                self._stand_in(resource.name, None, resource, batch)
+            return resource.name
         name, raw = resource.name, resource.resource.value
         try:
             found = _decode(batch.type_url, resource)
@@ -186,43 +195,38 @@ class Applier:
             batch.put(name, found, resource.version, len(raw))
         return name
 
-    def _stand_in(self, name: str, raw: bytes, error: ResourceError, batch: _Batch) -> None:
+    def _stand_in(self, name: str, raw: bytes | None, error: ResourceError, batch: _Batch) -> None:
         namespace, slash, rest = name.partition("/")
-        if not slash or not rest or "/" in rest or len(name.encode()) > MAX_NAME_BYTES:
+        too_long = len(name.encode()) > MAX_NAME_BYTES or len(namespace.encode()) > MAX_NAMESPACE_BYTES
+        if not slash or not rest or "/" in rest or too_long:
             return  # it is no policy's name, so nobody can have meant a policy by it
         before = self._sink.view().policy(name)
         if before is None or before.stands_in:
             # Without a version: what the server has is not known here, and is to be sent again.
-            batch.put(name, stand_in(name, raw, error, is_root=self._is_root(namespace)), None, len(raw))
+            batch.put(name, stand_in(name, raw, error, is_root=self._is_root(namespace)), None, len(raw or b""))
 
     def _is_root(self, namespace: str) -> bool:
-        return namespace == _ROOT_NAMESPACE or any(
-            policy.namespace == namespace and policy.scope is PolicyScope.GLOBAL for policy in self._sink.view().policies()
-        )
+        self._roots = self._roots or frozenset((_ROOT_NAMESPACE,)) | self._sink.view().global_namespaces()
+        return namespace in self._roots
 
     async def _write(self, batch: _Batch, outcome: Outcome) -> None:
         if not batch.versions:
             return
         try:
             await self._sink.apply(batch.change())
-        except StateError as exc:
-            if len(batch.versions) == 1:
+        except UnstorableError:
+            if batch.type_url == AUTHORIZATION:  # which all take effect together, or not at all
                 raise
-            await self._write_singly(batch, outcome, exc)
+            await self._write_singly(batch, outcome)
         await asyncio.sleep(0)
 
-    async def _write_singly(self, batch: _Batch, outcome: Outcome, error: StateError) -> None:
-        """One of them can't be stored, and must not keep the others out.  If none can, it is not they."""
-        failed: list[tuple[str, StateError]] = []
+    async def _write_singly(self, batch: _Batch, outcome: Outcome) -> None:
+        """One of them can't be stored, and must not keep the others out."""
         for single in batch.split():
             try:
                 await self._sink.apply(single.change())
-            except StateError as exc:
-                failed.append((next(iter(single.versions)), exc))
-                if len(failed) == len(batch.versions):
-                    raise error from exc
-        for name, why in failed:
-            self._reject(batch.type_url, name, ResourceError("state", str(why)), outcome)
+            except UnstorableError as exc:
+                self._reject(batch.type_url, next(iter(single.versions)), ResourceError("state", str(exc)), outcome)
 
     def _reject(self, type_url: str, name: str, error: ResourceError, outcome: Outcome) -> None:
         rejected = Rejected(name, error.reason, str(error))
