@@ -179,6 +179,7 @@ class Reflector(Generic[T]):
         except ClusterError as exc:
             if exc.status != 404:
                 raise
+            self.statistics.heard_at = time.monotonic()
         else:
             raise ClusterError(
                 f"{self._definition} is defined, but none of {', '.join(self._paths)} is served; wait until it is, or install a "
