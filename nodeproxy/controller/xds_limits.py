@@ -25,7 +25,7 @@ MAX_CLIENTS = 5000
 # A node's agent has one stream, two while it is replaced; several test programs may share a service account's pod.
 MAX_STREAMS_OF_A_CALLER = 16
 # Whole states that are being written at once: each takes its size in gRPC's buffers.
-MAX_WHOLE_STATES = 16
+MAX_WHOLE_STATES = 8
 # First requests that are being received at once: each may have MAX_REQUEST_BYTES.
 MAX_FIRST_REQUESTS = 32
 
@@ -34,6 +34,8 @@ START_WAIT_S = 30.0
 FIRST_REQUEST_WAIT_S = 30.0
 # 30 MB in 60 s are 4 Mbit/s.
 WRITE_WAIT_S = 60.0
+# A status goes after what is being written; who does not take that much longer is cut off.
+END_WAIT_S = 5.0
 # A client acknowledges when it has applied a push.
 ACK_WAIT_S = 120.0
 
