@@ -17,9 +17,9 @@ from nodeproxy.model.delta import Delta
 from nodeproxy.model.policy import Action, Match, Policy, PolicyScope, StringMatch
 from nodeproxy.proto import discovery_pb2 as discovery
 from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
+from tests.ads_server import AdsServer, wait_until
 from tests.unit.state.builders import pod, service
 from tests.xds_client import XdsClient, channel
-from tests.ads_server import AdsServer, wait_until
 
 # What a change of state may take to every client that reads; the round is 0.1 s, the rest is a busy machine.
 IN_TIME_S = 5.0

@@ -13,9 +13,9 @@ from nodeproxy.errors import CallerError
 from nodeproxy.model.delta import Delta
 from nodeproxy.model.policy import Action, Policy, PolicyScope
 from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
+from tests.ads_server import AdsServer, Somebody, wait_until
 from tests.unit.state.builders import pod, service
 from tests.xds_client import XdsClient, channel
-from tests.ads_server import Somebody, AdsServer, wait_until
 
 POLICY = Policy(name="p", namespace="ns", scope=PolicyScope.NAMESPACE, action=Action.DENY)
 
