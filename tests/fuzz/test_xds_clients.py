@@ -17,17 +17,17 @@ from nodeproxy.model.delta import Delta
 from nodeproxy.model.policy import Action, Match, Policy, PolicyScope, StringMatch
 from nodeproxy.proto import discovery_pb2 as discovery
 from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
-from tests.ads_server import AdsServer, wait_until
 from tests.unit.state.builders import pod, service
 from tests.xds_client import XdsClient, channel
+from tests.xds_service import XdsServer, wait_until
 
 # What a change of state may take to every client that reads; the round is 0.1 s, the rest is a busy machine.
 IN_TIME_S = 5.0
 
 
 @pytest.fixture
-def server() -> Iterator[AdsServer]:
-    with AdsServer() as server:
+def server() -> Iterator[XdsServer]:
+    with XdsServer() as server:
         yield server
 
 
@@ -44,7 +44,7 @@ def rss_mb() -> float:
 
 
 def test_a_client_that_stops_reading_holds_nobody_back_and_takes_no_memory(
-    server: AdsServer, record_property: Callable[[str, object], None]
+    server: XdsServer, record_property: Callable[[str, object], None]
 ) -> None:
     names, changes = 100, 2000
     with channel(server.target) as one, channel(server.target) as other, XdsClient(one) as slow, XdsClient(other) as fast:
@@ -74,7 +74,7 @@ def test_a_client_that_stops_reading_holds_nobody_back_and_takes_no_memory(
 
 
 def test_clients_that_do_not_read_a_whole_state_keep_nobody_from_it(
-    server: AdsServer, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+    server: XdsServer, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
 ) -> None:
     monkeypatch.setattr(xds_stream, "WRITE_WAIT_S", 0.5)
     monkeypatch.setattr(ads, "END_WAIT_S", 0.1)
@@ -98,7 +98,7 @@ def test_clients_that_do_not_read_a_whole_state_keep_nobody_from_it(
         record_property("xDS: memory after 16 clients that did not read 12 MB each", f"{rss_mb() - before:.1f} MB")
 
 
-def test_fifty_clients_see_each_change(server: AdsServer) -> None:
+def test_fifty_clients_see_each_change(server: XdsServer) -> None:
     server.publish(Delta(workloads=tuple(pod(f"w{number}", f"10.0.0.{number}") for number in range(200))))
     with ExitStack() as stack:
         clients = []
@@ -121,7 +121,7 @@ def test_fifty_clients_see_each_change(server: AdsServer) -> None:
         assert server.metric("clients") == 50
 
 
-def test_a_thousand_connects_leave_nothing(server: AdsServer, record_property: Callable[[str, object], None]) -> None:
+def test_a_thousand_connects_leave_nothing(server: XdsServer, record_property: Callable[[str, object], None]) -> None:
     server.publish(Delta(workloads=tuple(pod(f"w{number}") for number in range(500)), services=(service("s"),)))
     chance = random.Random(5)
 
@@ -176,7 +176,7 @@ def hostile(chance: random.Random) -> bytes:
     return chance.randbytes(chance.randrange(200)) if chance.random() < 0.1 else bytes(data)
 
 
-def test_hostile_requests_hurt_nobody_else(server: AdsServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_hostile_requests_hurt_nobody_else(server: XdsServer, caplog: pytest.LogCaptureFixture) -> None:
     server.publish(Delta(workloads=tuple(pod(f"w{number}", f"10.0.0.{number}") for number in range(100))))
     chance = random.Random(7)
     ends = set()
@@ -200,7 +200,7 @@ def test_hostile_requests_hurt_nobody_else(server: AdsServer, caplog: pytest.Log
 
 
 def test_a_request_beyond_the_limit_ends_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    with AdsServer(options={"grpc.max_receive_message_length": 10_000}) as server:
+    with XdsServer(options={"grpc.max_receive_message_length": 10_000}) as server:
         with channel(server.target) as connection, XdsClient(connection) as client:
             client.send(ADDRESS, ["x" * 100] * 200)
             assert client.ended().code is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -13,9 +13,9 @@ from nodeproxy.errors import CallerError
 from nodeproxy.model.delta import Delta
 from nodeproxy.model.policy import Action, Policy, PolicyScope
 from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
-from tests.ads_server import AdsServer, Somebody, wait_until
 from tests.unit.state.builders import pod, service
 from tests.xds_client import XdsClient, channel
+from tests.xds_service import Somebody, XdsServer, wait_until
 
 POLICY = Policy(name="p", namespace="ns", scope=PolicyScope.NAMESPACE, action=Action.DENY)
 
@@ -31,8 +31,8 @@ async def with_token(metadata: Metadata, peer: str) -> Somebody:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[AdsServer]:
-    with AdsServer(with_token) as server:
+def server() -> Iterator[XdsServer]:
+    with XdsServer(with_token) as server:
         server.publish(
             Delta(
                 workloads=(pod("a", "10.0.0.1", services={"ns/s.svc": {80: 1}}), pod("l", node="n1")),
@@ -44,12 +44,12 @@ def server() -> Iterator[AdsServer]:
 
 
 @pytest.fixture(scope="module")
-def connection(server: AdsServer) -> Iterator[grpc.Channel]:
+def connection(server: XdsServer) -> Iterator[grpc.Channel]:
     with channel(server.target) as connection:
         yield connection
 
 
-def test_ztunnels_wildcard(server: AdsServer, connection: grpc.Channel) -> None:
+def test_ztunnels_wildcard(server: XdsServer, connection: grpc.Channel) -> None:
     with XdsClient(connection, token="n1", node="n1") as client:
         client.wildcard()
         first = client.take()
@@ -69,7 +69,7 @@ def test_ztunnels_wildcard(server: AdsServer, connection: grpc.Channel) -> None:
         assert (list(resumed.resources), list(resumed.removed_resources)) == ([], ["gone"])
 
 
-def test_ztunnel_on_demand(server: AdsServer, connection: grpc.Channel) -> None:
+def test_ztunnel_on_demand(server: XdsServer, connection: grpc.Channel) -> None:
     with XdsClient(connection, token="n1") as client:
         client.begin(ADDRESS, on_demand=True)
         assert [resource.name for resource in client.take().resources] == ["l"]  # by the caller's node
@@ -97,7 +97,7 @@ def test_other_methods_are_not_served(connection: grpc.Channel) -> None:
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
 
 
-def test_a_malformed_request_ends_its_stream_alone(server: AdsServer, connection: grpc.Channel) -> None:
+def test_a_malformed_request_ends_its_stream_alone(server: XdsServer, connection: grpc.Channel) -> None:
     before = server.metric("streams_ended_total", reason="malformed")
     with XdsClient(connection, token="n1") as good, XdsClient(connection, token="n2") as bad:
         good.wildcard()
@@ -108,7 +108,7 @@ def test_a_malformed_request_ends_its_stream_alone(server: AdsServer, connection
     assert server.metric("streams_ended_total", reason="malformed") == before + 1
 
 
-def test_nacks_and_pushes_are_counted(server: AdsServer, connection: grpc.Channel) -> None:
+def test_nacks_and_pushes_are_counted(server: XdsServer, connection: grpc.Channel) -> None:
     nacks = server.metric("nacks_total", kind="address")
     pushes, acks = server.metric("pushes_total", kind="address"), server.metric("ack_seconds_count", kind="address")
     with XdsClient(connection, token="n1") as client:
@@ -140,7 +140,7 @@ def test_a_caller_has_so_many_streams(monkeypatch: pytest.MonkeyPatch, connectio
 
 def test_the_controller_has_so_many_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ads, "MAX_CLIENTS", 1)
-    with AdsServer() as server, channel(server.target) as connection, XdsClient(connection) as first:
+    with XdsServer() as server, channel(server.target) as connection, XdsClient(connection) as first:
         first.begin(ADDRESS)
         first.take()
         with XdsClient(connection) as second:
@@ -150,7 +150,7 @@ def test_the_controller_has_so_many_clients(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_before_the_state_is_whole_nobody_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ads, "START_WAIT_S", 0.05)
-    with AdsServer(start=False) as server, channel(server.target) as connection:
+    with XdsServer(start=False) as server, channel(server.target) as connection:
         with XdsClient(connection) as client:
             client.wildcard()
             ended = client.ended()
@@ -177,7 +177,7 @@ def test_who_does_not_acknowledge_is_sent_away(monkeypatch: pytest.MonkeyPatch, 
         assert client.ended().code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-def test_a_client_that_ends_its_side_ends_the_stream(server: AdsServer, connection: grpc.Channel) -> None:
+def test_a_client_that_ends_its_side_ends_the_stream(server: XdsServer, connection: grpc.Channel) -> None:
     with XdsClient(connection, token="n1") as client:
         client.begin(ADDRESS)
         client.take()

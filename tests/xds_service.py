@@ -40,7 +40,7 @@ async def anybody(metadata: Metadata, peer: str) -> Somebody:
     return Somebody()
 
 
-class AdsServer:
+class XdsServer:
     """Use it as a context manager.  options: gRPC's, over the controller's."""
 
     def __init__(
@@ -57,7 +57,7 @@ class AdsServer:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._ready = threading.Event()
 
-    def __enter__(self) -> AdsServer:
+    def __enter__(self) -> XdsServer:
         self._thread.start()
         assert self._ready.wait(20)
         return self
