@@ -8,6 +8,7 @@
     ├── SourceError            the source of the state does not answer, or what reads it died: it is asked again
     ├── ClusterError           the Kubernetes API server refuses, fails or is not reached; `status` says which
     │   └── OversizedAnswerError  it said more than is read into memory
+    ├── ResourceError          one resource that a source sent can't be used; `reason` names how, the others are not touched
     ├── StateError             the state's store is damaged, full or held by somebody else
     ├── IdentityError          a certificate or key can't be made, read or trusted
     ├── CallerError            who asks the controller for something does not get it; `reason` names why
@@ -71,6 +72,17 @@ class ClusterError(NodeproxyError):
 
 class OversizedAnswerError(ClusterError):
     """The API server's answer, or one line of a stream, is larger than is read into memory."""
+
+
+class ResourceError(NodeproxyError):
+    """A resource that a source sent can't be understood or can't be kept: the control plane's to mend.
+
+    reason: what it is called in the metric.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class IdentityError(NodeproxyError):
