@@ -1,7 +1,7 @@
 """One admitted stream of delta xDS: a task that reads requests and one that writes responses, around a `Session`.
 
 Invariants: a stream that does not send its first request, does not read or does not acknowledge ends after a while, and nobody
-waits for it; how many whole states are written and how many first requests are received at once is bounded for all streams.
+waits for it; how many whole states are written and how many streams begin at once is bounded for all streams.
 It must not know who the client is.
 """
 
@@ -16,8 +16,9 @@ from nodeproxy.controller.publisher import Publisher
 from nodeproxy.controller.xds_limits import (
     ACK_WAIT_S,
     FIRST_REQUEST_WAIT_S,
-    MAX_FIRST_REQUESTS,
+    MAX_STARTING,
     MAX_WHOLE_STATES,
+    STARTING_S,
     WRITE_WAIT_S,
     StreamEnd,
     end,
@@ -35,7 +36,7 @@ class Gates:
     """What all streams share of what takes much memory."""
 
     def __init__(self) -> None:
-        self.first_requests = asyncio.Semaphore(MAX_FIRST_REQUESTS)
+        self.starting = asyncio.Semaphore(MAX_STARTING)
         self.whole_states = asyncio.Semaphore(MAX_WHOLE_STATES)
 
 
@@ -54,6 +55,7 @@ class Stream:
         self._metrics = publisher.metrics
         self._context = context
         self._gates = gates
+        self._starting = False
         self._ending = False
         self._woken = asyncio.Event()
 
@@ -66,6 +68,10 @@ class Stream:
         self._metrics.streams.inc()
         # Without it, gRPC's headers would be part of the first response: one that can't be written would let no status through.
         await self._context.send_initial_metadata(())
+        # Until then nothing is read, so that what the client says stays with it but for HTTP/2's window.
+        await self._gates.starting.acquire()
+        self._starting = True
+        started = asyncio.get_running_loop().call_later(STARTING_S, self._has_started)
         self._publisher.join(self)
         reader = asyncio.create_task(self._read(), name="xds read")
         writer = asyncio.create_task(self._write(), name="xds write")
@@ -77,6 +83,8 @@ class Stream:
                 self.wake()
                 await asyncio.wait((writer,))
         finally:
+            started.cancel()
+            self._has_started()
             self._publisher.leave(self)
             reader.cancel()
             writer.cancel()
@@ -85,17 +93,23 @@ class Stream:
             if isinstance(result, Exception):
                 raise result
 
+    def _has_started(self) -> None:
+        if self._starting:
+            self._starting = False
+            self._gates.starting.release()
+
     async def _read(self) -> None:
         """Requests, until the client ends its side."""
         try:
-            # The first one may name all that the client has.
-            async with asyncio.timeout(FIRST_REQUEST_WAIT_S), self._gates.first_requests:
+            async with asyncio.timeout(FIRST_REQUEST_WAIT_S):
                 data = await self._context.read()
         except TimeoutError as exc:
             raise end(StreamEnd.SILENT, "no first request came") from exc
         while isinstance(data, bytes):  # else EOF
             for event in self.session.receive(data):
                 self._note(event)
+            if self.session.all_begun:
+                self._has_started()
             self.wake()
             data = await self._context.read()
 
