@@ -38,6 +38,8 @@ from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
 METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 # As HBONE's connect timeout.
 CONNECT_TIMEOUT_S = 10.0
+# The controller waits for 30 s until it has read its cluster; who has not answered in twice that may be stuck, another may not.
+ANSWER_TIMEOUT_S = 60.0
 # A server that does not read what it is told for so long is no good; keep-alive finds only those that are dead.
 _SEND_TIMEOUT_S = 60.0
 # gRPC's servers take requests of 4 MiB where nobody has told them otherwise, istiod too: names and versions of 50,000 addresses.
@@ -178,7 +180,7 @@ class XdsSource:
             self._node.refuse(exc)
             return "state", str(exc)
         except TimeoutError:
-            return "timeout", f"no answer within {CONNECT_TIMEOUT_S:.0f} s, or nothing read within {_SEND_TIMEOUT_S:.0f} s"
+            return "timeout", f"it did not connect within {CONNECT_TIMEOUT_S:.0f} s, or not answer or read within a minute"
         except grpc.aio.AioRpcError as exc:
             if exc.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and self._told_bytes > _ANY_SERVER_TAKES_BYTES:
                 self._tells_known = False
@@ -199,7 +201,8 @@ class XdsSource:
             while self._client.waiting > _MAX_WAITING:  # a server that does not read is not listened to either
                 self._sent.clear()
                 await self._sent.wait()
-            raw = await stream.read()
+            async with asyncio.timeout(None if self._client.all_answered else ANSWER_TIMEOUT_S):
+                raw = await stream.read()
             if not isinstance(raw, bytes):  # grpc.aio.EOF
                 return "complete", "the server ended the stream"
             response = Response(raw) if len(raw) < _LARGE_BYTES else await asyncio.to_thread(Response, raw)

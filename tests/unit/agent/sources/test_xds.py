@@ -205,6 +205,21 @@ def test_a_server_that_cannot_be_told_what_is_known(
     asyncio.run(scenario())
 
 
+def test_a_server_that_is_stuck_is_left(tmp_path: Path, server: ControlPlaneServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        stuck = ControlPlaneServer()
+        stuck.resources.clear()  # it knows no type
+        try:
+            async with following(tmp_path / "s", control(stuck.start(), server.start())) as (agent, source):
+                await until(lambda: agent.settled, "the other one answers")
+                assert source.statistics().terminations == {"timeout": 1}
+        finally:
+            stuck.stop()
+
+    monkeypatch.setattr(xds, "ANSWER_TIMEOUT_S", 0.2)
+    asyncio.run(scenario())
+
+
 def test_the_next_address_is_tried_and_the_state_stays(tmp_path: Path, server: ControlPlaneServer) -> None:
     async def scenario() -> None:
         second = ControlPlaneServer()
