@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import uuid
 from collections.abc import Coroutine
@@ -18,7 +17,7 @@ import uvloop
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from nodeproxy import __version__
-from nodeproxy.app.logs import set_up_logging
+from nodeproxy.app.process import set_up_logging
 from nodeproxy.controller import status
 from nodeproxy.controller.ads import SERVER_OPTIONS, Ads
 from nodeproxy.controller.ca_metrics import CaCollector, CaParts
@@ -53,7 +52,6 @@ DRAIN_S = 5.0
 def run(config: ControllerConfig) -> int:
     """Serve until SIGTERM or SIGINT.  Raises what makes a start impossible; returns the exit status."""
     set_up_logging(config.log_format)
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it would write lines of its own between ours, about what we tell anyway
     uvloop.run(_serve(config))
     return 0
 
@@ -79,7 +77,11 @@ class Controller:
             network=config.network,
             root_namespace=config.root_namespace,
         )
-        ca = CaSettings(trust_domain=config.trust_domain, trusted_node_accounts=config.node_accounts)
+        ca = CaSettings(
+            trust_domain=config.trust_domain,
+            trusted_node_accounts=config.node_accounts,
+            root_overlap_s=config.root_overlap_s,
+        )
         self._translator = Translator(mesh)
         self._publisher = Publisher(XdsMetrics(self._registry))
         self._placement = PodPlacement()

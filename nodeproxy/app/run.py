@@ -17,7 +17,7 @@ from nodeproxy.agent.admin import Admin
 from nodeproxy.agent.endpoints import Endpoints
 from nodeproxy.agent.node import Node
 from nodeproxy.agent.sources.mesh_watch import MeshFile
-from nodeproxy.app.logs import set_up_logging
+from nodeproxy.app.process import set_up_grpc, set_up_logging
 from nodeproxy.config import RunConfig
 from nodeproxy.errors import ConfigError, NodeproxyError, PrivilegeError, SourceError, StateError
 from nodeproxy.identity.certificate import CertificateAuthority
@@ -37,7 +37,7 @@ STORE = "state"
 def run(config: RunConfig) -> int:
     """Serve until SIGTERM or SIGINT.  Raises what makes a start impossible; returns the exit status."""
     set_up_logging(config.log_format)
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it would write lines of its own between ours, about what we tell anyway
+    set_up_grpc()
     _require_privileges()
     lock = _own_run_dir(config.run_dir, config.instance)
     authority, kept = _authority(config)

@@ -48,9 +48,10 @@ def controller() -> None:
 @click.option(
     "--node-accounts",
     metavar="NS/ACCOUNT,…",
-    help="Node proxies, which get the identities of their node's pods.  [default: nodeproxy-system/nodeproxy,istio-system/ztunnel]",
+    help="Node proxies, which get their node's identities.  [default: nodeproxy-system/nodeproxy,istio-system/ztunnel]",
 )
-@click.option("--serving-names", metavar="DNS,…", help="More names for the controller's own certificate.")
+@click.option("--serving-names", metavar="NAME,…", help="More names or addresses for the controller's own certificate.")
+@click.option("--root-overlap-s", metavar="TIME", help="How long the next root spreads before it signs.  [default: 24h]")
 @click.option("--pod-name", metavar="NAME", help="Tells replicas apart in the Lease.  [default: the host's name]")
 @click.option("--log-format", metavar="text|json", help="How log lines are written.  [default: text]")
 @click.pass_context
@@ -68,6 +69,9 @@ def run(ctx: click.Context, /, config_path: str | None, **flags: Any) -> None:
     While the API server is away, the last state is served on.  SIGTERM drains and ends it.
     """
     # Here, for cryptography and grpc take half a second to import, which other commands need not pay.
+    from nodeproxy.app.process import set_up_grpc
+
+    set_up_grpc()
     from nodeproxy.controller import settings
 
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from nodeproxy.lab.topology import Host
-from tests.cluster import controller, istiod
+from tests.cluster import istiod, replica
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.kinds import Object, ambient, make, node, pod, service
 from tests.mesh.cluster import Agent, Cluster, MeshPod, wait_until
@@ -55,9 +55,9 @@ class KubeMesh:
     @classmethod
     def of_controller(cls, definitions: list[Path], **settings: str) -> Self:
         def make_control(api: ApiServer) -> ControlPlane:
-            return controller.Controller(api, **settings)
+            return replica.Controller(api, **settings)
 
-        return cls(make_control, controller.NAMESPACE, controller.NODE_AGENT, definitions)
+        return cls(make_control, replica.NAMESPACE, replica.NODE_AGENT, definitions)
 
     @classmethod
     def of_istiod(cls, definitions: list[Path]) -> Self:
@@ -89,7 +89,7 @@ class KubeMesh:
     def renew_token(self, agent: Agent, seconds: int = 3600) -> None:
         """As the kubelet does it: the file is replaced."""
         name = f"agent-{agent.name}"
-        token = self.api.token(self.namespace, self.account, audience=controller.AUDIENCE, pod=name, seconds=seconds)
+        token = self.api.token(self.namespace, self.account, audience=replica.AUDIENCE, pod=name, seconds=seconds)
         new = self.token_file(agent).with_suffix(".new")
         new.write_text(token)
         new.rename(self.token_file(agent))
