@@ -2,7 +2,8 @@
 
 A stream is two tasks, one that reads requests and one that writes responses; what they do stands in `xds_session`.  Invariants:
 nothing is read of a stream whose caller is not authenticated; before the publisher has started nobody is answered; a stream that
-does not read, does not write or does not acknowledge ends after a while, and others do not wait for it.
+does not read, does not write or does not acknowledge ends after a while, and others do not wait for it; nor do they for one that
+asks for much.
 
 Messages are bytes to gRPC, so that a response is not serialized for each client.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
@@ -25,8 +27,11 @@ from nodeproxy.controller.xds_limits import (
     MAX_CLIENTS,
     MAX_FIRST_REQUESTS,
     MAX_REQUEST_BYTES,
+    MAX_REST_S,
     MAX_STREAMS_OF_A_CALLER,
     MAX_WHOLE_STATES,
+    MIN_WORK_S,
+    REST,
     START_WAIT_S,
     WRITE_WAIT_S,
     StreamEnd,
@@ -160,6 +165,7 @@ class _Stream:
         self._first_requests = first_requests
         self._whole_states = whole_states
         self._woken = asyncio.Event()
+        self._worked_s = 0.0  # for this stream, since it last rested
 
     def wake(self) -> None:
         """There may be something to send."""
@@ -190,10 +196,19 @@ class _Stream:
         except TimeoutError as exc:
             raise end(StreamEnd.SILENT, "no first request came") from exc
         while isinstance(data, bytes):  # else EOF
+            began = time.perf_counter()
             for event in self.session.receive(data):
                 self._note(event)
+            self._worked_s += time.perf_counter() - began
             self.wake()
+            await self._rest()
             data = await self._context.read()
+
+    async def _rest(self) -> None:
+        worked_s = self._worked_s
+        if worked_s > MIN_WORK_S:
+            self._worked_s = 0.0
+            await asyncio.sleep(min(worked_s * REST, MAX_REST_S))
 
     async def _write(self) -> None:
         """Responses, as there are any."""
@@ -207,7 +222,9 @@ class _Stream:
                 await self._wait_woken()
 
     async def _send(self) -> bool:
+        began = time.perf_counter()
         push = self.session.respond()
+        self._worked_s += time.perf_counter() - began
         if push is None:
             return False
         try:
