@@ -1,7 +1,8 @@
 """One admitted stream of delta xDS: a task that reads requests and one that writes responses, around a `Session`.
 
 Invariants: a stream that does not send its first request, does not read or does not acknowledge ends after a while, and nobody
-waits for it; how many whole states are written and how many streams begin at once is bounded for all streams.
+waits for it, nor for one that asks for much; how many whole states are written and how many streams begin at once is bounded
+for all streams.
 It must not know who the client is.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 import grpc.aio
 
@@ -16,8 +18,11 @@ from nodeproxy.controller.publisher import Publisher
 from nodeproxy.controller.xds_limits import (
     ACK_WAIT_S,
     FIRST_REQUEST_WAIT_S,
+    MAX_REST_S,
     MAX_STARTING,
     MAX_WHOLE_STATES,
+    MIN_WORK_S,
+    REST,
     STARTING_S,
     WRITE_WAIT_S,
     StreamEnd,
@@ -58,6 +63,7 @@ class Stream:
         self._starting = False
         self._ending = False
         self._woken = asyncio.Event()
+        self._worked_s = 0.0  # for this stream, since it last rested
 
     def wake(self) -> None:
         """There may be something to send."""
@@ -106,12 +112,21 @@ class Stream:
         except TimeoutError as exc:
             raise end(StreamEnd.SILENT, "no first request came") from exc
         while isinstance(data, bytes):  # else EOF
+            began = time.perf_counter()
             for event in self.session.receive(data):
                 self._note(event)
+            self._worked_s += time.perf_counter() - began
             if self.session.all_begun:
                 self._has_started()
             self.wake()
+            await self._rest()
             data = await self._context.read()
+
+    async def _rest(self) -> None:
+        worked_s = self._worked_s
+        if worked_s > MIN_WORK_S:
+            self._worked_s = 0.0
+            await asyncio.sleep(min(worked_s * REST, MAX_REST_S))
 
     async def _write(self) -> None:
         """Responses, as there are any."""
@@ -125,7 +140,9 @@ class Stream:
                 await self._wait_woken()
 
     async def _send(self) -> bool:
+        began = time.perf_counter()
         push = self.session.respond()
+        self._worked_s += time.perf_counter() - began
         if push is None:
             return False
         try:

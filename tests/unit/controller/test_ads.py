@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import grpc
@@ -77,6 +78,18 @@ def test_ztunnel_on_demand(server: XdsServer, connection: grpc.Channel) -> None:
         answer = client.take()
         assert {resource.name for resource in answer.resources} == {"a", "ns/s.svc"}
         assert list(answer.removed_resources) == ["/10.9.9.9"]
+
+
+def test_who_makes_it_work_has_to_wait(connection: grpc.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("MIN_WORK_S", 0.0), ("REST", 1e6), ("MAX_REST_S", 0.1)):
+        monkeypatch.setattr(ads, name, value)
+    began = time.monotonic()
+    with XdsClient(connection, token="n1") as client:
+        client.begin(ADDRESS, on_demand=True)
+        client.take()
+        client.send(ADDRESS, ["/10.1.0.1"])
+        client.take()
+    assert time.monotonic() - began >= 0.1
 
 
 @pytest.mark.parametrize("token", ["", "x"])
