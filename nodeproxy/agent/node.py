@@ -19,6 +19,7 @@ from nodeproxy.agent.direct_judge import Judge
 from nodeproxy.agent.direct_pods import DirectPods
 from nodeproxy.agent.enrolment import Enrolment
 from nodeproxy.agent.identities import Identities
+from nodeproxy.agent.on_demand import OnDemand
 from nodeproxy.agent.remembered import Remembered
 from nodeproxy.agent.sources.mesh_file import NewMesh
 from nodeproxy.agent.workers import Workers
@@ -28,8 +29,8 @@ from nodeproxy.identity.certificate import CertificateAuthority
 from nodeproxy.kernel.steering import Steering
 from nodeproxy.linux.sock_diag import can_destroy
 from nodeproxy.model.connection import Connection
-from nodeproxy.model.delta import PodSpec
-from nodeproxy.model.messages import StateChanged, WorkerSettings
+from nodeproxy.model.delta import Delta, PodSpec
+from nodeproxy.model.messages import NamesUsed, NamesWanted, StateChanged, WorkerSettings
 from nodeproxy.observe.counters import Totals
 from nodeproxy.observe.metrics import Metrics, StateStatistics
 from nodeproxy.state.balance import Balancer
@@ -57,6 +58,8 @@ class Node:
         same_node: SameNode,
         version: str,
         source: str,
+        on_demand: bool = False,
+        cluster_domain: str = "cluster.local",
     ) -> None:
         self.source_error = ""
         self.started = time.time()
@@ -77,10 +80,17 @@ class Node:
         self._received = 0.0
         self._reconciled = False
         self.same_node = same_node
+        self.cluster_domain = cluster_domain
         hbone = same_node is SameNode.HBONE
-        settings = WorkerSettings(slot=0, store=str(store), log_json=log_json, same_node_hbone=hbone)
+        settings = WorkerSettings(slot=0, store=str(store), log_json=log_json, same_node_hbone=hbone, on_demand=on_demand)
         self.workers = Workers(
-            workers, settings, steering.original_destination_fd, self.totals, self._tell_new_worker, self._pod_released
+            workers,
+            settings,
+            steering.original_destination_fd,
+            self.totals,
+            self._tell_new_worker,
+            self._pod_released,
+            self._names_asked,
         )
         self.identities = Identities(authority, self.workers.broadcast)
         pods = DirectPods()
@@ -89,7 +99,12 @@ class Node:
         off = "same_node is hbone" if hbone else can_destroy()
         if off and not hbone:
             log.warning("pods of this node talk through the proxy, as direct connections could not be ended: %s", off)
-        self.direct = DirectPath(steering.direct, pods, flows, judge, self.view, off=off)
+        self.direct = DirectPath(steering.direct, pods, flows, judge, self.view, off=off, on_demand=on_demand)
+        self.on_demand: OnDemand | None = None
+        if on_demand:
+            self.on_demand = OnDemand(self.view, self.write, self.workers.send, self.direct.service_addresses)
+        else:
+            self.state.forget_asked()  # nobody will keep up to date what an agent before this one asked for
         self.enrolment = Enrolment(
             steering, workers, self.workers.send, self._pods_changed, self._is_foreign, self.direct.entering, self.direct.leaving
         )
@@ -98,6 +113,7 @@ class Node:
         self.metrics.state = self.state_statistics
         self.metrics.kernel_drops = steering.drop_counters
         self.metrics.direct = self.direct.statistics
+        self.metrics.on_demand = self.on_demand.statistics if self.on_demand is not None else None
         self.enrolment.restore(self.remembered.commands)
 
     # ── life ──
@@ -148,6 +164,17 @@ class Node:
             ", ".join(f"{count} {kind}" for kind, count in counts.items()),
             len(mesh.pods),
         )
+
+    def write(self, delta: Delta) -> None:
+        """A change of the state.  Raises StateError, nothing then being applied."""
+        before = self.state.epoch
+        try:
+            self.state.apply(delta)
+        finally:
+            if self.direct.changing:
+                self.direct.changed()
+            if self.state.epoch != before:
+                self.state_changed()
 
     def state_changed(self) -> None:
         """The state has a new epoch: whoever goes by it is told."""
@@ -241,6 +268,11 @@ class Node:
     def _pods_changed(self, uid: str) -> None:
         self.metrics.enrolled_pods = len(self.enrolment.pods)
         pod = self.enrolment.pods.get(uid)
+        if self.on_demand is not None:
+            if pod is not None:
+                self.on_demand.keep(uid)
+            else:
+                self.on_demand.leave(uid)
         if pod is not None:
             self.direct.entered(pod)
         self._assign_identities([uid])
@@ -264,6 +296,14 @@ class Node:
         for message in self.identities.messages():
             self.workers.send(slot, message)
         self.enrolment.attach_worker(slot)
+
+    def _names_asked(self, slot: int, message: NamesWanted | NamesUsed) -> None:
+        if self.on_demand is None:
+            return
+        if isinstance(message, NamesWanted):
+            self.on_demand.wanted(slot, message.pod, message.names)
+        else:
+            self.on_demand.used(message.names)
 
     def _pod_released(self, slot: int, cookie: int) -> None:
         self.enrolment.released(slot, cookie)

@@ -2,7 +2,8 @@
 
 First match: an own port is refused; an unknown destination passes through; a service's waypoint, then a service's endpoint; a
 pod's waypoint, then the pod; a pod of this node is reached directly, a mesh member through HBONE, anything else in plain.
-Invariant: a destination that is known is never passed through because something of it is missing: that is a named refusal.
+Invariant: a destination that is known is never passed through because something of it is missing: that is a named refusal.  On
+demand, one that is neither known nor known to be nobody is not passed through either: it must be asked for (`demand`).
 Knows nothing of sockets, pools or certificates, and does not judge the destination's policy (`inbound` does, where the
 destination is).
 """
@@ -14,6 +15,7 @@ from enum import StrEnum
 
 import msgspec
 
+from nodeproxy.decide.demand import Names, Unanswered, missing_at, unanswered
 from nodeproxy.decide.trace import Trace, note
 from nodeproxy.decide.waypoint import is_waypoint, pick_ip, resolve
 from nodeproxy.model.address import join_address
@@ -65,17 +67,19 @@ def outbound(
     trace: Trace | None = None,
     *,
     same_node_hbone: bool = False,
+    names: Names = None,
 ) -> Route | Refusal:
     """The way of a connection from `source` to ip:port.
 
     is_local: whether a workload (by uid) is an enrolled pod of this node.  same_node_hbone: such a pod is reached as on another.
+    names: on demand, what the decision hung on is added to it, and the answer may be `Unanswered`.
     """
     if ":" in ip:
         ip = canonical_ip(ip)
     if view.is_empty:
         note(trace, "is there any state?", "no")
         return Refusal(Reason.STATE_UNAVAILABLE, "no source of state has answered yet; see the agent's log for why")
-    decision = _Decision(view, source, ip, port, balancer, is_local, same_node_hbone, trace)
+    decision = _Decision(view, source, ip, port, balancer, is_local, same_node_hbone, trace, names)
     return decision.decide()
 
 
@@ -91,7 +95,7 @@ def who_is(view: View, network: str, ip: str) -> tuple[Service | None, Workload 
 class _Decision:
     """The arguments of one decision, so that its steps need not pass them on."""
 
-    __slots__ = ("balancer", "ip", "is_local", "port", "same_node_hbone", "source", "trace", "view")
+    __slots__ = ("balancer", "ip", "is_local", "names", "port", "same_node_hbone", "source", "trace", "view")
 
     def __init__(
         self,
@@ -103,10 +107,12 @@ class _Decision:
         is_local: Callable[[str], bool],
         same_node_hbone: bool,
         trace: Trace | None,
+        names: Names,
     ) -> None:
         self.view, self.source, self.ip, self.port = view, source, ip, port
         self.balancer, self.is_local, self.trace = balancer, is_local, trace
         self.same_node_hbone = same_node_hbone
+        self.names = names
 
     def decide(self) -> Route | Refusal:
         ip, port = self.ip, self.port
@@ -114,6 +120,8 @@ class _Decision:
         if port in OWN_PORTS and (service or workload or ip == "::1" or ip.startswith("127.")):
             note(self.trace, f"is {port} a port of the proxy's own?", "yes: refused")
             return Refusal(Reason.ILLEGAL_PORT, f"port {port} is the proxy's own; connect to the application's port")
+        if self.names is not None and (missing := missing_at(self.view, self.source.network, ip, self.names)):
+            return self._unanswered(f"who is {ip}?", missing)
         if service is not None and (service.load_balancer.mode is not Balancing.PASSTHROUGH or has_waypoint(service)):
             note(self.trace, f"who is {ip}?", "a service's virtual address", service.key)
             return self._to_service(service)
@@ -122,6 +130,10 @@ class _Decision:
             return Route(kind=RouteKind.PASSTHROUGH, address=(ip, port), service=service)
         note(self.trace, f"who is {ip}?", f"workload {workload.name}", workload.uid)
         return self._to_pod(workload, service)
+
+    def _unanswered(self, question: str, missing: tuple[str, ...]) -> Unanswered:
+        note(self.trace, question, f"not known yet: {', '.join(missing)} must be asked for")
+        return unanswered(missing)
 
     def _to_service(self, service: Service) -> Route | Refusal:
         gateway = service.waypoint
@@ -162,7 +174,7 @@ class _Decision:
         return False
 
     def _through(self, gateway: Gateway, owner: str, service: Service | None) -> Route | Refusal:
-        found = resolve(self.view, gateway, self.source, self.ip, self.balancer, owner)
+        found = resolve(self.view, gateway, self.source, self.ip, self.balancer, owner, self.names)
         if isinstance(found, Refusal):
             note(self.trace, "through the waypoint?", found.detail, owner)
             return found

@@ -63,6 +63,21 @@ class DirectStatistics(msgspec.Struct, frozen=True, kw_only=True):
     kernel: Mapping[str, int]
 
 
+class OnDemandStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Asking for names on demand.  names: how many, by answer ("present", "absent", "pending").
+
+    asked, asked_again: names that the source was asked for, first and once more.  answers: its own, by kind.
+    refused: names that workers were refused, by why; let_go: those that are not asked for any more, by why.
+    """
+
+    names: Mapping[str, int]
+    asked: int
+    asked_again: int
+    answers: Mapping[str, int]
+    refused: Mapping[str, int]
+    let_go: Mapping[str, int]
+
+
 class Metrics:
     """Everything that is scraped.  The attributes are for the agent's parts to set; the providers are asked at each scrape."""
 
@@ -74,6 +89,7 @@ class Metrics:
         self.certificates: Callable[[], Sequence[CertificateStatistics]] | None = None
         self.state: Callable[[], StateStatistics] | None = None
         self.direct: Callable[[], DirectStatistics] | None = None
+        self.on_demand: Callable[[], OnDemandStatistics] | None = None
         self.kernel_drops: Callable[[], Mapping[str, int]] | None = None
         self._totals = totals
         self._build = (component, version)
@@ -99,6 +115,8 @@ class Metrics:
             yield _counter("nodeproxy_kernel_drops", "Packets and connects that the eBPF programs refused", ("reason",), rows)
         if self.direct is not None:
             yield from _direct(self.direct())
+        if self.on_demand is not None:
+            yield from _on_demand(self.on_demand())
         if self.state is not None:
             yield from self._state(self.state())
         if self.certificates is not None:
@@ -180,6 +198,19 @@ def _direct(direct: DirectStatistics) -> Iterator[Metric]:
     )
     kernel: list[tuple[tuple[str, ...], float]] = [((name,), count) for name, count in direct.kernel.items()]
     yield _counter("nodeproxy_direct_kernel", "What the eBPF programs met on the direct path", ("event",), kernel)
+
+
+def _on_demand(on_demand: OnDemandStatistics) -> Iterator[Metric]:
+    def by(counts: Mapping[str, int]) -> list[tuple[tuple[str, ...], float]]:
+        return [((name,), count) for name, count in counts.items()]
+
+    names = "nodeproxy_on_demand"
+    yield _gauge(f"{names}_names", "Names that the source of state was asked for", ("answer",), by(on_demand.names))
+    yield _counter(f"{names}_asked", "Names that were asked for, and not before", (), [((), on_demand.asked)])
+    yield _counter(f"{names}_asked_again", "Names that were asked for once more", (), [((), on_demand.asked_again)])
+    yield _counter(f"{names}_answers", "Names that the source has answered", ("answer",), by(on_demand.answers))
+    yield _counter(f"{names}_refused", "Names that workers asked for in vain", ("reason",), by(on_demand.refused))
+    yield _counter(f"{names}_let_go", "Names that are not asked for any more", ("reason",), by(on_demand.let_go))
 
 
 def _certificates(rows: Sequence[CertificateStatistics]) -> Iterator[Metric]:
