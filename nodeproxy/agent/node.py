@@ -165,11 +165,12 @@ class Node:
             len(mesh.pods),
         )
 
-    def write(self, delta: Delta) -> None:
+    async def write(self, delta: Delta) -> None:
         """A change of the state.  Raises StateError, nothing then being applied."""
         before = self.state.epoch
         try:
-            self.state.apply(delta)
+            async with self._writing:
+                self.state.apply(delta)
         finally:
             if self.direct.changing:
                 self.direct.changed()

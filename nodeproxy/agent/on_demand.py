@@ -1,9 +1,9 @@
 """A state that holds only what was asked for: asking the source when a connection first needs a name, and letting go of it.
 
-Workers ask (`wanted`) while a connection waits; the first asks for all.  An answer is written to the store, and then told
-(`written`).  What is used (`used`) is asked for again now and then, as istiod tells an on-demand client neither of who takes an
-address that nobody had, nor of a service's new endpoints; what is not used is let go, and goes from the store with all that came
-with it.
+Workers ask (`wanted`) while a connection waits; the first asks for all.  What the source says is in the store when `arrived` is
+called, which writes down what that answers, and tells.  What is used (`used`) is asked for again now and then, as istiod tells an
+on-demand client neither of who takes an address that nobody had, nor of a service's new endpoints; what is not used is let go,
+and goes from the store with all that came with it.
 Invariants: whoever asks is answered, or ends by its own deadline; that a name has nobody is forgotten in the store before the
 source is told that nobody asks for it any more, so that nothing passes as "nobody" of which no news would come.  What was known
 stays known while the source is away, and is neither asked again nor let go then.
@@ -13,12 +13,11 @@ It must not know how the source is reached.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
-
-import msgspec
 
 from nodeproxy.agent.asked import Asked, AskedNames
 from nodeproxy.agent.asking import Asking
@@ -72,7 +71,7 @@ class OnDemand:
     def __init__(
         self,
         view: Callable[[], View],
-        write: Callable[[Delta], None],
+        write: Callable[[Delta], Awaitable[None]],
         tell: Callable[[int, NamesAnswered], object],
         in_use: Callable[[], Iterable[str]] = tuple,
         clock: Callable[[], float] = time.monotonic,
@@ -82,6 +81,8 @@ class OnDemand:
         self._asking = Asking(clock)
         self._queued: dict[str, set[int]] = {}  # names that wait for their turn, and who is to be told
         self._pump_at: asyncio.TimerHandle | None = None
+        self._crowded = asyncio.Event()
+        self._swept = clock()
         self._questions: dict[str, list[asyncio.Future[str]]] = {}  # the agent's own
         self._enrolled: set[str] = set()
         self._subscriber: Subscriber | None = None
@@ -94,7 +95,7 @@ class OnDemand:
 
     # ── the source ──
 
-    def start(self, subscriber: Subscriber) -> None:
+    async def start(self, subscriber: Subscriber) -> None:
         """Ask for what the agent before this one did.  What it knew beside that, nobody would keep up to date: it goes."""
         self._subscriber = subscriber
         view = self._view()
@@ -106,7 +107,7 @@ class OnDemand:
         services = [service.key for service in view.services() if not self._covers_service(service)]
         workloads = [workload.uid for workload in view.workloads() if not self._covers(view, workload)]
         if services or workloads:
-            self._write(Delta(removed_services=tuple(services), removed_workloads=tuple(workloads)))
+            await self._write(Delta(removed_services=tuple(services), removed_workloads=tuple(workloads)))
         subscriber.subscribe([asked.name for asked in self._names])
 
     def connected(self, connected: bool) -> None:
@@ -115,43 +116,44 @@ class OnDemand:
             self._changed = self._clock()
         self._connected = connected
 
-    def amend(self, delta: Delta, nonexistent: Iterable[str] = ()) -> Delta:
-        """What the source says, with what that answers.  nonexistent: names that it says nobody has."""
-        gone = [name for name in (*delta.removed_workloads, *delta.removed_services, *nonexistent) if name in self._names]
-        arrived = set(_names_in(delta))
-        view = self._view()
-        for workload in delta.workloads:
-            if workload.host_network:
+    async def arrived(self, keys: Iterable[str], gone: Iterable[str]) -> None:
+        """The source has spoken, and what it said is in the store.
+
+        keys: of workloads and services that it sent.  gone: names that it says nobody has (any more).
+        """
+        view, now = self._view(), self._clock()
+        present: dict[str, bool] = {}  # name → whether it is a service
+        absent: list[str] = []
+        for key in keys:
+            service, workload = view.service(key), view.workload(key)
+            names = service_names(service) if service is not None else workload_names(workload) if workload is not None else []
+            present |= {name: service is not None for name in names if name in self._names or name in self._queued}
+            if workload is not None and workload.host_network:
                 # It shares its node's address with others, and answers to none: there is nobody of the mesh at it.
                 shared = (f"{workload.network}/{address}" for address in workload.addresses)
-                gone += [name for name in shared if name in self._names and not _is_somebody(view, name)]
-        absent = tuple([name for name in dict.fromkeys(gone) if name not in arrived])
-        present = tuple([name for name in arrived if name in self._names])
-        return msgspec.structs.replace(delta, absent=absent, present=present) if absent or present else delta
+                absent += [name for name in shared if name in self._names and not _is_somebody(view, name)]
+        # Who could not be removed from the store, or came by another name, is there.
+        absent += [name for name in gone if name in self._names and not _is_somebody(view, name)]
+        if present or absent:
+            await self._write(Delta(present=tuple(name for name in present if name in self._names), absent=tuple(absent)))
+            self._answered(present, absent, now)
 
-    def written(self, delta: Delta) -> None:
-        """A delta that `amend` has made is in the store, and workers were told that it has changed."""
-        now = self._clock()
-        services = {name for service in delta.services for name in service_names(service)}
+    def _answered(self, present: dict[str, bool], absent: list[str], now: float) -> None:
         told: dict[int, list[str]] = {}
-        for names, absent in ((delta.present, False), (delta.absent, True)):
-            for name in names:
-                asked = self._names.get(name)
-                if asked is None:
-                    continue
-                asked.answered, asked.absent, asked.whole = now, absent, name in services
-                self._answers["absent" if absent else "present"] += 1
-                for slot in asked.waiting:
-                    told.setdefault(slot, []).append(name)
+        for name in (*present, *absent):
+            waiting = self._queued.pop(name, set())
+            asked = self._names.get(name)
+            if asked is not None:
+                asked.answered, asked.absent, asked.whole = now, name not in present, present.get(name, False)
+                self._answers["absent" if asked.absent else "present"] += 1
+                waiting |= asked.waiting
                 asked.waiting.clear()
-                if absent and name not in self._enrolled:
+                if asked.absent and name not in self._enrolled:
                     self._names.unpin(asked)
-        if self._queued:
-            for name in _names_in(delta):
-                for slot in self._queued.pop(name, ()):
-                    told.setdefault(slot, []).append(name)
-        for slot, answered in told.items():
-            self._answer(slot, answered)
+            for slot in waiting:
+                told.setdefault(slot, []).append(name)
+        for slot, names in told.items():
+            self._answer(slot, names)
 
     # ── this node's pods ──
 
@@ -244,14 +246,21 @@ class OnDemand:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await asyncio.sleep(SWEEP_S)
-            self._asking.forget_idle()
-            if self._connected:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, self._swept + SWEEP_S - self._clock())):
+                    await self._crowded.wait()
+            self._crowded.clear()
+            while names := self._names.to_make_room():
+                await self._release(names, "room")
+            if self._clock() >= self._swept + SWEEP_S:
                 await self.sweep()
 
     async def sweep(self) -> None:
         """Ask again for what is in use, let go of what is not."""
-        now = self._clock()
+        now = self._swept = self._clock()
+        self._asking.forget_idle()
+        if not self._connected:
+            return  # what was known stays known
         self._use_unseen(now)
         again: list[str] = []
         over: dict[str, list[str]] = {"idle": [], "unanswered": []}
@@ -263,8 +272,7 @@ class OnDemand:
                 over["idle" if asked.answered else "unanswered"].append(asked.name)
         for why, names in over.items():
             for start in range(0, len(names), _BATCH):
-                self._release(names[start : start + _BATCH], why)
-                await asyncio.sleep(0)
+                await self._release(names[start : start + _BATCH], why)
         self._ask_again(again[:_MAX_RECHECKS], now)
 
     def _is_over(self, asked: Asked, now: float) -> bool:
@@ -300,7 +308,6 @@ class OnDemand:
                 continue  # answered, or asked for on another's account, while it waited
             asked = self._names.get(name)
             if asked is None:
-                self._make_room()
                 asked = self._names.add(name, owner, now)
                 new.append(name)
             else:
@@ -311,6 +318,8 @@ class OnDemand:
             self._asked_for += len(new)
             self._subscriber.subscribe(new)
         self._ask_again(again, now)
+        if self._names.to_make_room():
+            self._crowded.set()
         delay_s = self._asking.delay_s()
         if delay_s is not None:
             self._pump_at = asyncio.get_running_loop().call_later(delay_s, self._pump)
@@ -327,12 +336,7 @@ class OnDemand:
 
     # ── letting go ──
 
-    def _make_room(self) -> None:
-        names = self._names.to_make_room()
-        if names:
-            self._release(names, "room")
-
-    def _release(self, names: list[str], why: str) -> None:
+    async def _release(self, names: list[str], why: str) -> None:
         """Forget these names, and what of the state has come by them alone."""
         view = self._view()
         released = [asked for name in names if (asked := self._names.remove(name)) is not None]
@@ -353,10 +357,13 @@ class OnDemand:
         kept.update(uid for uid, workload in workloads.items() if self._covers(view, workload))
         gone = [uid for uid in workloads if uid not in kept]
         forgotten = [asked.name for asked in released]
-        self._write(Delta(removed_services=tuple(services), removed_workloads=tuple(gone), forgotten=tuple(forgotten)))
+        delta = Delta(removed_services=tuple(services), removed_workloads=tuple(gone), forgotten=tuple(forgotten))
+        await self._write(delta)
         if self._subscriber is not None:
-            over = dict.fromkeys((*forgotten, *services, *gone))
-            self._subscriber.unsubscribe([name for name in over if name not in kept])
+            # What was asked for anew meanwhile stays subscribed, and all that comes with it.
+            over = forgotten if any(name in self._names for name in forgotten) else [*forgotten, *services, *gone]
+            kept.update(name for name in over if name in self._names)
+            self._subscriber.unsubscribe([name for name in dict.fromkeys(over) if name not in kept])
         for asked in released:
             for slot in asked.waiting:
                 self._refuse(slot, [asked.name], "", why, f"the source of state does not say who has {asked.name}")
@@ -421,14 +428,6 @@ class OnDemand:
             refused=self._refused,
             let_go=self._let_go,
         )
-
-
-def _names_in(delta: Delta) -> Iterator[str]:
-    """Every name that somebody in the delta answers to."""
-    for workload in delta.workloads:
-        yield from workload_names(workload)
-    for service in delta.services:
-        yield from service_names(service)
 
 
 def _service_of(view: View, name: str) -> Service | None:
