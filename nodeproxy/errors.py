@@ -6,6 +6,7 @@
     ├── KernelError            a bpf(2), netlink or namespace call failed
     ├── EnrolmentError         one pod could not be steered; the others are not touched
     ├── SourceError            the source of the state does not answer, or what reads it died: it is asked again
+    ├── ResourceError          one resource that a source sent can't be used; `reason` names how, the others are not touched
     ├── StateError             the state's store is damaged, full or held by somebody else
     ├── IdentityError          a certificate or key can't be made, read or trusted
     └── ProtocolError          a peer broke a protocol; `reason` names how
@@ -52,6 +53,17 @@ class StateError(NodeproxyError):
 
 class SourceError(NodeproxyError):
     """The source of the state can't be read, through no fault of what it says; the last good state stays in use."""
+
+
+class ResourceError(NodeproxyError):
+    """A resource that a source sent can't be understood or can't be kept: the control plane's to mend.
+
+    reason: what it is called in the metric.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class IdentityError(NodeproxyError):

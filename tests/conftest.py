@@ -1,6 +1,6 @@
 """What holds for every test: its tier, the order of tiers, what needs root, and that a skip cannot look like a pass.
 
-A test's tier is the folder it is in.  `kernel`, `mesh` and `peers` need root; without it they are skipped, and the run says so.
+A test's tier is the folder it is in.  All but `unit` and `fuzz` need root; without it they are skipped, and the run says so.
 With --no-skips a skipped test fails the run, unless its reason begins with "kernel lacks:": such a test shows nothing on this
 kernel and no change of ours can make it.
 """
@@ -12,8 +12,8 @@ import signal
 
 import pytest
 
-TIERS = ("unit", "fuzz", "kernel", "mesh", "peers")  # the order in which they run: the cheapest news first
-ROOT_TIERS = frozenset({"kernel", "mesh", "peers"})
+TIERS = ("unit", "fuzz", "kernel", "mesh", "peers", "cluster")  # the order in which they run: the cheapest news first
+ROOT_TIERS = frozenset({"kernel", "mesh", "peers", "cluster"})
 NEEDS_ROOT = "needs root: sudo ./dev test"
 KERNEL_LACKS = "kernel lacks:"
 

@@ -11,7 +11,9 @@ import contextlib
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from nodeproxy.agent.direct import DirectPath
 from nodeproxy.agent.direct_flows import DirectFlows
@@ -21,11 +23,14 @@ from nodeproxy.agent.enrolment import Enrolment
 from nodeproxy.agent.identities import Identities
 from nodeproxy.agent.on_demand import OnDemand
 from nodeproxy.agent.remembered import Remembered
-from nodeproxy.agent.sources.mesh_file import NewMesh
+from nodeproxy.agent.sources.change import Change
+from nodeproxy.agent.sources.connection import SourceConnection
+from nodeproxy.agent.sources.xds_kept import DemandChange
 from nodeproxy.agent.workers import Workers
 from nodeproxy.config import SameNode
 from nodeproxy.errors import IdentityError, NodeproxyError
 from nodeproxy.identity.certificate import CertificateAuthority
+from nodeproxy.identity.kept import KeptCertificates
 from nodeproxy.kernel.steering import Steering
 from nodeproxy.linux.sock_diag import can_destroy
 from nodeproxy.model.connection import Connection
@@ -40,6 +45,8 @@ from nodeproxy.state.view import View
 
 # A CA answers in milliseconds, or is away.
 _CERTIFICATE_WAIT_S = 2.0
+
+_T = TypeVar("_T")
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +65,14 @@ class Node:
         same_node: SameNode,
         version: str,
         source: str,
+        kept: KeptCertificates | None = None,
         on_demand: bool = False,
         cluster_domain: str = "cluster.local",
     ) -> None:
+        """source: its name, for people.  kept: where certificates outlive the agent, if the CA may be away.
+
+        on_demand: the state holds only what was asked for; cluster_domain: of the names that `why` completes then.
+        """
         self.source_error = ""
         self.started = time.time()
         self.steering = steering
@@ -77,6 +89,7 @@ class Node:
         self.balancer = Balancer()
         self.totals = Totals()
         self._source = source
+        self.connection: Callable[[], SourceConnection] | None = None  # of a source that has one
         self._received = 0.0
         self._reconciled = False
         self.same_node = same_node
@@ -92,7 +105,7 @@ class Node:
             self._pod_released,
             self._names_asked,
         )
-        self.identities = Identities(authority, self.workers.broadcast)
+        self.identities = Identities(authority, self.workers.broadcast, kept)
         pods = DirectPods()
         flows = DirectFlows(pods, self.view, self.totals, log_json=log_json, log_fd=sys.stdout.fileno())
         judge = Judge(pods, flows, self.view, hbone=hbone)
@@ -102,7 +115,7 @@ class Node:
         self.direct = DirectPath(steering.direct, pods, flows, judge, self.view, off=off, on_demand=on_demand)
         self.on_demand: OnDemand | None = None
         if on_demand:
-            self.on_demand = OnDemand(self.view, self.write, self.workers.send, self.direct.service_addresses)
+            self.on_demand = OnDemand(self.view, self._write_answers, self.workers.send, self.direct.service_addresses)
         else:
             self.state.forget_asked()  # nobody will keep up to date what an agent before this one asked for
         self.enrolment = Enrolment(
@@ -115,6 +128,9 @@ class Node:
         self.metrics.direct = self.direct.statistics
         self.metrics.on_demand = self.on_demand.statistics if self.on_demand is not None else None
         self.enrolment.restore(self.remembered.commands)
+        if self.on_demand is not None:
+            for uid in self.enrolment.target_uids():
+                self.on_demand.keep(uid)
 
     # ── life ──
 
@@ -141,41 +157,37 @@ class Node:
 
     # ── the source ──
 
-    async def apply_mesh(self, mesh: NewMesh) -> None:
-        """The mesh file, new or changed.  Policy first: who is put in after it is already judged by it."""
-        before, received = self.state.epoch, time.time()
-        if not self._reconciled and mesh.pods != self.remembered.pods:
+    async def apply(self, change: Change) -> None:
+        """What the source says now.  Policy first: who is put in after it is already judged by it.  Raises StateError."""
+        before, received, pods = self.state.epoch, time.time(), change.pods
+        if pods is not None and not self._reconciled and pods != self.remembered.pods:
             self.direct.close()  # what the agent before opened was for other pods
         try:
             async with self._writing:
-                await mesh.write(self.state, self.remembered.source(mesh.pods, received))
+                await change.write(self.state, self.remembered.source(self._source, pods, received))
         finally:
             if self.direct.changing:
                 self.direct.changed()
             if self.state.epoch != before:
                 self.state_changed()
-        self._received = received
         self.source_error = ""
-        await self._reconcile(mesh.pods)
+        if pods is None:
+            self._received = received if self._received else 0.0
+            return
+        self._received = received
+        await self._reconcile(pods)
         counts = self.view().counts()
         log.info(
             "state %d: %s; %d pods here",
             self.state.epoch,
             ", ".join(f"{count} {kind}" for kind, count in counts.items()),
-            len(mesh.pods),
+            len(self.enrolment.pods),
         )
 
-    async def write(self, delta: Delta) -> None:
-        """A change of the state.  Raises StateError, nothing then being applied."""
-        before = self.state.epoch
-        try:
-            async with self._writing:
-                self.state.apply(delta)
-        finally:
-            if self.direct.changing:
-                self.direct.changed()
-            if self.state.epoch != before:
-                self.state_changed()
+    async def reading(self, work: Callable[[StateWriter], _T]) -> _T:
+        """Do this in a thread, for what takes long; nobody writes meanwhile."""
+        async with self._writing:
+            return await asyncio.to_thread(work, self.state)
 
     def state_changed(self) -> None:
         """The state has a new epoch: whoever goes by it is told."""
@@ -185,8 +197,8 @@ class Node:
         self._assign_identities(list(pods) if touched.everything else [uid for uid in touched.workloads if uid in pods])
         self.workers.broadcast(StateChanged())
 
-    def refuse_mesh(self, error: NodeproxyError) -> None:
-        """A broken edit: the last good state stays."""
+    def refuse(self, error: NodeproxyError) -> None:
+        """The source said what can't be used: the last good state stays."""
         self.source_error = str(error)
         log.error("%s; nothing of it was applied, the last good state stays in use", error)
 
@@ -201,6 +213,8 @@ class Node:
         await self.enrolment.enrol(spec)
         took_ms = (time.monotonic() - before) * 1000
         await self._keep_commands()
+        if self.on_demand is not None:
+            await self.on_demand.ask((spec.uid,))
         workload = self.view().workload(spec.uid)
         if workload is not None:
             # So that its first connection does not come before its certificate; a CA that is away is no reason to fail.
@@ -255,6 +269,9 @@ class Node:
         async with self._writing:
             self.remembered.keep_commands(self.enrolment.commands)
 
+    async def _write_answers(self, delta: Delta) -> None:
+        await self.apply(DemandChange(delta))
+
     def _release(self) -> None:
         self._releasing = False
         self._reader.release()
@@ -265,6 +282,7 @@ class Node:
             await self.enrolment.release_strangers()
             self._reconciled = True
             self.direct.start()
+            self.identities.manager.all_wanted()
 
     def _pods_changed(self, uid: str) -> None:
         self.metrics.enrolled_pods = len(self.enrolment.pods)

@@ -24,7 +24,7 @@ from nodeproxy.agent.asking import Asking
 from nodeproxy.model.delta import Delta
 from nodeproxy.model.messages import NAMES_A_MESSAGE, NamesAnswered
 from nodeproxy.model.workload import Service, Workload
-from nodeproxy.observe.metrics import OnDemandStatistics
+from nodeproxy.observe.on_demand_metrics import OnDemandStatistics
 from nodeproxy.state.layout import MAX_KEY_BYTES
 from nodeproxy.state.resources import service_names, workload_names
 from nodeproxy.state.view import View

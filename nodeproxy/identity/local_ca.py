@@ -147,6 +147,13 @@ class LocalAuthority:
         """See `CertificateAuthority`."""
         return self._current().roots_pem
 
+    def rotated(self) -> bool:
+        """See `CertificateAuthority`.  Never: `roots` follows the files, and an old key stays vouched for (`rotation`)."""
+        return False
+
+    async def close(self) -> None:
+        """See `CertificateAuthority`.  Nothing is open."""
+
     def _current(self) -> LocalCA:
         stamp = _stamp(self._directory)  # before the files are read: a change while reading is seen as one the next time
         if stamp != self._seen:

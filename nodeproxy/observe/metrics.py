@@ -19,6 +19,8 @@ from prometheus_client.registry import Collector
 from nodeproxy.identity.schedule import CertificateStatistics
 from nodeproxy.observe.counters import Totals
 from nodeproxy.observe.labels import LABELS, Labels, Reporter
+from nodeproxy.observe.on_demand_metrics import OnDemandStatistics, on_demand_families
+from nodeproxy.observe.xds_metrics import XdsStatistics, xds_families
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CONTENT_TYPE_OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -63,21 +65,6 @@ class DirectStatistics(msgspec.Struct, frozen=True, kw_only=True):
     kernel: Mapping[str, int]
 
 
-class OnDemandStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Asking for names on demand.  names: how many, by answer ("present", "absent", "pending").
-
-    asked, asked_again: names that the source was asked for, first and once more.  answers: its own, by kind.
-    refused: names that workers were refused, by why; let_go: those that are not asked for any more, by why.
-    """
-
-    names: Mapping[str, int]
-    asked: int
-    asked_again: int
-    answers: Mapping[str, int]
-    refused: Mapping[str, int]
-    let_go: Mapping[str, int]
-
-
 class Metrics:
     """Everything that is scraped.  The attributes are for the agent's parts to set; the providers are asked at each scrape."""
 
@@ -89,6 +76,7 @@ class Metrics:
         self.certificates: Callable[[], Sequence[CertificateStatistics]] | None = None
         self.state: Callable[[], StateStatistics] | None = None
         self.direct: Callable[[], DirectStatistics] | None = None
+        self.xds: Callable[[], XdsStatistics] | None = None
         self.on_demand: Callable[[], OnDemandStatistics] | None = None
         self.kernel_drops: Callable[[], Mapping[str, int]] | None = None
         self._totals = totals
@@ -116,9 +104,11 @@ class Metrics:
         if self.direct is not None:
             yield from _direct(self.direct())
         if self.on_demand is not None:
-            yield from _on_demand(self.on_demand())
+            yield from on_demand_families(self.on_demand())
         if self.state is not None:
             yield from self._state(self.state())
+        if self.xds is not None:
+            yield from xds_families(self.xds())
         if self.certificates is not None:
             yield from _certificates(self.certificates())
 
@@ -198,19 +188,6 @@ def _direct(direct: DirectStatistics) -> Iterator[Metric]:
     )
     kernel: list[tuple[tuple[str, ...], float]] = [((name,), count) for name, count in direct.kernel.items()]
     yield _counter("nodeproxy_direct_kernel", "What the eBPF programs met on the direct path", ("event",), kernel)
-
-
-def _on_demand(on_demand: OnDemandStatistics) -> Iterator[Metric]:
-    def by(counts: Mapping[str, int]) -> list[tuple[tuple[str, ...], float]]:
-        return [((name,), count) for name, count in counts.items()]
-
-    names = "nodeproxy_on_demand"
-    yield _gauge(f"{names}_names", "Names that the source of state was asked for", ("answer",), by(on_demand.names))
-    yield _counter(f"{names}_asked", "Names that were asked for, and not before", (), [((), on_demand.asked)])
-    yield _counter(f"{names}_asked_again", "Names that were asked for once more", (), [((), on_demand.asked_again)])
-    yield _counter(f"{names}_answers", "Names that the source has answered", ("answer",), by(on_demand.answers))
-    yield _counter(f"{names}_refused", "Names that workers asked for in vain", ("reason",), by(on_demand.refused))
-    yield _counter(f"{names}_let_go", "Names that are not asked for any more", ("reason",), by(on_demand.let_go))
 
 
 def _certificates(rows: Sequence[CertificateStatistics]) -> Iterator[Metric]:

@@ -14,7 +14,8 @@ from nodeproxy.model.connection import Connection, Direction, Party
 from nodeproxy.model.reason import Reason
 from nodeproxy.observe.counters import Counters, Totals
 from nodeproxy.observe.labels import LABELS, tcp_labels
-from nodeproxy.observe.metrics import Metrics, OnDemandStatistics, StateStatistics
+from nodeproxy.observe.metrics import Metrics, StateStatistics
+from nodeproxy.observe.on_demand_metrics import OnDemandStatistics
 
 Make = Callable[..., Connection]
 PARSERS: dict[bool, Any] = {False: parse_text, True: parse_openmetrics}
