@@ -36,6 +36,7 @@ STORE = "state"
 def run(config: RunConfig) -> int:
     """Serve until SIGTERM or SIGINT.  Raises what makes a start impossible; returns the exit status."""
     _set_up_logging(config.log_format)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it would write lines of its own between ours, about what we tell anyway
     _require_privileges()
     lock = _own_run_dir(config.run_dir, config.instance)
     authority, kept = _authority(config)
