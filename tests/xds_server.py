@@ -144,6 +144,7 @@ class ControlPlaneServer:
         self.address = ""
         self._lock = threading.RLock()
         self._server: grpc.Server | None = None
+        self.stream_type = Stream
 
     # ── life ──
 
@@ -257,7 +258,7 @@ class ControlPlaneServer:
         return metadata
 
     def _serve(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        stream = Stream(self, self._authenticate(context))
+        stream = self.stream_type(self, self._authenticate(context))
         context.add_callback(lambda: stream.out.put(_END))
 
         def read() -> None:

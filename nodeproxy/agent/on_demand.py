@@ -178,7 +178,7 @@ class OnDemand:
         for name in names:
             if _is_somebody(view, name) or view.is_absent(name):
                 known.append(name)  # by now
-            elif (asked := self._names.get(name)) is not None and not asked.answered:
+            elif not self.is_away and (asked := self._names.get(name)) is not None and not asked.answered:
                 asked.waiting.add(slot)
             else:
                 waiting.append(name)

@@ -19,8 +19,11 @@ WAIT_S = 3.0
 # A parked connection takes some 3 KB and a descriptor.  What one pod may have, and all.
 MAX_PARKED_OF_POD = 1024
 MAX_PARKED = 4096
+# For so long a pod that asks too much is not asked for again: the agent has said no, and has others to serve.
+REST_S = 0.1
 # An address, a service's waypoint, that one's own service: beyond it the answers do not fit what was asked.
 MAX_ROUNDS = 4
+_MAX_RESTING = 1024
 
 Again = Callable[["Parked"], None]
 
@@ -82,12 +85,19 @@ class Waiting:
         self._wanted: dict[str, _Wanted] = {}
         self._owners: dict[str, dict[Parked, None]] = {}  # in the order that they came
         self._count = 0
+        self._resting: dict[str, tuple[float, Refusal]] = {}  # until when, and why, by owner
 
     def __len__(self) -> int:
         return self._count
 
     def park(self, session: Session, owner: str, names: tuple[str, ...], again: Again) -> None:
         """Have a connection wait that hangs on these names."""
+        resting = self._resting.get(owner)
+        if resting is not None:
+            if self._poller.clock() < resting[0]:
+                session.refuse(resting[1])
+                return
+            del self._resting[owner]
         self._park(Parked(self, session, owner, again, self._poller.clock() + WAIT_S), names)
 
     def park_again(self, parked: Parked, names: tuple[str, ...]) -> None:
@@ -168,6 +178,10 @@ class Waiting:
     def refused(self, names: tuple[str, ...], owner: str, detail: str) -> None:
         """They will not be answered soon.  owner: for whom, "" for all."""
         refusal = Refusal(Reason.STATE_UNAVAILABLE, detail)
+        if owner:
+            if len(self._resting) >= _MAX_RESTING:
+                self._resting.clear()
+            self._resting[owner] = (self._poller.clock() + REST_S, refusal)
         for name in names:
             wanted = self._wanted.get(name)
             if wanted is None:

@@ -140,16 +140,17 @@ class DeltaClient:
         yield from replies
         for watch in self._watches.values():
             if watch.begun and watch.untold():
+                added, dropped, again = sorted(watch.added), sorted(watch.dropped | watch.again), sorted(watch.again)
+                watch.told()  # now: who sends takes its time, and more may come meanwhile
                 request = self._request(watch.type_url)
-                request.resource_names_subscribe.extend(sorted(watch.added))
-                request.resource_names_unsubscribe.extend(sorted(watch.dropped | watch.again))
+                request.resource_names_subscribe.extend(added)
+                request.resource_names_unsubscribe.extend(dropped)
                 yield request.SerializeToString()
-                if watch.again:
+                if again:
                     # istiod answers only for names that are new to it, so they are let go first, in a request of its own.
                     request = self._request(watch.type_url)
-                    request.resource_names_subscribe.extend(sorted(watch.again))
+                    request.resource_names_subscribe.extend(again)
                     yield request.SerializeToString()
-                watch.told()
 
     # ── names, for types on demand ──
 

@@ -389,6 +389,8 @@ def test_what_is_unknown_waits_for_a_source_that_has_just_gone_and_for_no_other(
     bench.wanted("/10.0.0.3")
     [(_, names, refusal)] = bench.take_told()
     assert (names, "has been away for 4 s" in refusal) == (("/10.0.0.3",), True)
+    bench.wanted("/10.0.0.2", slot=1)
+    assert len(bench.take_told()) == 1, "it is asked for already, and that does not help"
     bench.demand.connected(True)
     bench.sweep(UNANSWERED_S - 1)
     assert bench.source.take() == [], "it has just come back"

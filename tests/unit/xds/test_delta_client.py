@@ -157,3 +157,18 @@ def test_who_lets_go_and_comes_back_at_once_is_answered() -> None:
     (request,) = sent(state)
     assert list(request.resource_names_unsubscribe) == ["/10.0.0.1"]
     assert state.subscribed(ADDRESS) == set()
+
+
+def test_what_comes_while_a_request_is_sent_is_sent_next() -> None:
+    state = client(on_demand=True)
+    state.begin(AUTHORIZATION)
+    state.reply(AUTHORIZATION, "n1")
+    state.begin(ADDRESS)
+    sent(state)
+    state.subscribe(ADDRESS, ["/10.0.0.1"])
+    requests = state.take()
+    next(requests)
+    state.subscribe(ADDRESS, ["/10.0.0.2"])
+    assert list(requests) == []
+    (request,) = sent(state)
+    assert list(request.resource_names_subscribe) == ["/10.0.0.2"]
