@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from nodeproxy.decide.waypoint import gateway_service, gateway_workload
 from nodeproxy.model.reason import Reason, Refusal
-from nodeproxy.model.workload import Gateway, Service, Workload
+from nodeproxy.model.workload import Gateway
 from nodeproxy.state.view import View
 
 # The names, of those that are answered, that decisions have hung on since somebody last looked; None where the state holds all
@@ -46,8 +47,9 @@ def missing_at(view: View, network: str, ip: str, names: set[str]) -> tuple[str,
     return tuple(missing)
 
 
-def missing_gateway(view: View, gateway: Gateway, found: Service | Workload | None, names: set[str]) -> tuple[str, ...]:
-    """What must be asked to know where a gateway is.  found: who it is in the state."""
+def missing_gateway(view: View, gateway: Gateway, names: set[str]) -> tuple[str, ...]:
+    """What must be asked to know where a gateway is."""
+    found = gateway_service(view, gateway) or gateway_workload(view, gateway)
     if found is None and not view.is_absent(gateway.destination):
         return (gateway.destination,)
     names.add(gateway.destination)

@@ -13,7 +13,7 @@ import msgspec
 
 from nodeproxy.decide.demand import Names, missing_at, missing_gateway, missing_services, unanswered
 from nodeproxy.decide.trace import Trace, note
-from nodeproxy.decide.waypoint import gateway_service, gateway_workload, is_waypoint
+from nodeproxy.decide.waypoint import is_waypoint
 from nodeproxy.model.policy import Action, Policy
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.model.workload import OWN_PORTS, Gateway, Service, Workload
@@ -68,7 +68,8 @@ def admit_hbone(
 ) -> Admission | Refusal:
     """A CONNECT to `authority` that came to the pod's `socket_ip`:15008.
 
-    forwarded_host: `host` of its `forwarded` header, "" if it has none.  names: as in `outbound.outbound`.
+    forwarded_host: `host` of its `forwarded` header, "" if it has none.  names: None, or as in
+    `outbound.outbound_on_demand`.
     """
     parsed = parse_authority(authority)
     if parsed is None:
@@ -194,7 +195,7 @@ def _missing_of_waypoint(view: View, pod: Workload, ip: str, names: set[str]) ->
     """What must be asked to know whether `pod` is the waypoint of whatever has this address."""
     missing = list(missing_at(view, pod.network, ip, names))
     for gateway in _waypoints_of(view, pod, ip):
-        missing += missing_gateway(view, gateway, gateway_service(view, gateway) or gateway_workload(view, gateway), names)
+        missing += missing_gateway(view, gateway, names)
     return tuple(dict.fromkeys(missing))
 
 

@@ -15,7 +15,7 @@ from enum import StrEnum
 
 import msgspec
 
-from nodeproxy.decide.demand import Names, Unanswered, missing_at, unanswered
+from nodeproxy.decide.demand import Unanswered, missing_at, missing_gateway, unanswered
 from nodeproxy.decide.trace import Trace, note
 from nodeproxy.decide.waypoint import is_waypoint, pick_ip, resolve
 from nodeproxy.model.address import join_address
@@ -67,20 +67,39 @@ def outbound(
     trace: Trace | None = None,
     *,
     same_node_hbone: bool = False,
-    names: Names = None,
 ) -> Route | Refusal:
     """The way of a connection from `source` to ip:port.
 
     is_local: whether a workload (by uid) is an enrolled pod of this node.  same_node_hbone: such a pod is reached as on another.
-    names: on demand, what the decision hung on is added to it, and the answer may be `Unanswered`.
     """
     if ":" in ip:
         ip = canonical_ip(ip)
     if view.is_empty:
         note(trace, "is there any state?", "no")
         return Refusal(Reason.STATE_UNAVAILABLE, "no source of state has answered yet; see the agent's log for why")
-    decision = _Decision(view, source, ip, port, balancer, is_local, same_node_hbone, trace, names)
+    decision = _Decision(view, source, ip, port, balancer, is_local, same_node_hbone, trace)
     return decision.decide()
+
+
+def outbound_on_demand(
+    view: View,
+    source: Workload,
+    ip: str,
+    port: int,
+    balancer: Balancer,
+    is_local: Callable[[str], bool],
+    names: set[str],
+    trace: Trace | None = None,
+    *,
+    same_node_hbone: bool = False,
+) -> Route | Refusal:
+    """As `outbound`, with a state that holds only what was asked for: the answer may be `Unanswered`.
+
+    names: those that are answered and that the decision hung on are added to it.
+    """
+    if ":" in ip:
+        ip = canonical_ip(ip)
+    return _DecisionOnDemand(view, source, ip, port, balancer, is_local, same_node_hbone, trace, names).decide()
 
 
 def who_is(view: View, network: str, ip: str) -> tuple[Service | None, Workload | None]:
@@ -95,7 +114,7 @@ def who_is(view: View, network: str, ip: str) -> tuple[Service | None, Workload 
 class _Decision:
     """The arguments of one decision, so that its steps need not pass them on."""
 
-    __slots__ = ("balancer", "ip", "is_local", "names", "port", "same_node_hbone", "source", "trace", "view")
+    __slots__ = ("balancer", "ip", "is_local", "port", "same_node_hbone", "source", "trace", "view")
 
     def __init__(
         self,
@@ -107,12 +126,10 @@ class _Decision:
         is_local: Callable[[str], bool],
         same_node_hbone: bool,
         trace: Trace | None,
-        names: Names,
     ) -> None:
         self.view, self.source, self.ip, self.port = view, source, ip, port
         self.balancer, self.is_local, self.trace = balancer, is_local, trace
         self.same_node_hbone = same_node_hbone
-        self.names = names
 
     def decide(self) -> Route | Refusal:
         ip, port = self.ip, self.port
@@ -120,8 +137,6 @@ class _Decision:
         if port in OWN_PORTS and (service or workload or ip == "::1" or ip.startswith("127.")):
             note(self.trace, f"is {port} a port of the proxy's own?", "yes: refused")
             return Refusal(Reason.ILLEGAL_PORT, f"port {port} is the proxy's own; connect to the application's port")
-        if self.names is not None and (missing := missing_at(self.view, self.source.network, ip, self.names)):
-            return self._unanswered(f"who is {ip}?", missing)
         if service is not None and (service.load_balancer.mode is not Balancing.PASSTHROUGH or has_waypoint(service)):
             note(self.trace, f"who is {ip}?", "a service's virtual address", service.key)
             return self._to_service(service)
@@ -130,10 +145,6 @@ class _Decision:
             return Route(kind=RouteKind.PASSTHROUGH, address=(ip, port), service=service)
         note(self.trace, f"who is {ip}?", f"workload {workload.name}", workload.uid)
         return self._to_pod(workload, service)
-
-    def _unanswered(self, question: str, missing: tuple[str, ...]) -> Unanswered:
-        note(self.trace, question, f"not known yet: {', '.join(missing)} must be asked for")
-        return unanswered(missing)
 
     def _to_service(self, service: Service) -> Route | Refusal:
         gateway = service.waypoint
@@ -174,7 +185,7 @@ class _Decision:
         return False
 
     def _through(self, gateway: Gateway, owner: str, service: Service | None) -> Route | Refusal:
-        found = resolve(self.view, gateway, self.source, self.ip, self.balancer, owner, self.names)
+        found = resolve(self.view, gateway, self.source, self.ip, self.balancer, owner)
         if isinstance(found, Refusal):
             note(self.trace, "through the waypoint?", found.detail, owner)
             return found
@@ -224,6 +235,45 @@ class _Decision:
             service=service,
             balanced=balanced,
         )
+
+
+class _DecisionOnDemand(_Decision):
+    """The same steps, each of which first sees to it that what it goes by is known.
+
+    Apart from `_Decision`, which each connection pays for where everything is known.
+    """
+
+    __slots__ = ("names",)
+
+    def __init__(
+        self,
+        view: View,
+        source: Workload,
+        ip: str,
+        port: int,
+        balancer: Balancer,
+        is_local: Callable[[str], bool],
+        same_node_hbone: bool,
+        trace: Trace | None,
+        names: set[str],
+    ) -> None:
+        super().__init__(view, source, ip, port, balancer, is_local, same_node_hbone, trace)
+        self.names = names
+
+    def decide(self) -> Route | Refusal:
+        missing = missing_at(self.view, self.source.network, self.ip, self.names)
+        return self._unanswered(f"who is {self.ip}?", missing) if missing else super().decide()
+
+    def _through(self, gateway: Gateway, owner: str, service: Service | None) -> Route | Refusal:
+        # All of a service's waypoints at once: the next connection may be led to another one.
+        others = [weighted.gateway for weighted in service.weighted_waypoints] if service is not None else []
+        gateways = dict.fromkeys((gateway, *others))
+        missing = tuple([name for each in gateways for name in missing_gateway(self.view, each, self.names)])
+        return self._unanswered("through the waypoint?", missing) if missing else super()._through(gateway, owner, service)
+
+    def _unanswered(self, question: str, missing: tuple[str, ...]) -> Unanswered:
+        note(self.trace, question, f"not known yet: {', '.join(missing)} must be asked for")
+        return unanswered(missing)
 
 
 def has_waypoint(service: Service) -> bool:

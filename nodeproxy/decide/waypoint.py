@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import msgspec
 
-from nodeproxy.decide.demand import Names, missing_gateway, unanswered
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.model.workload import Gateway, Service, Workload
 from nodeproxy.state.balance import Balancer
@@ -50,14 +49,9 @@ def gateway_workload(view: View, gateway: Gateway) -> Workload | None:
     return view.workload_at(network, ip)
 
 
-def resolve(
-    view: View, gateway: Gateway, source: Workload, target_ip: str, balancer: Balancer, owner: str, names: Names = None
-) -> Waypoint | Refusal:
-    """A pod of `gateway`; owner: the key of what asked for it, for the refusal; names: as in `outbound.outbound`."""
+def resolve(view: View, gateway: Gateway, source: Workload, target_ip: str, balancer: Balancer, owner: str) -> Waypoint | Refusal:
+    """A pod of `gateway`; owner: the key of what asked for it, for the refusal."""
     service = gateway_service(view, gateway)
-    found = gateway_workload(view, gateway) if service is None else None
-    if names is not None and (missing := missing_gateway(view, gateway, service or found, names)):
-        return unanswered(missing)
     if service is not None:
         # Port 0: an endpoint needn't list the HBONE port to be a waypoint.
         endpoint = balancer.choose(service, view.endpoints(service.key), source, 0)
@@ -67,6 +61,7 @@ def resolve(
         port = own.get(gateway.hbone_port) or service.ports.get(gateway.hbone_port) or gateway.hbone_port
         identities = frozenset((workload.identity, *service.subject_alt_names))
         return Waypoint(workload, pick_ip(workload, target_ip), port, identities, service)
+    found = gateway_workload(view, gateway)
     if found is None:
         return _refuse(owner, f"waypoint {gateway.destination} is not known; is it deployed, and part of the mesh?")
     ip = gateway.destination.partition("/")[2]

@@ -13,7 +13,7 @@ import msgspec
 
 from nodeproxy.decide.demand import Names
 from nodeproxy.decide.inbound import Admission, admit_hbone, admit_local
-from nodeproxy.decide.outbound import Route, RouteKind, outbound
+from nodeproxy.decide.outbound import Route, RouteKind, outbound, outbound_on_demand
 from nodeproxy.decide.trace import Step, Trace, note
 from nodeproxy.errors import ConfigError
 from nodeproxy.model.address import join_address
@@ -60,7 +60,7 @@ def explain(
 ) -> Explanation:
     """What would become of a connection from `source` to `destination`.
 
-    names: as in `outbound`: on demand, the refusal may be `Unanswered`.
+    names: None, or as in `outbound_on_demand`: then the refusal may be `Unanswered`.
 
     source: a workload's uid, "name.namespace", "namespace/name", name or address.
     destination: "ADDRESS:PORT", "HOST:PORT" of a service ("name.namespace" will do), or a workload as above, "WORKLOAD[:PORT]".
@@ -69,7 +69,10 @@ def explain(
     steps: Trace = []
     pod = find_workload(view, source)
     ip, port = _resolve(view, pod, destination, steps)
-    route = outbound(view, pod, ip, port, balancer, is_local, steps, same_node_hbone=same_node_hbone, names=names)
+    if names is None:
+        route = outbound(view, pod, ip, port, balancer, is_local, steps, same_node_hbone=same_node_hbone)
+    else:
+        route = outbound_on_demand(view, pod, ip, port, balancer, is_local, names, steps, same_node_hbone=same_node_hbone)
     refusal = route if isinstance(route, Refusal) else _at_destination(view, pod, route, steps, names)
     if refusal is not None:
         outcome = f"refused ({refusal.reason}): {refusal.detail}"

@@ -12,7 +12,7 @@ import logging
 
 from nodeproxy.decide.demand import unanswered
 from nodeproxy.decide.inbound import Admission, admit_local
-from nodeproxy.decide.outbound import Route, RouteKind, outbound
+from nodeproxy.decide.outbound import Route, RouteKind, outbound, outbound_on_demand
 from nodeproxy.model.address import join_address
 from nodeproxy.model.connection import Party, Security
 from nodeproxy.model.reason import Reason, Refusal
@@ -111,8 +111,11 @@ class Plans:
         if source is None:
             detail = f"this pod's workload {pod.uid} is not in the state; its source has removed it or not sent it yet"
             return self._keep(key, Plan(Party(join_address(*original)), refusal=Refusal(Reason.UNKNOWN_WORKLOAD, detail)))
-        hbone = context.same_node_hbone
-        route = outbound(view, source, *original, context.balancer, context.is_local, same_node_hbone=hbone, names=context.names)
+        hbone, names = context.same_node_hbone, context.names
+        if names is None:
+            route = outbound(view, source, *original, context.balancer, context.is_local, same_node_hbone=hbone)
+        else:
+            route = outbound_on_demand(view, source, *original, context.balancer, context.is_local, names, same_node_hbone=hbone)
         if isinstance(route, Refusal):
             return Plan(Party(join_address(*original)), source, route)
         if route.balanced:

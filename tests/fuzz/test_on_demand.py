@@ -10,7 +10,7 @@ import pytest
 
 from nodeproxy.decide.demand import Unanswered
 from nodeproxy.decide.inbound import Admission, admit_hbone
-from nodeproxy.decide.outbound import Route, outbound
+from nodeproxy.decide.outbound import Route, outbound, outbound_on_demand
 from nodeproxy.model.delta import Delta, Everything
 from nodeproxy.model.reason import Refusal
 from nodeproxy.model.workload import Balancing, Gateway, LoadBalancer, Protocol, Service, WeightedGateway, Workload
@@ -102,7 +102,7 @@ def test_outbound_decides_as_whoever_knows_all(stores: Stores, chance: random.Ra
         everything = outbound(stores.all_reader.view(), source, ip, port, Balancer(1), lambda uid: uid in ("w1", "w2"))
         for _ in range(MAX_ROUNDS):
             view = stores.asked_reader.view()
-            found = outbound(view, source, ip, port, Balancer(1), lambda uid: uid in ("w1", "w2"), names=set())
+            found = outbound_on_demand(view, source, ip, port, Balancer(1), lambda uid: uid in ("w1", "w2"), set())
             if not isinstance(found, Unanswered):
                 break
             stores.ask(found.names)

@@ -10,7 +10,7 @@ import pytest
 from nodeproxy.decide.demand import Unanswered
 from nodeproxy.decide.direct import Direct, LocalPod
 from nodeproxy.decide.inbound import Admission, admit_hbone
-from nodeproxy.decide.outbound import Route, RouteKind, outbound
+from nodeproxy.decide.outbound import Route, RouteKind, outbound, outbound_on_demand
 from nodeproxy.decide.trace import Trace
 from nodeproxy.model.delta import Delta
 from nodeproxy.model.reason import Reason, Refusal
@@ -44,7 +44,7 @@ def see(tmp_path: Path) -> Iterator[See]:
 
 
 def go(view: View, ip: str, port: int = 80, source: Workload = CLIENT, names: set[str] | None = None) -> Route | Refusal:
-    return outbound(view, source, ip, port, Balancer(1), lambda uid: False, names=set() if names is None else names)
+    return outbound_on_demand(view, source, ip, port, Balancer(1), lambda uid: False, set() if names is None else names)
 
 
 def asks_for(view: View, ip: str, source: Workload = CLIENT) -> tuple[str, ...]:
@@ -129,7 +129,7 @@ def test_without_the_mode_nothing_is_asked_for(see: See) -> None:
 
 def test_it_tells_the_step(see: See) -> None:
     trace: Trace = []
-    outbound(see(Delta()), CLIENT, "192.0.2.1", 80, Balancer(1), lambda uid: False, trace, names=set())
+    outbound_on_demand(see(Delta()), CLIENT, "192.0.2.1", 80, Balancer(1), lambda uid: False, set(), trace)
     assert [step.outcome for step in trace] == ["not known yet: /192.0.2.1 must be asked for"]
 
 
