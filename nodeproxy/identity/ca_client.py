@@ -64,9 +64,12 @@ class CaClient:
         return self._roots
 
     def rotated(self) -> bool:
-        """See `CertificateAuthority`: when the roots that vouch for the CA change, those that it gives out may, too."""
-        if self._vouched is None:
-            return False
+        """See `CertificateAuthority`: when the roots that vouch for the CA change, those that it gives out may, too.
+
+        What was kept from a former agent is asked for again once: nobody watched meanwhile.
+        """
+        if self._vouched is None and not self._roots:
+            return False  # nothing was asked for yet
         try:
             roots = self._control.roots()
         except IdentityError:

@@ -9,10 +9,9 @@ Knows nothing of streams, versions or the store.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from google.protobuf.message import DecodeError, Message
-from google.protobuf.unknown_fields import UnknownFieldSet
 
 from nodeproxy.errors import ConfigError, ResourceError
 from nodeproxy.model.policy import Action, Clause, Match, Policy, PolicyScope, Rule, ServiceAccountMatch, StringMatch
@@ -67,7 +66,11 @@ def decode_policy(raw: bytes) -> Policy:
     """An `istio.security.Authorization`.  Raises ResourceError."""
     message = authorization_pb2.Authorization()
     _parse(message, raw)
-    _no_more(message, "a policy")
+    size = message.ByteSize()
+    message.DiscardUnknownFields()  # also those within
+    if message.ByteSize() != size:
+        raise ResourceError("unknown_field", "it has fields that this version does not know")
+    _no_extension("a policy", message.extensions)
     namespace = segment("a policy's namespace", message.namespace)
     policy = Policy(
         name=name("a policy's name", segment("a policy's name", message.name)),
@@ -217,17 +220,15 @@ def _ports(ports: Iterable[workload_pb2.Port]) -> dict[int, int]:
 
 
 def _rule(message: authorization_pb2.Rule) -> Rule:
-    _no_more(message, "a rule")
     return tuple(_clause(clause) for clause in message.clauses)
 
 
 def _clause(message: authorization_pb2.Clause) -> Clause:
-    _no_more(message, "a clause")
     return tuple(_match(match) for match in message.matches)
 
 
 def _match(message: authorization_pb2.Match) -> Match:
-    _no_more(message, "a match")
+    _no_extension("a match", message.extensions)
     return Match(
         namespaces=_strings(message.namespaces),
         not_namespaces=_strings(message.not_namespaces),
@@ -249,7 +250,6 @@ def _strings(messages: Iterable[authorization_pb2.StringMatch]) -> tuple[StringM
 
 
 def _string(message: authorization_pb2.StringMatch) -> StringMatch:
-    _no_more(message, "a comparison")
     kind = message.WhichOneof("match_type")
     if kind == "presence":
         return StringMatch(presence=True)
@@ -265,7 +265,6 @@ def _string(message: authorization_pb2.StringMatch) -> StringMatch:
 def _blocks(messages: Iterable[authorization_pb2.Address]) -> tuple[str, ...]:
     found = []
     for message in messages:
-        _no_more(message, "a block of addresses")
         found.append(cidr_text(message.address, message.length))
     return tuple(found)
 
@@ -273,16 +272,10 @@ def _blocks(messages: Iterable[authorization_pb2.Address]) -> tuple[str, ...]:
 def _accounts(messages: Iterable[authorization_pb2.ServiceAccountMatch]) -> tuple[ServiceAccountMatch, ...]:
     found = []
     for message in messages:
-        _no_more(message, "a service account")
         found.append(ServiceAccountMatch(message.namespace, message.service_account))
     return tuple(found)
 
 
-def _no_more(message: Message, what: str) -> None:
-    """Refuse what says more than is understood: an extension, or a field of a later version."""
-    extensions = getattr(message, "extensions", ())
+def _no_extension(what: str, extensions: Sequence[workload_pb2.Extension]) -> None:
     if extensions:
         raise ResourceError("extension", f"{what} has the extension {extensions[0].name!r}, which this version does not know")
-    unknown = UnknownFieldSet(message)
-    if len(unknown):
-        raise ResourceError("unknown_field", f"{what} has field {unknown[0].field_number}, which this version does not know")

@@ -117,13 +117,13 @@ class Agent:
         self.mesh = cluster.directory / f"mesh{number}.yaml"
         self.log_path = cluster.directory / f"log{number}"
         self.process: subprocess.Popen[bytes] | None = None
+        self.source = ["--mesh", str(self.mesh), "--ca", str(cluster.ca)]
         self.arguments: list[str] = []
-        self.source = ["--mesh", str(self.mesh)]
 
     def start(self, wait: bool = True) -> None:
         """Start it; by default until it is ready."""
         node: Host = self.cluster.lab.nodes[self.number]
-        argv = [sys.executable, *ENTRY, "run", "--node", self.name, *self.source, "--ca", str(self.cluster.ca)]
+        argv = [sys.executable, *ENTRY, "run", "--node", self.name, *self.source]
         argv += ["--instance", self.instance, "--cgroup-root", str(self.cluster.cgroup), "--run-dir", str(self.run_dir)]
         argv += ["--log-format", "json", *self.arguments]
         with self.log_path.open("ab") as log:
@@ -134,7 +134,7 @@ class Agent:
     def wait_ready(self, timeout_s: float = 30.0) -> None:
         def ready() -> bool:
             assert self.process is not None
-            assert self.process.poll() is None, f"the agent ended: {self.log()[-3000:]}"
+            assert self.process.poll() is None, f"the agent ended with {self.process.poll()}: {self.log()[-3000:]}"
             try:
                 return bool(self.get("/status")["ready"])
             except (OSError, http.client.HTTPException):

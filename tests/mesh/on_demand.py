@@ -125,7 +125,7 @@ def serve(cluster: Cluster, agent: Agent, control: Istiod) -> None:
     """Have the agent, which is to be started, ask this control plane."""
     with inside(cluster.lab.nodes[agent.number].netns_fd):
         url = control.start()
-    agent.source = ["--source", "xds", "--xds-address", url, "--xds-on-demand", "--auth-token", "off"]
+    agent.source = ["--source", "xds", "--xds-address", url, "--xds-on-demand", "--auth-token", "off", "--ca", str(cluster.ca)]
 
 
 def enrol(agent: Agent, pod: MeshPod) -> None:

@@ -1,9 +1,9 @@
 """From responses to changes of the state, in pieces that do not stop the agent.
 
-Invariants: what can be used of a response is applied, the rest is told; policies of one response take effect together, so that
-none is missing while another has gone; of addresses, what comes is written before what goes, so that an address which changes its
-owner is never nobody's.  A policy that can't be understood keeps its last good form or, without one, has a stand-in
-(`nodeproxy.xds.decode.stand_in`).
+Invariants: what can be used of a response is applied, the rest is told; policies of one response take effect together, up to
+`MAX_POLICIES_BYTES` of them, so that none is missing while another has gone; of addresses, what comes is written before what
+goes, so that one which changes its owner is never nobody's.  A policy that can't be understood keeps its last good form or,
+without one, has a stand-in (`nodeproxy.xds.decode.stand_in`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from nodeproxy.xds.delta_client import MAX_NAMED, Rejected
 from nodeproxy.xds.message import Response
 from nodeproxy.xds.names import ADDRESS, AUTHORIZATION, MAX_NAME_BYTES
 
-# So many resources are decoded and written at once: some 10 ms.
+# So many resources are decoded and written at once, 10 ms of work; of large ones (policies, say) fewer.
 MAX_BATCH = 200
-# The same for large ones.
-MAX_BATCH_BYTES = 256 << 10
-# Policies of a larger message are written in pieces after all: to hold it decoded would take ten times as much memory.
-MAX_POLICIES_BYTES = 16 << 20
+MAX_BATCH_BYTES = 64 << 10
+# Policies of a larger message, some 1000 of ten rules each, are written in pieces after all: it would stop the agent for longer
+# than 0.3 s, and to hold it decoded takes ten times as much memory.
+MAX_POLICIES_BYTES = 512 << 10
 # Istio's default; the namespaces of global policies that are known count as well.
 _ROOT_NAMESPACE = "istio-system"
 
@@ -147,6 +147,7 @@ class Applier:
         # On demand a connection waits for a service, and must not find it without the endpoints that came with it.
         services = _Batch(response.type_url)
         given: set[str] = set()
+        turn_bytes = 0
         for index, resource in enumerate(response.resources(), 1):
             name = self._take(resource, batch, outcome)
             if response.removed:
@@ -155,7 +156,9 @@ class Applier:
                 outcome.arrived.append(name)
                 if isinstance(batch.resources[name], Service):
                     batch.move(name, services)
-            if index % MAX_BATCH == 0:
+            turn_bytes += 0 if isinstance(resource, ResourceError) else len(resource.resource.value)
+            if index % MAX_BATCH == 0 or turn_bytes >= MAX_BATCH_BYTES:
+                turn_bytes = 0
                 await asyncio.sleep(0)
             if batch.is_full() and not at_once:
                 await self._write(batch, outcome)

@@ -58,7 +58,7 @@ def test_the_json_of_every_command_is_documented():
 
 def test_run_has_an_option_for_each_setting():
     options = {parameter.name for parameter in nodeproxy.commands["run"].params}
-    assert options == set(config.RunConfig.__dataclass_fields__) | {"config_path"}
+    assert options | {"metadata"} == set(config.RunConfig.__dataclass_fields__) | {"config_path"}
 
 
 def test_help_imports_little():

@@ -65,6 +65,13 @@ def test_new_roots_are_those_of_the_last_certificate(tmp_path: Path, server: Con
     run(client, scenario)
 
 
+def test_what_was_kept_is_asked_for_again_once(server: ControlPlaneServer) -> None:
+    client = CaClient(control(server.start()), ttl_s=3600, roots=b"kept")
+    assert client.rotated()
+    assert not client.rotated()
+    assert not CaClient(control(f"http://{server.address}"), ttl_s=3600).rotated()
+
+
 def test_token_and_root_are_read_for_each_request(tmp_path: Path, server: ControlPlaneServer) -> None:
     old, new = Root(), Root()
     file, token = write_root(tmp_path / "root.pem", old), tmp_path / "token"
