@@ -145,6 +145,7 @@ class ControlPlaneServer:
         self.max_request_bytes = -1
         self._lock = threading.RLock()
         self._server: grpc.Server | None = None
+        self.stream_type = Stream
 
     # ── life ──
 
@@ -262,7 +263,7 @@ class ControlPlaneServer:
         return metadata
 
     def _serve(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        stream = Stream(self, self._authenticate(context))
+        stream = self.stream_type(self, self._authenticate(context))
         context.add_callback(lambda: stream.out.put(_END))
 
         def read() -> None:

@@ -18,7 +18,6 @@ from typing import Protocol
 
 import grpc
 import grpc.aio
-import msgspec
 
 from nodeproxy.agent.sources.connection import SourceConnection
 from nodeproxy.agent.sources.xds_apply import Applier, Sink, XdsChange
@@ -70,16 +69,19 @@ class Node(Sink, Protocol):
         """What the source said can't be used."""
 
 
-class Arrived(msgspec.Struct, frozen=True):
-    """What a response was about, after it was applied.  resources: names and aliases ("network/ip"); gone: what is not there (any
-    more), among it what was subscribed and does not exist."""
+class Listener(Protocol):
+    """Who subscribes on demand, and what it is told."""
 
-    resources: list[tuple[str, tuple[str, ...]]]
-    gone: tuple[str, ...]
+    async def arrived(self, keys: Iterable[str], gone: Iterable[str]) -> None:
+        """A response was applied.  keys: of what came.  gone: what is not there (any more), among it what was subscribed and does
+        not exist."""
+
+    def connected(self, connected: bool) -> None:
+        """A server is connected and has answered for every type, or it is not any more."""
 
 
 class XdsSource:
-    """One source.  With on_demand, addresses are watched by name: `subscribe`, `unsubscribe`, and `on_arrived` for what came."""
+    """One source.  With on_demand, addresses are watched by name: `subscribe` and kin, and `listener` is told what came."""
 
     def __init__(
         self,
@@ -91,7 +93,7 @@ class XdsSource:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.name = f"xds {control}"
-        self.on_arrived: Callable[[Arrived], None] | None = None
+        self.listener: Listener | None = None
         self._node = node
         self._control = control
         self._clock = clock
@@ -113,13 +115,18 @@ class XdsSource:
     # ── on demand ──
 
     def subscribe(self, names: Iterable[str]) -> None:
-        """Watch these addresses, too: "network/ip", a workload's uid or a service's key.  `on_arrived` tells what comes of it."""
+        """Watch these addresses, too: "network/ip", a workload's uid or a service's key.  `listener` is told what comes of it."""
         self._client.subscribe(ADDRESS, names)
         self._to_send.set()
 
     def unsubscribe(self, names: Iterable[str]) -> None:
         """Watch these no more.  What is in the store of them stays there: the caller's to remove."""
         self._client.unsubscribe(ADDRESS, names)
+        self._to_send.set()
+
+    def ask_again(self, names: Iterable[str]) -> None:
+        """Have these, which are watched, answered once more."""
+        self._client.ask_again(ADDRESS, names)
         self._to_send.set()
 
     # ── what can be asked ──
@@ -224,16 +231,17 @@ class XdsSource:
         self._messages[url] += 1
         self._bytes[url] += response.bytes
         by_name = self._client.subscribed(url) is not None
-        tell = self.on_arrived if by_name else None
+        listener = self.listener if by_name else None
         is_all = url == ADDRESS and not by_name and not self._tells_known and not self._client.answered(url)
-        outcome = await self._applier.apply(response, tell_names=tell is not None, is_all=is_all)
+        outcome = await self._applier.apply(response, tell_names=listener is not None, is_all=is_all)
         self._told_bytes = 0  # it was taken, if it was all that was told
         self._client.reply(url, response.nonce, outcome.rejected, outcome.count)
         self._to_send.set()
         if self._client.all_answered:
             await self._settle()
-        if tell is not None:
-            tell(Arrived(outcome.arrived, outcome.removed))
+        if listener is not None:
+            await listener.arrived(outcome.arrived, outcome.removed)
+            listener.connected(self.connected)
 
     async def _settle(self) -> None:
         """Everything has been answered once: the node can serve by it."""
@@ -285,6 +293,8 @@ class XdsSource:
         if self._connected_at:
             self._since = self._clock()
         self._connected_at, self._error = 0.0, error
+        if self.listener is not None:
+            self.listener.connected(False)
         self._address = str(self._control.current())
 
 

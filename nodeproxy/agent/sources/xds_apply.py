@@ -72,13 +72,12 @@ class XdsChange:
 class Outcome(msgspec.Struct):
     """What has become of a response.  rejected: the first few; count: how many in all.
 
-    arrived: names of what was applied, each with what else it is called; removed: what is not there (any more).  Both only if
-    they were wanted.
+    arrived: names of what was applied; removed: what is not there (any more).  Both only if they were wanted.
     """
 
     rejected: list[Rejected] = []
     count: int = 0
-    arrived: list[tuple[str, tuple[str, ...]]] = []
+    arrived: list[str] = []
     removed: tuple[str, ...] = ()
 
 
@@ -103,6 +102,10 @@ class _Batch:
     def remove(self, name: str) -> None:
         self.removed.append(name)
         self.versions[name] = None
+
+    def move(self, name: str, to: _Batch) -> None:
+        """What came under this name goes with another batch."""
+        to.put(name, self.resources.pop(name), self.versions.pop(name), 0)
 
     def change(self) -> XdsChange:
         resources = self.resources.values()
@@ -152,14 +155,18 @@ class Applier:
             and self._sink.view().counts()["workloads"] > 0
         )
         batch = _Batch(response.type_url)
+        # On demand a connection waits for a service, and must not find it without the endpoints that came with it.
+        services = _Batch(response.type_url)
         given: set[str] = set()
         turn_bytes = 0
         for index, resource in enumerate(response.resources(), 1):
             name = self._take(resource, batch, outcome)
             if response.removed or is_all:
                 given.add(name)
-            if tell_names and name in batch.resources and not isinstance(resource, ResourceError):
-                outcome.arrived.append((name, tuple(resource.aliases)))
+            if tell_names and name in batch.resources:
+                outcome.arrived.append(name)
+                if isinstance(batch.resources[name], Service):
+                    batch.move(name, services)
             turn_bytes += 0 if isinstance(resource, ResourceError) else len(resource.resource.value)
             if index % MAX_BATCH == 0 or turn_bytes >= MAX_BATCH_BYTES:
                 turn_bytes = 0
@@ -167,6 +174,9 @@ class Applier:
             if batch.is_full() and not at_once:
                 await self._write(batch, outcome)
                 batch = _Batch(response.type_url)
+        if services.versions:
+            await self._write(batch, outcome)
+            batch = services
         removed: Iterable[str] = response.removed
         if is_all:
             removed = await self._sink.reading(partial(_not_given, response.type_url, given))

@@ -82,7 +82,7 @@ def test_ztunnel_on_demand(server: XdsServer, connection: grpc.Channel) -> None:
 
 def test_who_makes_it_work_has_to_wait(connection: grpc.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("MIN_WORK_S", 0.0), ("REST", 1e6), ("MAX_REST_S", 0.1)):
-        monkeypatch.setattr(ads, name, value)
+        monkeypatch.setattr(xds_stream, name, value)
     began = time.monotonic()
     with XdsClient(connection, token="n1") as client:
         client.begin(ADDRESS, on_demand=True)
