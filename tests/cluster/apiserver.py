@@ -159,7 +159,7 @@ class ApiServer:
 
     def free_ports(self, count: int) -> list[int]:
         """Ports that nobody listens on, where the server runs."""
-        with contextlib.ExitStack() as stack, self._inside():
+        with contextlib.ExitStack() as stack, self.inside():
             sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
             return [sock.getsockname()[1] for sock in sockets]
 
@@ -287,7 +287,7 @@ class ApiServer:
             return kept
         context = ssl.create_default_context(cafile=str(self.ca_file))
         made = http.client.HTTPSConnection(self.address, self.port, timeout=_REQUEST_S, context=context)
-        with self._inside():
+        with self.inside():
             made.connect()
         self._local.connection, self._local.used = made, False
         return made
@@ -298,20 +298,27 @@ class ApiServer:
             kept.close()
             self._local.connection = None
 
-    # ── inside ──
+    # ── where it is ──
 
     @contextlib.contextmanager
-    def _inside(self) -> Iterator[None]:
+    def inside(self) -> Iterator[None]:
+        """Make sockets there."""
         if self.host is None:
             yield
             return
         with inside(self.host.netns_fd):
             yield
 
+    @property
+    def popen(self) -> Callable[..., subprocess.Popen[bytes]]:
+        """Starts a program there."""
+        return self.host.popen if self.host else subprocess.Popen
+
+    # ── inside ──
+
     def _popen(self, argv: list[str], log: str) -> subprocess.Popen[bytes]:
         with (self.directory / log).open("ab") as output:
-            start: Callable[..., subprocess.Popen[bytes]] = self.host.popen if self.host else subprocess.Popen
-            return start(argv, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=str(self.directory))
+            return self.popen(argv, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=str(self.directory))
 
     def _end(self, process: subprocess.Popen[bytes] | None, number: int) -> None:
         if process is not None:
