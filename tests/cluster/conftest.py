@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from nodeproxy.linux.bpffs import ensure_bpffs
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.istiod import Istiod
 
 _numbers = itertools.count()
 CRDS = Path(__file__).resolve().parents[3] / "shared" / "crds"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _bpffs() -> None:
+    ensure_bpffs()
 
 
 @pytest.fixture(scope="session")

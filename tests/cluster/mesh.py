@@ -1,0 +1,143 @@
+"""Two nodes whose agents have state and certificates from a control plane, which runs with its API server outside of both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from nodeproxy.lab.topology import Host
+from tests.cluster import controller, istiod
+from tests.cluster.apiserver import ApiServer
+from tests.cluster.kinds import Object, ambient, make, node, pod, service
+from tests.mesh.cluster import Agent, Cluster, MeshPod, wait_until
+
+SPACE = "shop"
+
+
+class ControlPlane(Protocol):
+    """nodeproxy's controller, or istiod."""
+
+    address: str
+
+    def start(self) -> None: ...
+
+    def roots(self) -> Path: ...
+
+    def close(self) -> None: ...
+
+    def log(self) -> str: ...
+
+
+class KubeMesh:
+    """The nodes, the API server, and `control`, which `make_control` makes; `namespace` and `account` are the node agents'."""
+
+    def __init__(
+        self, make_control: Callable[[ApiServer], ControlPlane], namespace: str, account: str, definitions: list[Path]
+    ) -> None:
+        self.namespace, self.account = namespace, account
+        self.cluster = Cluster()
+        self.pods: dict[str, MeshPod] = {}
+        try:
+            self.api = ApiServer(self.cluster.lab.external())
+            self.api.start()
+            self.api.install_definitions(*definitions)
+            self.control = make_control(self.api)
+            self.control.start()
+            self.api.create(*(node(agent.name) for agent in self.cluster.agents), ambient(SPACE))
+            for agent in self.cluster.agents:
+                self._prepare(agent)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def of_controller(cls, definitions: list[Path], **settings: str) -> Self:
+        def make_control(api: ApiServer) -> ControlPlane:
+            return controller.Controller(api, **settings)
+
+        return cls(make_control, controller.NAMESPACE, controller.NODE_AGENT, definitions)
+
+    @classmethod
+    def of_istiod(cls, definitions: list[Path]) -> Self:
+        return cls(istiod.Istiod, istiod.NAMESPACE, istiod.NODE_AGENT, definitions)
+
+    # ── agents ──
+
+    def _prepare(self, agent: Agent) -> None:
+        """The agent's own pod, as a DaemonSet has it, and the options that name its control plane."""
+        host: Host = self.cluster.lab.nodes[agent.number]
+        spec = {"hostNetwork": True}
+        self.api.create(
+            pod(f"agent-{agent.name}", self.namespace, node=agent.name, ips=[host.address4], account=self.account, spec=spec)
+        )
+        self.renew_token(agent)
+        roots = self.roots_file
+        roots.write_bytes(self.control.roots().read_bytes())
+        where = f"https://{self.control.address}"
+        agent.source = ["--source", "xds", "--xds-address", where, "--ca-address", where, "--xds-root-ca", str(roots)]
+        agent.source += ["--ca-root-ca", str(roots), "--auth-token", str(self.token_file(agent))]
+
+    @property
+    def roots_file(self) -> Path:
+        return self.cluster.directory / "control-roots.pem"
+
+    def token_file(self, agent: Agent) -> Path:
+        return self.cluster.directory / f"token-{agent.name}"
+
+    def renew_token(self, agent: Agent, seconds: int = 3600) -> None:
+        """As the kubelet does it: the file is replaced."""
+        name = f"agent-{agent.name}"
+        token = self.api.token(self.namespace, self.account, audience=controller.AUDIENCE, pod=name, seconds=seconds)
+        new = self.token_file(agent).with_suffix(".new")
+        new.write_text(token)
+        new.rename(self.token_file(agent))
+
+    def start_agents(self) -> None:
+        for agent in self.cluster.agents:
+            agent.start(wait=False)
+        for agent in self.cluster.agents:
+            agent.wait_ready()
+
+    # ── pods ──
+
+    def pod(self, number: int, name: str, *, labels: dict[str, str] | None = None, account: str = "", **more: Any) -> MeshPod:
+        """A pod in the lab and in the API; it is not yet enrolled."""
+        account = account or name
+        agent = self.cluster.agents[number]
+        made = MeshPod(self.cluster.lab.pod(number, name), SPACE, account, agent.name, "HBONE")
+        self.api.apply(make("ServiceAccount", account, SPACE))
+        ips = [made.ip, made.ip6]
+        self.api.create(pod(name, SPACE, node=agent.name, ips=ips, account=account, labels=labels or {"app": name}, **more))
+        self.pods[name] = made
+        return made
+
+    def outsider(self, number: int, name: str) -> MeshPod:
+        """A pod that is not in the mesh, nor known to the API."""
+        return MeshPod(self.cluster.lab.pod(number, name), SPACE, name, "", "TCP")
+
+    def service(self, name: str, ports: dict[int, int | str], app: str = "", **spec: Any) -> str:
+        """A service in the API; its virtual address."""
+        made: Object = self.api.create(service(name, SPACE, {"app": app or name}, ports, **spec))
+        return str(made["spec"]["clusterIP"])
+
+    def enrol(self, *pods: MeshPod) -> None:
+        """Put pods in, and wait until they have their certificates."""
+        for each in pods:
+            agent = self.cluster.agents[each.host.node]
+            status, answer = agent.request("POST", "/pods", {"uid": each.uid, "netns": each.host.netns_path})
+            assert status == 200, answer
+        for agent in self.cluster.agents:
+            wait_until(lambda agent=agent: agent.get("/status")["ready"], f"{agent.name} is ready", 30)
+
+    def policy(self, name: str, **spec: Any) -> float:
+        """Write an AuthorizationPolicy; the time at which the API server had it."""
+        self.api.apply(make("AuthorizationPolicy", name, SPACE, spec=spec))
+        return time.monotonic()
+
+    def close(self) -> None:
+        for part in ("control", "api"):
+            if hasattr(self, part):
+                getattr(self, part).close()
+        self.cluster.close()

@@ -1,0 +1,70 @@
+"""From an empty API server to pods in mutual TLS, with nothing but nodeproxy; and what goes on as its control plane dies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.controller import Controller
+from tests.cluster.world import PORT, World
+from tests.mesh.attempts import is_open, until_reset
+from tests.mesh.cluster import wait_until
+from tests.mesh.evidence import tunnelled
+
+
+@pytest.fixture(scope="module")
+def world(definitions: list[Path]) -> Iterator[World]:
+    made = World.of_controller(definitions)
+    try:
+        made.fill()
+        yield made
+    finally:
+        made.close()
+
+
+def test_pods_talk_mutual_tls_by_the_controllers_certificates(world: World) -> None:
+    by_service, by_pod = world.connect(), world.connect(world.server.ip, PORT)
+    by_service.close()
+    by_pod.close()
+    tunnelled(world.cluster, world.client, world.server, PORT)
+    for agent, pod in zip(world.cluster.agents, (world.client, world.server), strict=True):
+        assert [each["identity"] for each in agent.get("/status")["certificates"]] == [pod.identity]
+
+
+def test_a_policy_closes_live_connections_within_a_second(world: World, record_property: pytest.RecordProperty) -> None:
+    live = {"client": world.connect()}
+    written = world.policy("deny", action="DENY", rules=[world.rule_from_client()])
+    took = until_reset(live)["client"] - written
+    record_property("a DENY in the API server until a live connection of another node is closed (controller)", f"{took:.2f} s")
+    assert took < 1
+    world.api.delete("AuthorizationPolicy", "deny", "shop")
+    wait_until(world.answers, "it is allowed again")
+
+
+def test_connections_go_on_while_the_control_plane_is_away(world: World) -> None:
+    """The controller, the API server and etcd die one after the other; then an agent as well."""
+    standing = world.connect()
+    assert isinstance(world.control, Controller)
+    world.control.kill()
+    world.connect().close()
+    world.api.kill_apiserver()
+    world.connect().close()
+    world.api.kill_etcd()
+    world.connect().close()
+    assert is_open(standing)
+    for agent in world.cluster.agents:
+        world.restart(agent)
+    world.connect().close()
+    tunnelled(world.cluster, world.client, world.server, PORT)
+
+    world.api.start_etcd()
+    world.api.start_apiserver()
+    world.control.start()
+    late = world.pod(0, "late")
+    world.enrol(late)
+    wait_until(lambda: world.answers(late), "a new pod talks")
+    wait_until(
+        lambda: all(each.get("/status")["source"]["connected"] for each in world.cluster.agents), "agents are connected", 30
+    )

@@ -1,0 +1,69 @@
+"""The same agents with a real istiod for a control plane, in the place of ztunnel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.kinds import make
+from tests.cluster.mesh import SPACE
+from tests.cluster.world import PORT, World
+from tests.mesh.attempts import until_reset
+from tests.mesh.cluster import wait_until
+from tests.mesh.evidence import tunnelled
+
+
+@pytest.fixture(scope="module")
+def world(definitions: list[Path]) -> Iterator[World]:
+    made = World.of_istiod(definitions)
+    try:
+        made.fill()
+        yield made
+    finally:
+        made.close()
+
+
+def test_pods_talk_mutual_tls_by_istiods_certificates(world: World) -> None:
+    for sock in (world.connect(), world.connect(world.server.ip, PORT)):
+        sock.close()
+    tunnelled(world.cluster, world.client, world.server, PORT)
+    for agent, pod in zip(world.cluster.agents, (world.client, world.server), strict=True):
+        assert [each["identity"] for each in agent.get("/status")["certificates"]] == [pod.identity]
+
+
+def test_a_policy_closes_live_connections_within_a_second(world: World, record_property: pytest.RecordProperty) -> None:
+    live = {"client": world.connect()}
+    written = world.policy("deny", action="DENY", rules=[world.rule_from_client()])
+    took = until_reset(live)["client"] - written
+    record_property("a DENY in the API server until a live connection of another node is closed (istiod)", f"{took:.2f} s")
+    assert took < 1
+    assert not world.answers()
+    world.api.delete("AuthorizationPolicy", "deny", SPACE)
+    wait_until(world.answers, "it is allowed again")
+
+
+def test_strict_peer_authentication_refuses_plaintext(world: World) -> None:
+    outside = world.outsider(0, "outside")
+    world.api.create(make("PeerAuthentication", "default", SPACE, spec={"mtls": {"mode": "STRICT"}}))
+    wait_until(lambda: not world.answers(outside, world.server.ip), "plaintext is refused")
+    assert world.answers()
+    world.api.delete("PeerAuthentication", "default", SPACE)
+    wait_until(lambda: world.answers(outside, world.server.ip), "plaintext is let in again")
+
+
+def test_a_services_waypoint_arrives(world: World) -> None:
+    """istiod makes the waypoint's service itself; its pod is what a Deployment's controller would start."""
+    listener = {"name": "mesh", "port": 15008, "protocol": "HBONE"}
+    world.api.create(make("Gateway", "wp", SPACE, spec={"gatewayClassName": "istio-waypoint", "listeners": [listener]}))
+    waypoint = world.pod(1, "wp", labels={"gateway.networking.k8s.io/gateway-name": "wp"})
+    world.api.patch("Service", "api", SPACE, metadata={"labels": {"istio.io/use-waypoint": "wp"}})
+
+    def through_waypoint() -> bool:
+        found = world.cluster.agents[0].get("/why", source=world.client.uid, destination=f"{world.vip}:80")
+        return f"{waypoint.ip}:15008" in str(found)
+
+    wait_until(through_waypoint, "connections to the service go to its waypoint", 20)
+    world.api.patch("Service", "api", SPACE, metadata={"labels": {"istio.io/use-waypoint": None}})
+    wait_until(world.answers, "connections go to the server again", 20)
