@@ -93,19 +93,23 @@ def _headline_cell(record: Record, name: str, metric: str) -> str:
     return text
 
 
+def put_between(readme: Path, begin: str, end: str, between: str) -> bool:
+    """Put a text between its markers; whether they are there."""
+    text = readme.read_text(encoding="utf-8")
+    if begin not in text or end not in text:
+        return False
+    before, _, rest = text.partition(begin)
+    readme.write_text(f"{before}{begin}\n{between}{end}{rest.partition(end)[2]}", encoding="utf-8")
+    return True
+
+
 def write_readme(readme: Path, record: Record) -> bool:
     """Put the table between its markers; whether they are there."""
-    text = readme.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        return False
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
     about = record.about
     where = f"{about['cpus']} × {about['cpu']}, Linux {about['kernel']}, shared by load generators, both nodes and all proxies"
     words = f"{where}; medians of {about['rounds']} rounds. [Everything that was measured](docs/bench/bench.md)"
     between = f"{headline_table(record)}\n{words}\n\n![The same as bars, with their spreads](docs/bench/bench.svg)\n"
-    readme.write_text(f"{before}{BEGIN}\n{between}{END}{after}", encoding="utf-8")
-    return True
+    return put_between(readme, BEGIN, END, between)
 
 
 def _cell(metric: str, summary: Summary | None) -> str:

@@ -89,7 +89,7 @@ class ApiServer:
         argv = [
             "etcd",
             "--data-dir",
-            str(self.directory / "etcd"),
+            str(self.etcd_data),
             "--listen-client-urls",
             client,
             "--advertise-client-urls",
@@ -152,6 +152,11 @@ class ApiServer:
         self.etcd = self._end(self.etcd, signal.SIGKILL)
         self._forget_connection()
         shutil.rmtree(self.directory)
+
+    @property
+    def etcd_data(self) -> Path:
+        """Where etcd keeps what it is given."""
+        return self.directory / "etcd"
 
     def log(self) -> str:
         path = self.directory / "apiserver.log"

@@ -33,6 +33,7 @@ class Controller:
         self.settings = settings
         port, self._ready_port, self.metrics_port = api.free_ports(3)
         self.address = f"{api.address}:{port}"
+        self.start_timeout_s = _START_S
         self.process: subprocess.Popen[bytes] | None = None
         self.directory = api.directory / name
         self.directory.mkdir()
@@ -80,7 +81,7 @@ class Controller:
                 return False
 
         try:
-            wait_until(ready, "the controller is ready", _START_S)
+            wait_until(ready, "the controller is ready", self.start_timeout_s)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log()}") from None
 

@@ -29,6 +29,7 @@ class Istiod:
         self.api = api
         port, self._http_port, self._plaintext_port, self._monitoring_port = api.free_ports(4)
         self.address = f"{api.address}:{port}"
+        self.start_timeout_s = _START_S
         self.process: subprocess.Popen[bytes] | None = None
         self.directory = api.directory / "istiod"
         self.directory.mkdir()
@@ -89,7 +90,7 @@ class Istiod:
                 connection.close()
 
         try:
-            wait_until(ready, "istiod is ready", _START_S)
+            wait_until(ready, "istiod is ready", self.start_timeout_s)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log()}") from None
 

@@ -31,7 +31,7 @@ class Size:
     services: int = 10_000
 
     def __post_init__(self) -> None:
-        if not (0 < self.nodes and 0 < self.services <= self.pods <= _MAX_PODS):
+        if not (self.nodes > 0 and 0 < self.services <= self.pods <= _MAX_PODS):
             raise ValueError(f"a cluster has nodes, at least a pod a service, and at most {_MAX_PODS} pods: {self}")
 
     @property
@@ -91,7 +91,8 @@ def _policy(service_number: int) -> Object:
     """Who of its own namespace may talk to a namespace's first application."""
     space = namespace_of(service_number)
     source = {"principals": [f"cluster.local/ns/{space}/sa/app-{service_number + other}" for other in range(5)]}
-    spec = {"selector": {"matchLabels": {"app": f"app-{service_number}"}}, "action": "ALLOW", "rules": [{"from": [{"source": source}]}]}
+    selector = {"matchLabels": {"app": f"app-{service_number}"}}
+    spec = {"selector": selector, "action": "ALLOW", "rules": [{"from": [{"source": source}]}]}
     return make("AuthorizationPolicy", "callers", space, spec=spec)
 
 
@@ -106,7 +107,10 @@ def _slice(size: Size, number: int) -> Object:
         }
         for each in range(number, size.pods, size.services)
     ]
-    labels = {"kubernetes.io/service-name": f"app-{number}", "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io"}
+    labels = {
+        "kubernetes.io/service-name": f"app-{number}",
+        "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
+    }
     ports = [{"name": f"p{SERVICE_PORT}", "port": PORT, "protocol": "TCP"}]
     made = make("EndpointSlice", f"app-{number}-1", namespace_of(number), labels=labels, ports=ports, endpoints=endpoints)
     return {**made, "addressType": "IPv4"}
@@ -123,7 +127,13 @@ def _pod(size: Size, number: int) -> Object:
     labels = {"app": app, REVISION: FIRST_REVISION, "pod-template-hash": f"{service_of(size, number):08x}"}
     made = pod(name, space, node=_node_of(size, number), ips=[_address(number)], account=app, labels=labels, ports={"http": PORT})
     made["metadata"]["ownerReferences"] = [
-        {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": f"{app}-{service_of(size, number):08x}", "uid": app, "controller": True}
+        {
+            "apiVersion": "apps/v1",
+            "kind": "ReplicaSet",
+            "name": f"{app}-{service_of(size, number):08x}",
+            "uid": app,
+            "controller": True,
+        }
     ]
     container = made["spec"]["containers"][0]
     container |= {

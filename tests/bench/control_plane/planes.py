@@ -5,13 +5,13 @@ A further one is one more `Plane`: `make` gives what the tests of tests/cluster 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from tests.bench import processes
-from tests.bench.control_plane.objects import node_name
 from tests.bench.control_plane.subscribers import Plan
 from tests.cluster import controller, istiod
 from tests.cluster.apiserver import ApiError, ApiServer
@@ -22,13 +22,13 @@ class ControlPlane(Protocol):
     """A running one."""
 
     address: str
+    process: subprocess.Popen[bytes] | None
+    start_timeout_s: float
 
     def start(self) -> None:
         """Returns when it is ready: it has read the cluster and answers."""
 
     def roots(self) -> Path: ...
-
-    def pid(self) -> int: ...
 
     def close(self) -> None: ...
 
@@ -55,7 +55,7 @@ PLANES = (
 
 def pids(control: ControlPlane) -> list[int]:
     """All processes of a control plane."""
-    return processes.tree(control.pid())
+    return processes.tree(control.process.pid) if control.process else []
 
 
 def peak_bytes(control: ControlPlane) -> int:
@@ -88,15 +88,14 @@ def token(api: ApiServer, plane: Plane, node: str) -> str:
     return api.token(plane.namespace, plane.account, audience=controller.AUDIENCE, pod=f"agent-{node}")
 
 
-def subscribers_plan(api: ApiServer, plane: Plane, control: ControlPlane, clients: int, resources: int) -> Plan:
-    """For `Group`: as many clients, each with a token of its own node's agent."""
-    nodes = [node_name(number) for number in range(clients)]
+def subscription(api: ApiServer, plane: Plane, control: ControlPlane, nodes: Sequence[str], resources: int) -> Plan:
+    """For `Group`: a stream of the agent of each node, with a token of its own."""
     return {
         "address": api.address,
         "port": int(control.address.rpartition(":")[2]),
         "roots": str(control.roots()),
         "tokens": [token(api, plane, node) for node in nodes],
-        "nodes": nodes,
+        "nodes": list(nodes),
         "namespace": plane.namespace,
         "resources": resources,
     }

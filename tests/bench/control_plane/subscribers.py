@@ -134,7 +134,7 @@ class Subscribers:
         if not stream.full:
             if stream.resources >= self.plan["resources"] and len(stream.first) == len(TYPES):
                 stream.full = True
-                _say(event="full", stream=stream.number, s=now - stream.began, bytes=stream.bytes, messages=stream.messages)
+                _say(event="full", stream=stream.number, at=now, s=now - stream.began, bytes=stream.bytes)
             return
         for mark in _MARKS.findall(message):
             times = self._seen.setdefault(int(mark), [])

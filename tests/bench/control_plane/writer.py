@@ -48,7 +48,9 @@ class Connection:
         """One request as bytes."""
         content = json.dumps(body, separators=(",", ":"))
         return (
-            f"{method} {path}{self._head}Content-Type: {content_type}\r\nContent-Length: {len(content)}\r\n\r\n{content}".encode("ascii")
+            f"{method} {path}{self._head}Content-Type: {content_type}\r\nContent-Length: {len(content)}\r\n\r\n{content}".encode(
+                "ascii"
+            )
         )
 
     def status(self) -> tuple[int, bytes]:
