@@ -1,7 +1,7 @@
 """One delta xDS stream of gRPC, as little of HTTP/2 as it takes: bytes in, messages out, each of them acknowledged.
 
-A wildcard subscriber as a node's proxy is one, so cheap that fifty of them leave the CPUs to the control plane that they are there
-to measure.  Messages are never decoded; a nonce is found from the end.  No I/O.
+A wildcard subscriber as a node's proxy is one, and so cheap that fifty of them leave the CPUs to the control plane that they
+measure.  Messages are never decoded; a nonce is found from the end.  No I/O.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`./dev bench --control-plane`: a large cluster in a real API server, and the control planes that serve it one after the other."""
+"""`./dev bench --control-plane`: a large cluster in a real API server, and control planes for it, one after the other."""
 
 from __future__ import annotations
 
@@ -46,16 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(asked: argparse.Namespace, clock: Clock) -> Record:
     """Write the cluster, measure each control plane, remove it all."""
-    size, plan = _size(asked), Plan(clients=asked.clients, rate_per_s=asked.rate)
+    size = _size(asked)
+    plan = _plan(asked, size)
     chosen = _planes(asked.contestants)
-    about = {
-        **about_this_machine(asked.tree),
-        "quick": asked.quick,
-        "clients": plan.clients,
-        "rate": plan.rate_per_s,
-        "write_s": 0.0,
-    }
-    about |= {"nodes": size.nodes, "pods": size.pods, "services": size.services}
+    about = {**about_this_machine(asked.tree), "quick": asked.quick, "clients": plan.clients, "rate": plan.rate_per_s}
+    about |= {"nodes": size.nodes, "pods": size.pods, "services": size.services, "write_s": 0.0}
     record = Record.new(about, chosen, ())
     record.rows = measure.titles(plan)
     # What is started here runs this checkout's or the compiled nodeproxy, and not what lies in the directory.
@@ -74,10 +69,17 @@ def run(asked: argparse.Namespace, clock: Clock) -> Record:
 
 def _size(asked: argparse.Namespace) -> Size:
     base = _QUICK if asked.quick else Size()
-    size = Size(asked.nodes or base.nodes, asked.pods or base.pods, asked.services or base.services)
-    if asked.clients >= size.nodes:
-        raise SystemExit(f"{asked.clients} subscribers and one more need a node each: --nodes")
-    return size
+    try:
+        return Size(asked.nodes or base.nodes, asked.pods or base.pods, asked.services or base.services)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+
+
+def _plan(asked: argparse.Namespace, size: Size) -> Plan:
+    plan = Plan(clients=asked.clients, rate_per_s=asked.rate)
+    if plan.clients > size.nodes or plan.changed_pods > size.pods:
+        raise SystemExit(f"{size} are too few for {plan.clients} subscribers and {plan.changed_pods} changes")
+    return plan
 
 
 def _planes(wanted: str | None) -> list[Plane]:

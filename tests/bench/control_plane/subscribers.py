@@ -1,8 +1,8 @@
 """Many wildcard subscribers in one process, and the parent's end of it.
 
-As a program it reads one line of JSON (`Plan`), then words: "connect N" opens so many streams more, "count" asks for what came so far,
-and its input's end is its own.  It writes a line of JSON for each event: `full` (a stream has everything), `seen` (every stream has
-a change), `counted`, `failed`.  A change is known by its mark in the bytes of a message, so nothing is decoded.  Times are
+As a program it reads one line of JSON (`Plan`), then words: "connect N" opens so many streams more, "count" asks for what came so
+far, and its input's end is its own.  It writes a line of JSON for each event: `full` (a stream has everything), `seen` (every stream
+has a change), `counted`, `failed`.  A change is known by its mark in the bytes of a message, so nothing is decoded.  Times are
 CLOCK_MONOTONIC, which all processes of a machine share.
 """
 
@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.bench.control_plane.delta_stream import ADDRESS, TYPES, DeltaStream, StreamError
 
@@ -149,6 +149,14 @@ def _say(**event: Any) -> None:
     sys.stdout.flush()
 
 
+class Count(NamedTuple):
+    """What a stream has received; resources: addresses."""
+
+    messages: int
+    resources: int
+    bytes: int
+
+
 class Group:
     """The parent's end: starts the process with `popen`, and hears what it says.  A context manager."""
 
@@ -170,10 +178,10 @@ class Group:
         """The next change that every stream has."""
         return self._next("seen", timeout_s)
 
-    def count(self) -> list[tuple[int, int, int]]:
-        """Messages, address resources and bytes of each stream since its beginning."""
+    def count(self) -> list[Count]:
+        """Of each stream, since its beginning."""
         self._tell("count")
-        return [tuple(each) for each in self._next("counted", _END_S)["streams"]]
+        return [Count(*each) for each in self._next("counted", _END_S)["streams"]]
 
     def close(self) -> None:
         assert self._process.stdin is not None
