@@ -54,7 +54,7 @@ def table(record: Record) -> str:
     lines = ["| | " + " | ".join(record.contestants[name]["title"] for name in names) + " |", "|---" * (len(names) + 1) + "|"]
     for metric in record.metrics():
         kind = kind_of(metric)
-        title = f"{record.rows[row_of(metric)]}: {kind.title}, {kind.unit}"
+        title = f"{record.rows[row_of(metric)]}: {kind.title}{kind.unit and ', ' + kind.unit}"
         lines.append(f"| {title} | " + " | ".join(_cell(metric, record.summary(name, metric)) for name in names) + " |")
     return "\n".join(lines) + "\n"
 

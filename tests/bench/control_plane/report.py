@@ -45,16 +45,15 @@ def document(record: Record) -> str:
         f"Written by `./dev bench --control-plane` on {about['date']}: commit {about['commit']},",
         f"{about['cpus']} × {about['cpu']}, Linux {about['kernel']}, Python {about['python']}.",
         "",
-        f"{_cluster(record)} in a real kube-apiserver over etcd, which took {about['write_s']:,.0f} s to write.  Subscribers are",
-        "streams of delta xDS for everything, each with a token of its own node's agent, and acknowledge what they get.  A change is of",
-        "a label of a pod; it counts from the sending of the request to the API server, so its write and its watch are within.  API",
-        "server, etcd, subscribers and the control plane share these CPUs.  Control planes run one after the other, on one cluster.",
+        f"{_cluster(record)} in a real kube-apiserver over etcd, which took {about['write_s']:,.0f} s to write.",
+        "Subscribers are streams of delta xDS for everything, each with a token of its own node's agent, and acknowledge what they",
+        "get.  A change is of a label of a pod; it counts from the sending of the request to the API server, so its write and its",
+        "watch are within.  API server, etcd, subscribers and control plane share these CPUs.  Control planes run one after the other.",
         "",
         table(record),
-        "## Ratios",
-        "",
-        ratio_table(record),
     ]
+    if len(record.contestants) > 1:
+        lines += ["## Ratios", "", ratio_table(record)]
     if record.failures:
         lines += ["## Failed", "", *(f"- {failure.splitlines()[0]}" for failure in record.failures), ""]
     return "\n".join(lines)

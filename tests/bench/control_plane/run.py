@@ -25,10 +25,10 @@ from tests.bench.metrics import written as shown
 from tests.bench.record import Record, about_this_machine
 from tests.bench.run import Clock
 from tests.cluster.apiserver import ApiError, ApiServer
+from tests.cluster.conftest import CRDS
 from tests.mesh.cluster import Cluster
 
 _FAILURES = (StreamError, WriteError, ApiError, OSError, AssertionError, ValueError, NodeproxyError)
-_CRDS = Path(__file__).resolve().parents[4] / "shared" / "crds"
 _QUICK = Size(100, 5000, 500)
 
 
@@ -121,7 +121,7 @@ def _fill(api: ApiServer, size: Size, kept: Path | None, clock: Clock) -> float:
         api.start()
         return float((mine / "write_s").read_text())
     api.start()
-    api.install_definitions(_CRDS / "istio.yaml", _CRDS / "gateway-api.yaml")
+    api.install_definitions(CRDS / "istio.yaml", CRDS / "gateway-api.yaml")
     clock.say(f"writing {size}")
     began = time.monotonic()
 

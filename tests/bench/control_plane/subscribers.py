@@ -1,9 +1,9 @@
 """Many wildcard subscribers in one process, and the parent's end of it.
 
 As a program it reads one line of JSON (`Plan`), then words: "connect N" opens so many streams more, "count" asks for what came so
-far, and its input's end is its own.  It writes a line of JSON for each event: `full` (a stream has everything), `seen` (every stream
-has a change), `counted`, `failed`.  A change is known by its mark in the bytes of a message, so nothing is decoded.  Times are
-CLOCK_MONOTONIC, which all processes of a machine share.
+far, and its input's end is its own.  It writes a line of JSON for each event: `full` (a stream has everything), `seen` (every
+stream has a change), `counted`, `failed`.  A change is known by its mark in the bytes of a message, so nothing is decoded.  Times
+are CLOCK_MONOTONIC, which all processes of a machine share.
 """
 
 from __future__ import annotations
