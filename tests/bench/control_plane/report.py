@@ -26,9 +26,9 @@ HEADLINES = (
     ("agent.mb", "a node agent's memory (PSS) then, MB"),
     ("agent_on_demand.mb", "the same with --xds-on-demand, MB"),
 )
-_HOW = """Subscribers are streams of delta xDS for everything, each with a token of its own node's agent, and acknowledge what they get.
-A change is of a label of a pod; it counts from the sending of the request to the API server, so its write and its watch are
-within.  API server, etcd, subscribers and control plane share these CPUs.  Control planes run one after the other."""
+_HOW = """Subscribers are streams of delta xDS for everything, each with a token of its own, and acknowledge what they
+get.  A change is of a label of a pod; it counts from the sending of the request to the API server, so its write and its watch
+are within.  API server, etcd, subscribers and control plane share these CPUs.  Control planes run one after the other."""
 PANELS = (
     ("start.s", "start until ready"),
     ("push_all.s", "first push to all subscribers"),
