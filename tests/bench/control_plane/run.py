@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(asked: argparse.Namespace, clock: Clock) -> Record:
     """Write the cluster, measure each control plane, remove it all."""
-    size = _size(asked)
-    plan = _plan(asked, size)
+    size = size_of(asked)
+    plan = plan_of(asked, size)
     chosen = _planes(asked.contestants)
     about = {**about_this_machine(asked.tree), "quick": asked.quick, "clients": plan.clients, "rate": plan.rate_per_s}
     about |= {"nodes": size.nodes, "pods": size.pods, "services": size.services, "write_s": 0.0}
@@ -67,7 +67,8 @@ def run(asked: argparse.Namespace, clock: Clock) -> Record:
     return record
 
 
-def _size(asked: argparse.Namespace) -> Size:
+def size_of(asked: argparse.Namespace) -> Size:
+    """How large the cluster is to be.  SystemExit: that makes no sense."""
     base = _QUICK if asked.quick else Size()
     try:
         return Size(asked.nodes or base.nodes, asked.pods or base.pods, asked.services or base.services)
@@ -75,7 +76,8 @@ def _size(asked: argparse.Namespace) -> Size:
         raise SystemExit(str(error)) from None
 
 
-def _plan(asked: argparse.Namespace, size: Size) -> Plan:
+def plan_of(asked: argparse.Namespace, size: Size) -> Plan:
+    """What is done with it.  SystemExit: the cluster is too small for that."""
     plan = Plan(clients=asked.clients, rate_per_s=asked.rate)
     if plan.clients > size.nodes or plan.changed_pods > size.pods:
         raise SystemExit(f"{size} are too few for {plan.clients} subscribers and {plan.changed_pods} changes")
