@@ -67,7 +67,7 @@ class ApiServer:
         self.address = host.address4 if host else "127.0.0.1"
         # etcd writes through to the disk at each change; in memory it is as fast as tests want.
         self.directory = Path(tempfile.mkdtemp(prefix="nodeproxy-apiserver-", dir="/dev/shm"))
-        self.port, self._etcd_port, self._etcd_peer_port = self.free_ports(3)
+        self.port, self.etcd_port, self._etcd_peer_port = self.free_ports(3)
         self.url = f"https://{self.address}:{self.port}"
         self.etcd: subprocess.Popen[bytes] | None = None
         self.apiserver: subprocess.Popen[bytes] | None = None
@@ -84,7 +84,7 @@ class ApiServer:
         self.start_apiserver()
 
     def start_etcd(self) -> None:
-        client, peer = f"http://127.0.0.1:{self._etcd_port}", f"http://127.0.0.1:{self._etcd_peer_port}"
+        client, peer = f"http://127.0.0.1:{self.etcd_port}", f"http://127.0.0.1:{self._etcd_peer_port}"
         # An interval that lets a slow machine answer in time: there is only one member to lose touch with.
         argv = [
             "etcd",
@@ -101,7 +101,7 @@ class ApiServer:
 
     def start_apiserver(self, wait: bool = True) -> None:
         at = self.directory
-        argv = [str(peer_binary("kube-apiserver")), "--etcd-servers", f"http://127.0.0.1:{self._etcd_port}"]
+        argv = [str(peer_binary("kube-apiserver")), "--etcd-servers", f"http://127.0.0.1:{self.etcd_port}"]
         argv += ["--bind-address", self.address, "--advertise-address", self.address if self.host else "10.255.255.1"]
         argv += ["--secure-port", str(self.port), "--tls-cert-file", str(at / "serving.pem")]
         argv += ["--tls-private-key-file", str(at / "serving-key.pem"), "--token-auth-file", str(at / "tokens.csv")]

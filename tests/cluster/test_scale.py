@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.bench.control_plane import measure, objects, planes
+from tests.bench.control_plane import measure, objects, planes, stored_pods
 from tests.bench.control_plane.changes import Changes
 from tests.bench.control_plane.measure import Plan
 from tests.bench.control_plane.objects import Size
@@ -14,6 +14,7 @@ from tests.bench.control_plane.planes import PLANES, ControlPlane, Plane
 from tests.bench.control_plane.subscribers import Count, Group
 from tests.bench.control_plane.writer import write
 from tests.cluster.apiserver import ApiServer
+from tests.cluster.kinds import Object
 
 SIZE = Size(10, 300, 30)
 PLAN = Plan(clients=5, changes=10, rate_per_s=50, rate_s=2)
@@ -29,6 +30,7 @@ def cluster(api: ApiServer) -> ApiServer:
     """An API server with a cluster in it."""
     write(api, objects.first(SIZE), lambda done: None)
     write(api, objects.rest(SIZE), lambda done: None)
+    stored_pods.fill(api, objects.pods(SIZE), lambda done: None)
     return api
 
 
@@ -58,8 +60,25 @@ def changes(cluster: ApiServer) -> Iterator[Changes]:
     made.close()
 
 
+def _timeless(item: Object) -> Object:
+    """Without what no two objects share."""
+    of_its_own = ("uid", "resourceVersion", "creationTimestamp", "managedFields")
+    fields = [{key: value for key, value in each.items() if key != "time"} for each in item["metadata"]["managedFields"]]
+    metadata = {key: value for key, value in item["metadata"].items() if key not in of_its_own}
+    return {**item, "metadata": {**metadata, "managedFields": fields}}
+
+
 def _gained(then: list[Count], now: list[Count]) -> list[Count]:
     return [Count(*(b - a for a, b in zip(*each, strict=True))) for each in zip(then, now, strict=True)]
+
+
+def test_a_pod_that_was_put_into_etcd_is_as_the_api_server_would_have_kept_it(cluster: ApiServer) -> None:
+    pod = list(objects.pods(SIZE))[-1]
+    name, space = pod["metadata"]["name"], pod["metadata"]["namespace"]
+    put = cluster.get("Pod", name, space)
+    cluster.delete("Pod", name, space)
+    cluster.create(pod)
+    assert _timeless(put) == _timeless(cluster.get("Pod", name, space))
 
 
 @pytest.mark.parametrize("plane", PLANES, ids=lambda plane: plane.name)

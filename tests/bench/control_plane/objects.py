@@ -69,13 +69,13 @@ def _address(number: int) -> str:
 def first(size: Size) -> Iterator[Object]:
     """What others lie in or refer to: to be written before `rest`."""
     for number in range(size.nodes):
-        yield node(node_name(number), _ZONES[number % len(_ZONES)])
+        yield node(node_name(number), _zone(number))
     for number in range(-(-size.services // SERVICES_A_NAMESPACE)):
         yield ambient(f"team-{number}")
 
 
 def rest(size: Size) -> Iterator[Object]:
-    """Everything else, in any order."""
+    """What lies in namespaces, but for pods; in any order."""
     for number in range(0, size.services, SERVICES_A_NAMESPACE):
         yield _policy(number)
     for number in range(size.services):
@@ -83,8 +83,11 @@ def rest(size: Size) -> Iterator[Object]:
         yield make("ServiceAccount", name, space)
         yield service(name, space, {"app": name}, {SERVICE_PORT: PORT})
         yield _slice(size, number)
-    for number in range(size.pods):
-        yield _pod(size, number)
+
+
+def pods(size: Size) -> Iterator[Object]:
+    """All pods, those of a service not beside one another."""
+    return (_pod(size, number) for number in range(size.pods))
 
 
 def _policy(service_number: int) -> Object:
@@ -102,7 +105,7 @@ def _slice(size: Size, number: int) -> Object:
         {
             "addresses": [_address(each)],
             "conditions": {"ready": True, "serving": True, "terminating": False},
-            "nodeName": _node_of(size, each),
+            "nodeName": node_name(_node_of(size, each)),
             "targetRef": {"kind": "Pod", "namespace": namespace_of(number), "name": pod_place(size, each)[1]},
         }
         for each in range(number, size.pods, size.services)
@@ -116,25 +119,24 @@ def _slice(size: Size, number: int) -> Object:
     return {**made, "addressType": "IPv4"}
 
 
-def _node_of(size: Size, number: int) -> str:
-    return node_name((number // size.services * 7 + number) % size.nodes)
+def _node_of(size: Size, number: int) -> int:
+    return (number // size.services * 7 + number) % size.nodes
+
+
+def _zone(node_number: int) -> str:
+    return _ZONES[node_number % len(_ZONES)]
 
 
 def _pod(size: Size, number: int) -> Object:
     """As large as pods are: one container with what charts give it, and a status as the kubelet writes it."""
     space, name = pod_place(size, number)
     app = f"app-{service_of(size, number)}"
-    labels = {"app": app, REVISION: FIRST_REVISION, "pod-template-hash": f"{service_of(size, number):08x}"}
-    made = pod(name, space, node=_node_of(size, number), ips=[_address(number)], account=app, labels=labels, ports={"http": PORT})
-    made["metadata"]["ownerReferences"] = [
-        {
-            "apiVersion": "apps/v1",
-            "kind": "ReplicaSet",
-            "name": f"{app}-{service_of(size, number):08x}",
-            "uid": app,
-            "controller": True,
-        }
-    ]
+    replica_set, of = f"{app}-{service_of(size, number):08x}", _node_of(size, number)
+    labels = {"app": app, REVISION: FIRST_REVISION, "pod-template-hash": replica_set.removeprefix(f"{app}-")}
+    labels |= node(node_name(of), _zone(of))["metadata"]["labels"]  # as the API server gives them to a pod
+    made = pod(name, space, node=node_name(of), ips=[_address(number)], account=app, labels=labels, ports={"http": PORT})
+    owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": replica_set, "uid": "replica-set", "controller": True}
+    made["metadata"]["ownerReferences"] = [owner]
     container = made["spec"]["containers"][0]
     container |= {
         "image": f"registry.example/{space}/{app}:1.27.3",

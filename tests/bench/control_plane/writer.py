@@ -1,10 +1,9 @@
-"""Writes very many objects to an API server: over many kept connections, with no more Python for each request than it needs.
-
-An object with a status is two requests, sent together: its creation, which drops the status, and the status.
-"""
+"""Writes very many objects to an API server: over many kept connections, with no more Python for each request than it needs."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import queue
 import socket
@@ -14,13 +13,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from tests.cluster.apiserver import ADMIN, ApiServer
-from tests.cluster.kinds import Object, item_path, list_path
+from tests.cluster.kinds import Object, list_path
 
 _CONNECTIONS = 16
 _TIMEOUT_S = 60.0
 _END = b"\r\n"
-_LAST_CHUNK = b"0\r\n\r\n"
-_CREATED = (200, 201)
+# What a thread takes at a time, and after how many objects it is told how far it is.
+_BATCH = 50
+_PROGRESS = 5000
 
 
 class WriteError(Exception):
@@ -28,7 +28,7 @@ class WriteError(Exception):
 
 
 class Connection:
-    """HTTP/1.1 to an API server as its administrator; requests may be sent before earlier ones are answered."""
+    """HTTP/1.1 to an API server as its administrator; each request is answered before the next is sent."""
 
     def __init__(self, api: ApiServer) -> None:
         self._head = f" HTTP/1.1\r\nHost: api\r\nAuthorization: Bearer {api.tokens[ADMIN]}\r\n"
@@ -41,8 +41,8 @@ class Connection:
         self._sock = context.wrap_socket(raw, server_hostname=api.address)
         self._buffer = bytearray()
 
-    def send(self, *requests: bytes) -> None:
-        self._sock.sendall(b"".join(requests))
+    def send(self, request: bytes) -> None:
+        self._sock.sendall(request)
 
     def request(self, method: str, path: str, body: Any, content_type: str = "application/json") -> bytes:
         """One request as bytes."""
@@ -93,58 +93,54 @@ class Connection:
         self._sock.close()
 
 
-def _requests(connection: Connection, item: Object) -> list[bytes]:
-    kind, name, space = item["kind"], item["metadata"]["name"], item["metadata"].get("namespace", "")
-    made = [connection.request("POST", list_path(kind, space), item)]
-    if "status" in item:
-        made.append(connection.request("PUT", item_path(kind, name, space) + "/status", item))
-    return made
-
-
 def write(api: ApiServer, objects: Iterable[Object], progress: Callable[[int], None], connections: int = _CONNECTIONS) -> int:
-    """Create them all, in no certain order; how many.  progress(how many so far) is called now and then.  Raises WriteError."""
+    """Create them all, in no certain order, but without a status; how many.  progress(how many so far) is called now and then.
+
+    Raises WriteError.
+    """
     items = iter(objects)
     taking, done = threading.Lock(), [0]
     errors: queue.Queue[BaseException] = queue.Queue()
+    stopping = threading.Event()
 
     def batches() -> Iterator[list[Object]]:
-        while errors.empty():
+        while not stopping.is_set():
             with taking:
-                batch = [item for _, item in zip(range(50), items, strict=False)]
+                batch = list(itertools.islice(items, _BATCH))
             if not batch:
                 return
             yield batch
             with taking:
-                done[0] += len(batch)
-                if done[0] // 5000 != (done[0] - len(batch)) // 5000:
+                before, done[0] = done[0], done[0] + len(batch)
+                if before // _PROGRESS != done[0] // _PROGRESS:
                     progress(done[0])
 
     def work() -> None:
         try:
-            connection = Connection(api)
-            try:
+            with contextlib.closing(Connection(api)) as connection:
                 for batch in batches():
                     for item in batch:
-                        _write_one(connection, item)
-            finally:
-                connection.close()
+                        _create(connection, item)
         except Exception as error:
+            stopping.set()
             errors.put(error)
 
     threads = [threading.Thread(target=work) for _ in range(connections)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        stopping.set()
+        raise
     if not errors.empty():
         raise WriteError("objects could not be written") from errors.get()
     return done[0]
 
 
-def _write_one(connection: Connection, item: Object) -> None:
-    requests = _requests(connection, item)
-    connection.send(*requests)
-    for _ in requests:
-        status, body = connection.status()
-        if status not in _CREATED:
-            raise WriteError(f"{item['kind']} {item['metadata']['name']}: {status} {body[:300]!r}")
+def _create(connection: Connection, item: Object) -> None:
+    connection.send(connection.request("POST", list_path(item["kind"], item["metadata"].get("namespace", "")), item))
+    status, body = connection.status()
+    if status != 201:
+        raise WriteError(f"{item['kind']} {item['metadata']['name']}: {status} {body[:300]!r}")

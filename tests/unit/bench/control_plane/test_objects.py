@@ -4,13 +4,13 @@ from collections import Counter
 
 import pytest
 
-from tests.bench.control_plane.objects import Size, first, pod_place, rest
+from tests.bench.control_plane.objects import Size, first, pod_place, pods, rest
 
 SIZE = Size(7, 250, 120)
 
 
 def test_there_is_as_much_as_was_asked_for() -> None:
-    kinds = Counter(item["kind"] for item in (*first(SIZE), *rest(SIZE)))
+    kinds = Counter(item["kind"] for item in (*first(SIZE), *rest(SIZE), *pods(SIZE)))
     assert kinds == {
         "Node": 7,
         "Namespace": 2,
@@ -23,18 +23,18 @@ def test_there_is_as_much_as_was_asked_for() -> None:
 
 
 def test_pods_have_names_and_addresses_of_their_own_and_nodes_that_exist() -> None:
-    pods = [item for item in rest(SIZE) if item["kind"] == "Pod"]
+    found = list(pods(SIZE))
     nodes = {item["metadata"]["name"] for item in first(SIZE) if item["kind"] == "Node"}
-    assert len({(pod["metadata"]["namespace"], pod["metadata"]["name"]) for pod in pods}) == SIZE.pods
-    assert len({pod["status"]["podIP"] for pod in pods}) == SIZE.pods
-    assert {pod["spec"]["nodeName"] for pod in pods} == nodes
-    assert [(pod["metadata"]["namespace"], pod["metadata"]["name"]) for pod in pods] == [
+    assert len({(pod["metadata"]["namespace"], pod["metadata"]["name"]) for pod in found}) == SIZE.pods
+    assert len({pod["status"]["podIP"] for pod in found}) == SIZE.pods
+    assert {pod["spec"]["nodeName"] for pod in found} == nodes
+    assert [(pod["metadata"]["namespace"], pod["metadata"]["name"]) for pod in found] == [
         pod_place(SIZE, number) for number in range(SIZE.pods)
     ]
 
 
 def test_the_endpoints_of_a_service_are_the_pods_that_it_selects() -> None:
-    found = list(rest(SIZE))
+    found, all_pods = list(rest(SIZE)), list(pods(SIZE))
     slices = {
         (item["metadata"]["namespace"], item["metadata"]["labels"]["kubernetes.io/service-name"]): item["endpoints"]
         for item in found
@@ -44,10 +44,8 @@ def test_the_endpoints_of_a_service_are_the_pods_that_it_selects() -> None:
         space = service["metadata"]["namespace"]
         selected = {
             pod["status"]["podIP"]
-            for pod in found
-            if pod["kind"] == "Pod"
-            and pod["metadata"]["namespace"] == space
-            and service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+            for pod in all_pods
+            if pod["metadata"]["namespace"] == space and service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
         }
         endpoints = slices[space, service["metadata"]["name"]]
         assert {address for endpoint in endpoints for address in endpoint["addresses"]} == selected
