@@ -37,6 +37,21 @@ _OTHER_VARIABLES = frozenset({"NODEPROXY_ADMIN_TOKEN", "NODEPROXY_CONFIG"})
 _SERVICE_LINK = re.compile(r"NODEPROXY_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 
 
+# What charts of Istio name the metadata that a node's proxy tells of itself.
+_METADATA_PREFIX = "ISTIO_META_"
+# More replicas of a control plane than this have a name that stands for them all.
+MAX_UPSTREAMS = 16
+MAX_SECRET_TTL_S = 90 * 86_400
+_DURATION_UNITS_S = {"h": 3600, "m": 60, "s": 1}
+
+
+class Source(StrEnum):
+    """Who says what the mesh is."""
+
+    FILE = "file"
+    XDS = "xds"
+
+
 class LogFormat(StrEnum):
     """How log lines are written."""
 
@@ -62,16 +77,58 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class Upstream(NamedTuple):
+    """Where a control plane is: with TLS or, on this machine alone, without."""
+
+    address: Address
+    tls: bool
+
+    def __str__(self) -> str:
+        """As it is written: "https://istiod.istio-system.svc:15012"."""
+        return f"{'https' if self.tls else 'http'}://{self.address}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The settings of one agent.  Make it with `load`."""
 
     node: str
     # The name of this node: a workload whose `node` it is counts as local.  No default: a wrong guess would steer foreign pods.
-    mesh: Path
-    # The mesh file.  No default: it is the only source of state that this version has.
-    ca: Path
-    # The directory of the CA (`nodeproxy ca init`).  No default: certificates of a CA that others do not trust serve nobody.
+    source: Source = Source.FILE
+    # Who says what the mesh is: a mesh file, or a control plane.  By default what is given of `mesh` and `xds_address`.
+    mesh: Path | None = None
+    # The mesh file, for source file; there it has no default.
+    ca: Path | None = None
+    # The directory of the CA (`nodeproxy ca init`).  This or ca_address, no default: certificates that others do not trust serve
+    # nobody.
+    xds_address: tuple[Upstream, ...] = ()
+    # The control plane's servers, for source xds; there it has no default.
+    ca_address: tuple[Upstream, ...] = ()
+    # The CA's servers.  Without ca, those of the control plane: istiod and nodeproxy's controller are both.
+    xds_root_ca: Path = Path("/var/run/secrets/istio/root-cert.pem")
+    # The root certificates that the control plane's servers are checked by.  Where Istio's charts mount it.
+    ca_root_ca: Path = Path("/var/run/secrets/istio/root-cert.pem")
+    # The same for the CA's servers.
+    auth_token: Path | None = Path("/var/run/secrets/tokens/istio-token")
+    # The token that tells control plane and CA who asks, or None ("off").  Where Istio's charts mount it.
+    cluster_id: str = "Kubernetes"
+    # The cluster's name, as the control plane knows it.  istiod's default.
+    cluster_domain: str = "cluster.local"
+    # The domain of the cluster's names.  Kubernetes' default.
+    network: str = ""
+    # The network that this node is in; empty for the default one, as everywhere in Istio.
+    trust_domain: str = "cluster.local"
+    # The trust domain of this node's workloads, told to the control plane.  Istio's default.
+    secret_ttl_s: int = 86_400
+    # How long a certificate is asked for, 60 s to 90 days.  A day, as Istio's default.
+    pod_name: str = ""
+    # The pod that this agent runs in, told to the control plane.  Empty: the node's name.
+    pod_namespace: str = "istio-system"
+    # Its namespace; istiod compares it with the token's.  Where Istio's charts install ztunnel.
+    pod_ip: str = "127.0.0.1"
+    # Its address, told to the control plane, which only shows it.
+    metadata: tuple[tuple[str, str], ...] = ()
+    # More to tell the control plane of this node: variables ISTIO_META_…, without that prefix.
     instance: str = "default"
     # Tells agents on one machine apart; pins, run directory and cgroup carry it.  Most machines have one.
     cgroup_root: Path | None = None
@@ -108,15 +165,43 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str], config_pat
     given |= _from_environment(environ)
     given |= {name: _Given(value, f"--{_dashed(name)} {value}") for name, value in flags.items() if value is not None}
     settings: dict[str, Any] = {name: _READERS[name](value) for name, value in given.items()}
+    _settle_source(settings, given)
+    settings["metadata"] = tuple(
+        sorted(
+            (name.removeprefix(_METADATA_PREFIX), value) for name, value in environ.items() if name.startswith(_METADATA_PREFIX)
+        )
+    )
     for name in (field.name for field in fields(RunConfig) if field.default is MISSING):
         if name not in settings:
-            variables = " or ".join(_variables(name))
-            raise ConfigError(
-                f"{name} is not set: give --{_dashed(name)}, {variables}, or {_dashed(name)!r} in the --config file"
-            )
+            raise _missing(name)
     settings.setdefault("workers", min(2, max(len(os.sched_getaffinity(0)), 1)))
     settings.setdefault("run_dir", RUN_ROOT / settings.get("instance", "default"))
     return RunConfig(**settings)
+
+
+def _settle_source(settings: dict[str, Any], given: Mapping[str, _Given]) -> None:
+    """Where state and certificates come from, so that what was given fits together.  Raises ConfigError."""
+    if "source" not in settings:
+        if "mesh" in given and "xds_address" in given:
+            raise ConfigError("mesh and xds_address are both set: say which is the source, --source file or --source xds")
+        settings["source"] = Source.XDS if "xds_address" in given else Source.FILE
+    is_xds = settings["source"] is Source.XDS
+    needed, other = ("xds_address", "mesh") if is_xds else ("mesh", "xds_address")
+    if other in given:
+        raise given[other].wrong(f"means nothing with source {settings['source']}; leave it out, or change the source")
+    if needed not in given:
+        raise _missing(needed)
+    if "ca" in given and "ca_address" in given:
+        raise given["ca_address"].wrong(f"there is a CA directory, too ({given['ca'].source}); give one of them")
+    if "ca" not in given and "ca_address" not in given:
+        if not is_xds:
+            raise _missing("ca")
+        settings["ca_address"] = settings["xds_address"]
+
+
+def _missing(name: str) -> ConfigError:
+    variables = " or ".join(_variables(name))
+    return ConfigError(f"{name} is not set: give --{_dashed(name)}, {variables}, or {_dashed(name)!r} in the --config file")
 
 
 def address(text: str) -> Address:
@@ -253,6 +338,72 @@ def _address_or_off(given: _Given) -> Address | None:
         raise given.wrong(f"{exc}, nor 'off'") from exc
 
 
+def _address_text(given: _Given) -> str:
+    try:
+        return str(ipaddress.ip_address(given.text))
+    except ValueError:
+        raise given.wrong("is no IP address") from None
+
+
+def _source(given: _Given) -> Source:
+    try:
+        return Source(given.text.lower())
+    except ValueError:
+        raise given.wrong("must be file or xds") from None
+
+
+def _upstreams(given: _Given) -> tuple[Upstream, ...]:
+    found = tuple(_upstream(given, text.strip()) for text in given.text.split(","))
+    if len(found) > MAX_UPSTREAMS:
+        raise given.wrong(f"{len(found)} addresses; at most {MAX_UPSTREAMS}")
+    return found
+
+
+def _upstream(given: _Given, text: str) -> Upstream:
+    scheme, separator, rest = text.rpartition("://")
+    if separator and scheme not in ("https", "http"):
+        raise given.wrong(f"{text!r}: must be https://HOST:PORT, or http://127.0.0.1:PORT on this machine")
+    try:
+        where = address(rest.removesuffix("/"))
+    except ConfigError as exc:
+        raise given.wrong(str(exc)) from exc
+    if scheme == "http" and not _is_loopback(where.host):
+        raise given.wrong(f"{text!r}: without TLS only on this machine; write https://{where}")
+    return Upstream(where, tls=scheme != "http")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _path_or_off(given: _Given) -> Path | None:
+    return None if given.text.lower() == "off" else _path(given)
+
+
+def _duration_s(given: _Given) -> int:
+    """Seconds, or Go's way to write a duration: "24h", "1h30m"."""
+    text = given.text
+    if text.isascii() and text.isdigit():
+        seconds = int(text[:12])
+    elif re.fullmatch(r"(\d{1,9}[hms])+", text, re.ASCII):
+        seconds = sum(int(count) * _DURATION_UNITS_S[unit] for count, unit in re.findall(r"(\d+)([hms])", text))
+    else:
+        raise given.wrong("must be a duration, such as 24h, 90m or 3600")
+    if not 60 <= seconds <= MAX_SECRET_TTL_S:
+        raise given.wrong("must be from 1 minute to 90 days")
+    return seconds
+
+
+def _name(given: _Given) -> str:
+    # RFC 1123, section 2.1, and the underscore of trust domains; what is told to a control plane is no place for surprises.
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", given.text):
+        raise given.wrong("a name has letters, digits, '-', '_' and '.'")
+    return given.text
+
+
 def _log_format(given: _Given) -> LogFormat:
     # "plain" is Istio's word for text.
     text = {"plain": "text"}.get(given.text.lower(), given.text.lower())
@@ -280,8 +431,22 @@ def _number(low: int, high: int) -> Callable[[_Given], int]:
 
 _READERS: dict[str, Callable[[_Given], Any]] = {
     "node": _node,
+    "source": _source,
     "mesh": _path,
     "ca": _path,
+    "xds_address": _upstreams,
+    "ca_address": _upstreams,
+    "xds_root_ca": _path,
+    "ca_root_ca": _path,
+    "auth_token": _path_or_off,
+    "cluster_id": _name,
+    "cluster_domain": _name,
+    "network": _name,
+    "trust_domain": _name,
+    "secret_ttl_s": _duration_s,
+    "pod_name": _name,
+    "pod_namespace": _name,
+    "pod_ip": _address_text,
     "instance": _instance,
     "cgroup_root": _path,
     "admin": _address_or_off,
@@ -297,6 +462,19 @@ _READERS: dict[str, Callable[[_Given], Any]] = {
 _ISTIO_VARIABLES: dict[str, tuple[str, ...]] = {
     "node": ("NODE_NAME",),
     "mesh": ("LOCAL_XDS_PATH",),
+    "xds_address": ("XDS_ADDRESS",),
+    "ca_address": ("CA_ADDRESS",),
+    "xds_root_ca": ("XDS_ROOT_CA",),
+    "ca_root_ca": ("CA_ROOT_CA",),
+    "auth_token": ("AUTH_TOKEN",),
+    "cluster_id": ("CLUSTER_ID",),
+    "cluster_domain": ("CLUSTER_DOMAIN",),
+    "network": ("NETWORK",),
+    "trust_domain": ("TRUST_DOMAIN",),
+    "secret_ttl_s": ("SECRET_TTL",),
+    "pod_name": ("POD_NAME",),
+    "pod_namespace": ("POD_NAMESPACE",),
+    "pod_ip": ("INSTANCE_IP",),
     "log_format": ("LOG_FORMAT",),
     "grace_s": ("TERMINATION_GRACE_PERIOD_SECONDS",),
 }

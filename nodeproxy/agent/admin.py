@@ -80,7 +80,11 @@ class Admin:
                 "started": node.started,
                 "ready": not pending,
                 "pending": pending,
-                "state": {**msgspec.to_builtins(node.state_statistics()), "error": node.source_error},
+                "state": {
+                    **msgspec.to_builtins(node.state_statistics()),
+                    "error": node.source_error,
+                    "connection": msgspec.to_builtins(node.connection()) if node.connection is not None else None,
+                },
                 "pods": self._pods(),
                 "workers": [
                     {"slot": slot, "pid": pid, "ready": ready, "restarts": node.workers.restarts[slot]}

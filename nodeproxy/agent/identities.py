@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from nodeproxy.identity.certificate import CertificateAuthority, IssuedCertificate
+from nodeproxy.identity.kept import KeptCertificates
 from nodeproxy.identity.manager import CertificateManager
 from nodeproxy.model.messages import CertificateDropped, CertificateIssued
 
@@ -17,13 +18,15 @@ from nodeproxy.model.messages import CertificateDropped, CertificateIssued
 class Identities:
     """`broadcast` reaches all workers."""
 
-    def __init__(self, authority: CertificateAuthority, broadcast: Callable[[msgspec.Struct], None]) -> None:
+    def __init__(
+        self, authority: CertificateAuthority, broadcast: Callable[[msgspec.Struct], None], kept: KeptCertificates | None = None
+    ) -> None:
         self._broadcast = broadcast
         self._issued: dict[str, IssuedCertificate] = {}
         self._roots = b""
         self._by_pod: dict[str, str] = {}
         self.manager = CertificateManager(
-            authority, on_certificate=self._on_certificate, on_dropped=self._on_dropped, on_roots=self._on_roots
+            authority, on_certificate=self._on_certificate, on_dropped=self._on_dropped, on_roots=self._on_roots, kept=kept
         )
 
     def assign(self, changed: Iterable[tuple[str, str]]) -> None:

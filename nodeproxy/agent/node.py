@@ -11,7 +11,9 @@ import contextlib
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from nodeproxy.agent.direct import DirectPath
 from nodeproxy.agent.direct_flows import DirectFlows
@@ -20,11 +22,13 @@ from nodeproxy.agent.direct_pods import DirectPods
 from nodeproxy.agent.enrolment import Enrolment
 from nodeproxy.agent.identities import Identities
 from nodeproxy.agent.remembered import Remembered
-from nodeproxy.agent.sources.mesh_file import NewMesh
+from nodeproxy.agent.sources.change import Change
+from nodeproxy.agent.sources.connection import SourceConnection
 from nodeproxy.agent.workers import Workers
 from nodeproxy.config import SameNode
 from nodeproxy.errors import IdentityError, NodeproxyError
 from nodeproxy.identity.certificate import CertificateAuthority
+from nodeproxy.identity.kept import KeptCertificates
 from nodeproxy.kernel.steering import Steering
 from nodeproxy.linux.sock_diag import can_destroy
 from nodeproxy.model.connection import Connection
@@ -39,6 +43,8 @@ from nodeproxy.state.view import View
 
 # A CA answers in milliseconds, or is away.
 _CERTIFICATE_WAIT_S = 2.0
+
+_T = TypeVar("_T")
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +63,9 @@ class Node:
         same_node: SameNode,
         version: str,
         source: str,
+        kept: KeptCertificates | None = None,
     ) -> None:
+        """source: its name, for people.  kept: where certificates outlive the agent, if the CA may be away."""
         self.source_error = ""
         self.started = time.time()
         self.steering = steering
@@ -74,6 +82,7 @@ class Node:
         self.balancer = Balancer()
         self.totals = Totals()
         self._source = source
+        self.connection: Callable[[], SourceConnection] | None = None  # of a source that has one
         self._received = 0.0
         self._reconciled = False
         self.same_node = same_node
@@ -82,7 +91,7 @@ class Node:
         self.workers = Workers(
             workers, settings, steering.original_destination_fd, self.totals, self._tell_new_worker, self._pod_released
         )
-        self.identities = Identities(authority, self.workers.broadcast)
+        self.identities = Identities(authority, self.workers.broadcast, kept)
         pods = DirectPods()
         flows = DirectFlows(pods, self.view, self.totals, log_json=log_json, log_fd=sys.stdout.fileno())
         judge = Judge(pods, flows, self.view, hbone=hbone)
@@ -125,29 +134,37 @@ class Node:
 
     # ── the source ──
 
-    async def apply_mesh(self, mesh: NewMesh) -> None:
-        """The mesh file, new or changed.  Policy first: who is put in after it is already judged by it."""
-        before, received = self.state.epoch, time.time()
-        if not self._reconciled and mesh.pods != self.remembered.pods:
+    async def apply(self, change: Change) -> None:
+        """What the source says now.  Policy first: who is put in after it is already judged by it.  Raises StateError."""
+        before, received, pods = self.state.epoch, time.time(), change.pods
+        if pods is not None and not self._reconciled and pods != self.remembered.pods:
             self.direct.close()  # what the agent before opened was for other pods
         try:
             async with self._writing:
-                await mesh.write(self.state, self.remembered.source(mesh.pods, received))
+                await change.write(self.state, self.remembered.source(self._source, pods, received))
         finally:
             if self.direct.changing:
                 self.direct.changed()
             if self.state.epoch != before:
                 self.state_changed()
-        self._received = received
         self.source_error = ""
-        await self._reconcile(mesh.pods)
+        if pods is None:
+            self._received = received if self._received else 0.0
+            return
+        self._received = received
+        await self._reconcile(pods)
         counts = self.view().counts()
         log.info(
             "state %d: %s; %d pods here",
             self.state.epoch,
             ", ".join(f"{count} {kind}" for kind, count in counts.items()),
-            len(mesh.pods),
+            len(self.enrolment.pods),
         )
+
+    async def reading(self, work: Callable[[StateWriter], _T]) -> _T:
+        """Do this in a thread, for what takes long; nobody writes meanwhile."""
+        async with self._writing:
+            return await asyncio.to_thread(work, self.state)
 
     def state_changed(self) -> None:
         """The state has a new epoch: whoever goes by it is told."""
@@ -157,8 +174,8 @@ class Node:
         self._assign_identities(list(pods) if touched.everything else [uid for uid in touched.workloads if uid in pods])
         self.workers.broadcast(StateChanged())
 
-    def refuse_mesh(self, error: NodeproxyError) -> None:
-        """A broken edit: the last good state stays."""
+    def refuse(self, error: NodeproxyError) -> None:
+        """The source said what can't be used: the last good state stays."""
         self.source_error = str(error)
         log.error("%s; nothing of it was applied, the last good state stays in use", error)
 
@@ -237,6 +254,7 @@ class Node:
             await self.enrolment.release_strangers()
             self._reconciled = True
             self.direct.start()
+            self.identities.manager.all_wanted()
 
     def _pods_changed(self, uid: str) -> None:
         self.metrics.enrolled_pods = len(self.enrolment.pods)

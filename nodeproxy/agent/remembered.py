@@ -15,6 +15,7 @@ from nodeproxy.state.store import Meta, StateWriter
 _PODS = "pods"  # keys of the store's meta table
 _COMMANDS = "commands"
 _RECEIVED = "received"
+SOURCE = "source"  # whose the state is
 
 Commands = dict[str, PodSpec | None]
 
@@ -43,9 +44,13 @@ class Remembered:
         return 0.0 if kept is None else msgspec.msgpack.decode(kept, type=float)
 
     @staticmethod
-    def source(pods: tuple[PodSpec, ...], received: float) -> Meta:
-        """The source spoke: what is to be kept of that, with the state that it sent."""
-        return {_PODS: msgspec.msgpack.encode(pods), _RECEIVED: msgspec.msgpack.encode(received)}
+    def source(name: str, pods: tuple[PodSpec, ...] | None, received: float) -> Meta:
+        """The source spoke: what is to be kept of that, with the state that it sent.
+
+        pods: None if there is more to come; then the state is not yet this source's alone.
+        """
+        kept = {_RECEIVED: msgspec.msgpack.encode(received)}
+        return kept if pods is None else {**kept, SOURCE: name.encode(), _PODS: msgspec.msgpack.encode(pods)}
 
     def keep_commands(self, commands: Commands) -> None:
         """An administrator spoke."""

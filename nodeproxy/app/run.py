@@ -19,6 +19,8 @@ from nodeproxy.agent.node import Node
 from nodeproxy.agent.sources.mesh_watch import MeshFile
 from nodeproxy.config import RunConfig
 from nodeproxy.errors import ConfigError, NodeproxyError, PrivilegeError, SourceError, StateError
+from nodeproxy.identity.certificate import CertificateAuthority
+from nodeproxy.identity.kept import KeptCertificates
 from nodeproxy.identity.local_ca import LocalAuthority
 from nodeproxy.kernel.steering import Steering
 from nodeproxy.linux import cgroup
@@ -34,9 +36,10 @@ STORE = "state"
 def run(config: RunConfig) -> int:
     """Serve until SIGTERM or SIGINT.  Raises what makes a start impossible; returns the exit status."""
     _set_up_logging(config.log_format)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it would write lines of its own between ours, about what we tell anyway
     _require_privileges()
     lock = _own_run_dir(config.run_dir, config.instance)
-    authority = LocalAuthority(config.ca)
+    authority, kept = _authority(config)
     root = config.cgroup_root or cgroup.cgroup2_mount()
     own = cgroup.instance_cgroup(root, config.instance)
     own_id = cgroup.enter(own)
@@ -44,14 +47,23 @@ def run(config: RunConfig) -> int:
         ensure_bpffs()
         steering = Steering.open(config.instance, root, own_cgroup_id=own_id, workers=config.workers)
         log.info("steering is %s", "adopted from the agent before" if steering.adopted else "compiled and loaded")
-        uvloop.run(_serve(config, steering, authority))
+        uvloop.run(_serve(config, steering, authority, kept))
     finally:
         cgroup.leave_and_remove(own)
         os.close(lock)
     return 0
 
 
-async def _serve(config: RunConfig, steering: Steering, authority: LocalAuthority) -> None:
+def _authority(config: RunConfig) -> tuple[CertificateAuthority, KeptCertificates | None]:
+    """What makes certificates and, if it may be away, where they are kept for the next agent."""
+    if config.ca is not None:
+        return LocalAuthority(config.ca), None
+    from nodeproxy.app.control_plane import remote_authority
+
+    return remote_authority(config)
+
+
+async def _serve(config: RunConfig, steering: Steering, authority: CertificateAuthority, kept: KeptCertificates | None) -> None:
     node = Node(
         store=config.run_dir / STORE,
         steering=steering,
@@ -60,7 +72,8 @@ async def _serve(config: RunConfig, steering: Steering, authority: LocalAuthorit
         log_json=config.log_format == "json",
         same_node=config.same_node,
         version=__version__,
-        source=f"file {config.mesh}",
+        source=source_name(config),
+        kept=kept,
     )
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -77,7 +90,7 @@ async def _serve(config: RunConfig, steering: Steering, authority: LocalAuthorit
     await node.start()
     tasks = [
         loop.create_task(node.identities.manager.run(), name="certificates"),
-        loop.create_task(_follow(node, MeshFile(config.mesh, config.run_dir / STORE)), name="mesh file"),
+        loop.create_task(_source(config, node), name="source"),
         loop.create_task(node.enrolment.watch(), name="pods"),
         loop.create_task(node.direct.run(), name="direct path"),
         loop.create_task(_note_ready(node), name="readiness"),
@@ -91,8 +104,24 @@ async def _serve(config: RunConfig, steering: Steering, authority: LocalAuthorit
     await asyncio.gather(*tasks, return_exceptions=True)
     await node.drain(config.drain_s)
     await endpoints.stop()
+    await authority.close()
     for task in failed:
         task.result()
+
+
+def source_name(config: RunConfig) -> str:
+    """What the source of the state is called, for people."""
+    return f"file {config.mesh}" if config.mesh is not None else f"xds {','.join(map(str, config.xds_address))}"
+
+
+async def _source(config: RunConfig, node: Node) -> None:
+    """Follow the source without end."""
+    if config.mesh is not None:
+        await _follow(node, MeshFile(config.mesh, config.run_dir / STORE))
+    else:
+        from nodeproxy.app.control_plane import xds_source
+
+        await xds_source(config, node).run()
 
 
 async def _follow(node: Node, file: MeshFile) -> None:
@@ -102,7 +131,7 @@ async def _follow(node: Node, file: MeshFile) -> None:
             try:
                 if isinstance(change, NodeproxyError):
                     raise change
-                await node.apply_mesh(change)
+                await node.apply(change)
             except (ConfigError, SourceError, StateError) as exc:
                 if isinstance(exc, SourceError):
                     file.read_again()
@@ -110,7 +139,7 @@ async def _follow(node: Node, file: MeshFile) -> None:
                     if not node.has_last_state:
                         raise
                     await node.go_on_with_last_state()
-                node.refuse_mesh(exc)
+                node.refuse(exc)
 
 
 async def _note_ready(node: Node) -> None:

@@ -21,14 +21,35 @@ from nodeproxy.errors import ConfigError
         nodeproxy run --node "$(hostname)" --mesh /etc/nodeproxy/mesh.yaml --ca /etc/nodeproxy/ca
         NODEPROXY_LOG_FORMAT=json nodeproxy run --config /etc/nodeproxy/nodeproxy.yaml
         nodeproxy run --node b --mesh b.yaml --ca ca --instance b --admin off --metrics off --ready off
+        nodeproxy run --node "$(hostname)" --source xds --xds-address https://istiod.istio-system.svc:15012
     """,
 )
 @click.option(
     "--config", "config_path", metavar="FILE", help="A YAML file with settings: the options' names without dashes in front."
 )
 @click.option("--node", metavar="NAME", help="This node's name, as the mesh file's workloads have it.  [required]")
-@click.option("--mesh", metavar="FILE", help="The mesh file; it is read again when it changes.  [required]")
-@click.option("--ca", metavar="DIR", help="The CA's directory, made by `nodeproxy ca init`.  [required]")
+@click.option("--source", metavar="file|xds", help="Who says what the mesh is.  [default: as --mesh or --xds-address is given]")
+@click.option("--mesh", metavar="FILE", help="Source file: the mesh file; it is read again when it changes.")
+@click.option("--ca", metavar="DIR", help="The CA's directory, made by `nodeproxy ca init`.  This, or --ca-address.")
+@click.option(
+    "--xds-address", metavar="URL,…", help="Source xds: the control plane, https://HOST:PORT; several are tried in turn."
+)
+@click.option("--ca-address", metavar="URL,…", help="The CA's servers.  [default: those of --xds-address, without --ca]")
+@click.option(
+    "--xds-root-ca", metavar="FILE", help=f"Roots that check the control plane.  [default: {config.RunConfig.xds_root_ca}]"
+)
+@click.option(
+    "--ca-root-ca", metavar="FILE", help=f"Roots that check the CA's servers.  [default: {config.RunConfig.ca_root_ca}]"
+)
+@click.option("--auth-token", metavar="FILE", help=f"Token for both, or off.  [default: {config.RunConfig.auth_token}]")
+@click.option("--cluster-id", metavar="NAME", help="The cluster, as the control plane calls it.  [default: Kubernetes]")
+@click.option("--cluster-domain", metavar="NAME", help="The domain of the cluster's names.  [default: cluster.local]")
+@click.option("--network", metavar="NAME", help="The network that this node is in.  [default: none]")
+@click.option("--trust-domain", metavar="NAME", help="The trust domain of this node's pods.  [default: cluster.local]")
+@click.option("--secret-ttl-s", metavar="TIME", help="Lifetime of certificates to ask for: seconds, or 24h.  [default: 24h]")
+@click.option("--pod-name", metavar="NAME", help="The agent's own pod, for the control plane.  [default: the node's name]")
+@click.option("--pod-namespace", metavar="NAME", help="Its namespace, the same as the token's.  [default: istio-system]")
+@click.option("--pod-ip", metavar="ADDR", help="Its address.  [default: 127.0.0.1]")
 @click.option("--instance", metavar="NAME", help="Tells agents on one machine apart: a-z, 0-9, '-'.  [default: default]")
 @click.option("--cgroup-root", metavar="PATH", help="Steer only pods below this cgroup (v2).  [default: all]")
 @click.option(
@@ -46,8 +67,9 @@ def run(ctx: click.Context, /, config_path: str | None, **flags: Any) -> None:
     """Run this node's agent, in the foreground.
 
     Each setting is also an environment variable (--run-dir is NODEPROXY_RUN_DIR) and a key of the --config file (run-dir); the
-    command line wins over the environment, and that over the file.  Of Istio's names, NODE_NAME, LOCAL_XDS_PATH, LOG_FORMAT and
-    TERMINATION_GRACE_PERIOD_SECONDS are understood.
+    command line wins over the environment, and that over the file.  Of Istio's names these are understood: NODE_NAME,
+    LOCAL_XDS_PATH, XDS_ADDRESS, CA_ADDRESS, XDS_ROOT_CA, CA_ROOT_CA, AUTH_TOKEN, CLUSTER_ID, CLUSTER_DOMAIN, NETWORK,
+    TRUST_DOMAIN, SECRET_TTL, POD_NAME, POD_NAMESPACE, INSTANCE_IP, LOG_FORMAT, TERMINATION_GRACE_PERIOD_SECONDS and ISTIO_META_….
 
     SIGTERM drains and ends it.  Pods stay steered, and closed, until it runs again or `nodeproxy uninstall`.
     """

@@ -47,11 +47,21 @@ def _summary(found: dict[str, Any]) -> None:
     good = mark(bool(state["received"]) and not state["error"])
     click.echo(f"{good} State from {state['source']}: {counts}; {received} (epoch {state['epoch']}).")
     if state["error"]:
-        click.echo(f"  The last edit was refused, the state before it stays: {state['error']}")
+        click.echo(f"  The last change was refused, the state before it stays: {state['error']}")
+    if state["connection"] is not None:
+        _connection(state["connection"])
     _direct(found["direct"])
     failed = [pod for pod in found["pods"] if pod["error"]]
     inside = plural(len(found["pods"]) - len(failed), "pod")
     click.echo(f"{mark(not failed)} {inside} enrolled" + (f", {len(failed)} failed." if failed else "."))
+
+
+def _connection(connection: dict[str, Any]) -> None:
+    how = "Connected" if connection["connected"] else "Disconnected"
+    why = f": {connection['error']}" if connection["error"] else ""
+    click.echo(f"{mark(connection['connected'])} {how} {ago(connection['since'])}, server {connection['address']}{why}.")
+    for each in connection["rejected"]:
+        click.echo(f"  {each['type']} {each['name']} can't be used ({each['reason']}): {each['why']}")
 
 
 def _direct(direct: dict[str, Any]) -> None:

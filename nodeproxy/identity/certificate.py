@@ -35,5 +35,15 @@ class CertificateAuthority(Protocol):
         ...
 
     def roots(self) -> bytes:
-        """The trusted roots as they are now (PEM, one or several); IdentityError if they can't be read."""
+        """The trusted roots as they are now (PEM, one or several); b"" if they are not known before the first certificate.
+
+        IdentityError if they can't be read.
+        """
         ...
+
+    def rotated(self) -> bool:
+        """Whether to ask again now, ahead of renewal, as what vouches for the CA has changed; True once for each change."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of what is open."""

@@ -113,7 +113,7 @@ class LocalCA:
                 f"{identity} is not of this CA's trust domain {self.trust_domain}: the workload's trustDomain must be the CA's"
             )
         key = pki.new_key()
-        leaf = pki.make_leaf(identity, key, self.signing_root, self.key, self._clock(), lifetime_s)
+        leaf = pki.make_leaf(identity, key.public_key(), self.signing_root, self.key, self._clock(), lifetime_s)
         return IssuedCertificate(
             identity=identity,
             chain_pem=pki.certificate_pem(leaf) + self._cross_pem,
@@ -146,6 +146,13 @@ class LocalAuthority:
     def roots(self) -> bytes:
         """See `CertificateAuthority`."""
         return self._current().roots_pem
+
+    def rotated(self) -> bool:
+        """See `CertificateAuthority`.  Never: `roots` follows the files, and an old key stays vouched for (`rotation`)."""
+        return False
+
+    async def close(self) -> None:
+        """See `CertificateAuthority`.  Nothing is open."""
 
     def _current(self) -> LocalCA:
         stamp = _stamp(self._directory)  # before the files are read: a change while reading is seen as one the next time

@@ -1,7 +1,8 @@
 """Keeps a certificate ready for each identity of this node's pods: the asyncio shell around `schedule.Schedule`.
 
-It asks the CA, hands on what comes and watches the roots.  Invariant: keys are held here and handed to callbacks, in memory only;
-a CA that fails, hangs or lies costs new certificates and nothing else.  It must not know workers, sockets or which CA it is.
+It asks the CA, hands on what comes and watches the roots.  Invariant: keys are held here and handed to callbacks and, where the
+CA may be away when the agent comes back, to `kept`, nowhere else; a CA that fails, hangs or lies costs new certificates and
+nothing else.  It must not know workers, sockets or which CA it is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 
 from nodeproxy.errors import IdentityError
 from nodeproxy.identity.certificate import CertificateAuthority, IssuedCertificate
+from nodeproxy.identity.kept import KeptCertificates
 from nodeproxy.identity.schedule import CertificateStatistics, Priority, Schedule
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class CertificateManager:
         on_certificate: Callable[[IssuedCertificate], None],
         on_dropped: Callable[[str], None],
         on_roots: Callable[[bytes], None],
+        kept: KeptCertificates | None = None,
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -41,6 +44,7 @@ class CertificateManager:
         self._on_certificate = on_certificate
         self._on_dropped = on_dropped
         self._on_roots = on_roots
+        self._kept = kept
         self._clock = clock
         self._jitter = jitter
         self._schedule = Schedule()
@@ -53,6 +57,10 @@ class CertificateManager:
         """A pod (by uid) runs as this identity; saying it twice is saying it once."""
         self._schedule.want(identity, pod, priority, self._clock())
         self._changed.set()
+        kept = self._kept.take(identity, self._clock()) if self._kept is not None else None
+        if kept is not None:
+            self._look_at_roots()  # which are handed on with it
+            self._succeeded(identity, kept)
 
     def unwant(self, identity: str, pod: str) -> None:
         """The pod has left; with the last one the certificate goes."""
@@ -61,7 +69,14 @@ class CertificateManager:
         for waiter in self._waiters.pop(identity, ()):
             if not waiter.done():
                 waiter.set_exception(IdentityError(f"no pod of this node runs as {identity} any more"))
+        if self._kept is not None:
+            self._kept.drop(identity)
         self._on_dropped(identity)
+
+    def all_wanted(self) -> None:
+        """All that pods of this node need was wanted: what was kept for others is forgotten."""
+        if self._kept is not None:
+            self._kept.drop_rest()
 
     def certificate(self, identity: str) -> IssuedCertificate | None:
         """What there is now: None if it was not made yet, is expired, or nobody wants it."""
@@ -97,6 +112,8 @@ class CertificateManager:
             while True:
                 self._changed.clear()
                 self._look_at_roots()
+                if self._authority.rotated():
+                    self._schedule.renew_all(self._clock(), self._jitter)
                 for identity in self._schedule.start(self._clock()):
                     tasks.create_task(self._request(identity), name=f"certificate {identity}")
                 due_s = self._schedule.next_due(self._clock())
@@ -119,7 +136,8 @@ class CertificateManager:
             log.exception("asking for a certificate of %s failed unexpectedly", identity)
             self._failed(identity, f"unexpected {type(exc).__name__}: {exc}")
         else:
-            self._succeeded(identity, certificate)
+            if self._succeeded(identity, certificate) and self._kept is not None:
+                self._kept.keep(certificate)
         finally:
             self._changed.set()
 
@@ -129,13 +147,15 @@ class CertificateManager:
         if certificate.not_after <= self._clock():
             raise IdentityError("the CA answered with a certificate that is expired: compare the clocks")
 
-    def _succeeded(self, identity: str, certificate: IssuedCertificate) -> None:
+    def _succeeded(self, identity: str, certificate: IssuedCertificate) -> bool:
+        """Hand it on; False if nobody wants it any more."""
         if not self._schedule.succeeded(identity, certificate, self._clock()):
-            return
+            return False
         self._on_certificate(certificate)
         for waiter in self._waiters.pop(identity, ()):
             if not waiter.done():
                 waiter.set_result(certificate)
+        return True
 
     def _failed(self, identity: str, why: str) -> None:
         log.warning("no certificate for %s: %s", identity, why)
@@ -152,4 +172,6 @@ class CertificateManager:
         self._roots_failure = ""
         if roots != self._roots:
             self._roots = roots
+            if self._kept is not None:
+                self._kept.keep_roots(roots)
             self._on_roots(roots)

@@ -6,6 +6,7 @@ identity never twice at once; a certificate that is still valid is given up for 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -23,6 +24,8 @@ JITTER = 0.2
 # Certificates that are cut short by their root's end live half as long each time: without a floor the last second would take
 # requests without end.
 MIN_RENEWAL_S = 1.0
+# After a change of what vouches for the CA, a thousand nodes with ten identities each ask within this time: it can sign as many.
+SPREAD_S = 10.0
 # An error's text is kept for people; a CA's answer may be of any length.
 MAX_WHY_CHARACTERS = 500
 
@@ -145,6 +148,12 @@ class Schedule:
         wait_s = min(FIRST_BACKOFF_S * 2.0 ** min(entry.failures, 16), MAX_BACKOFF_S)
         entry.failures += 1
         entry.due = now + wait_s * (1.0 - JITTER * jitter)
+
+    def renew_all(self, now: float, jitter: Callable[[], float]) -> None:
+        """Ask again for everything, over `SPREAD_S`, for all nodes do so at once.  jitter: 0.0 to 1.0, by chance."""
+        for identity, entry in self._entries.items():
+            if entry.certificate is not None and identity not in self._under_way:
+                entry.due = min(entry.due, now + SPREAD_S * jitter())
 
     def certificate(self, identity: str, now: float) -> IssuedCertificate | None:
         """What the identity has, unless it is expired."""

@@ -67,7 +67,10 @@ Rule = tuple[Clause, ...]
 
 
 class Policy(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """One authorization policy."""
+    """One authorization policy.
+
+    stands_in: why the policy of this key can't be understood, if this one only holds its place; "" for a policy that was meant.
+    """
 
     name: str
     namespace: str
@@ -75,6 +78,7 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     action: Action
     rules: tuple[Rule, ...] = ()
     dry_run: bool = False
+    stands_in: str = ""
 
     @property
     def key(self) -> str:

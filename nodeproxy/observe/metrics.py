@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from nodeproxy.identity.schedule import CertificateStatistics
 from nodeproxy.observe.counters import Totals
 from nodeproxy.observe.labels import LABELS, Labels, Reporter
+from nodeproxy.observe.xds_metrics import XdsStatistics, xds_families
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CONTENT_TYPE_OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -74,6 +75,7 @@ class Metrics:
         self.certificates: Callable[[], Sequence[CertificateStatistics]] | None = None
         self.state: Callable[[], StateStatistics] | None = None
         self.direct: Callable[[], DirectStatistics] | None = None
+        self.xds: Callable[[], XdsStatistics] | None = None
         self.kernel_drops: Callable[[], Mapping[str, int]] | None = None
         self._totals = totals
         self._build = (component, version)
@@ -101,6 +103,8 @@ class Metrics:
             yield from _direct(self.direct())
         if self.state is not None:
             yield from self._state(self.state())
+        if self.xds is not None:
+            yield from xds_families(self.xds())
         if self.certificates is not None:
             yield from _certificates(self.certificates())
 

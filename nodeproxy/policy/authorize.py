@@ -202,6 +202,9 @@ def _dry_run(compiled: CompiledSet, facts: Facts, allow_matched: bool, trace: li
 
 
 def _deny(policy: Policy, rule: int) -> Refusal:
+    if policy.stands_in:
+        detail = f"policy {policy.key} can't be understood, so it denies everything: {policy.stands_in}"
+        return Refusal(Reason.POLICY_DENY, detail, policy.key)
     return Refusal(Reason.POLICY_DENY, f"denied by DENY policy {policy.key}, rule {rule}", policy.key)
 
 

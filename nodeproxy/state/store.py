@@ -127,6 +127,23 @@ class StateWriter:
             value: bytes | None = txn.get(key.encode(), db=self._environment.tables["meta"])
         return value
 
+    def keys(self, kind: str) -> Iterator[str]:
+        """The keys of all "workloads", "services" or "policies", in order; nobody writes meanwhile."""
+        with self._environment.env.begin() as txn, txn.cursor(self._environment.tables[kind]) as cursor:
+            for key in cursor.iternext(keys=True, values=False):
+                yield key.decode()
+
+    def metas(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        """What was put under keys that begin so, in their order, each without the prefix; nobody writes meanwhile."""
+        head = prefix.encode()
+        with self._environment.env.begin() as txn, txn.cursor(self._environment.tables["meta"]) as cursor:
+            if not cursor.set_range(head):
+                return
+            for key, value in cursor.iternext():
+                if not key.startswith(head):
+                    return
+                yield key[len(head) :].decode(), value
+
     def reader(self) -> StateReader:
         """A reader in this process."""
         return StateReader(self.path)

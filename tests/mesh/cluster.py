@@ -117,6 +117,7 @@ class Agent:
         self.mesh = cluster.directory / f"mesh{number}.yaml"
         self.log_path = cluster.directory / f"log{number}"
         self.process: subprocess.Popen[bytes] | None = None
+        self.source = ["--mesh", str(self.mesh), "--ca", str(cluster.ca)]
         self.arguments: list[str] = []
         self.source = ["--mesh", str(self.mesh), "--ca", str(cluster.ca)]
 

@@ -46,7 +46,7 @@ class Control:
 
 
 async def _follow(node: Node, file: MeshFile) -> None:
-    await node.apply_mesh(load_mesh(file.path))
+    await node.apply(load_mesh(file.path))
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while length := await reader.read(_LENGTH.size):

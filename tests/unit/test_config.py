@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nodeproxy import config
-from nodeproxy.config import Address, LogFormat, RunConfig, SameNode, address, load
+from nodeproxy.config import Address, LogFormat, RunConfig, SameNode, Source, Upstream, address, load
 from nodeproxy.errors import ConfigError
 
 FLAGS = {"node": "n1", "mesh": "/m.yaml", "ca": "/ca"}
@@ -39,6 +39,69 @@ def test_the_least_that_must_be_said_and_the_defaults():
     )
 
 
+def test_the_least_for_a_control_plane():
+    loaded = load({"node": "n1", "xds_address": "https://istiod.istio-system.svc:15012"}, {})
+    istiod = Upstream(Address("istiod.istio-system.svc", 15012), tls=True)
+    assert loaded == dataclasses.replace(
+        load(FLAGS, {}), source=Source.XDS, mesh=None, ca=None, xds_address=(istiod,), ca_address=(istiod,)
+    )
+    assert (loaded.auth_token, loaded.secret_ttl_s) == (Path("/var/run/secrets/tokens/istio-token"), 86_400)
+
+
+def test_several_addresses():
+    loaded = load({"node": "n1", "xds_address": "a.example:1, https://[::1]:2,http://127.0.0.1:3/"}, {})
+    assert [str(each) for each in loaded.xds_address] == ["https://a.example:1", "https://[::1]:2", "http://127.0.0.1:3"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"mesh": "/m", "ca": "/ca", "xds_address": "x:1"}, "mesh and xds_address are both set: say which is the source"),
+        ({"source": "xds"}, "xds_address is not set: give --xds-address, NODEPROXY_XDS_ADDRESS or XDS_ADDRESS"),
+        ({"source": "file", "ca": "/ca"}, "mesh is not set"),
+        ({}, "mesh is not set"),
+        ({"source": "xds", "xds_address": "x:1", "mesh": "/m"}, "--mesh /m: means nothing with source xds"),
+        (
+            {"source": "file", "xds_address": "x:1", "mesh": "/m", "ca": "/ca"},
+            "--xds-address x:1: means nothing with source file",
+        ),
+        ({"xds_address": "x:1", "ca": "/ca", "ca_address": "x:2"}, "--ca-address x:2: there is a CA directory, too (--ca /ca)"),
+        ({"source": "dns"}, "--source dns: must be file or xds"),
+        (
+            {"xds_address": "http://x:1"},
+            "--xds-address http://x:1: 'http://x:1': without TLS only on this machine; write https://x:1",
+        ),
+        ({"xds_address": "tcp://x:1"}, "--xds-address tcp://x:1: 'tcp://x:1': must be https://HOST:PORT"),
+        ({"xds_address": "x"}, "--xds-address x: 'x' is not ADDR:PORT"),
+        ({"xds_address": ",".join(["x:1"] * 17)}, f"--xds-address {','.join(['x:1'] * 17)}: 17 addresses; at most 16"),
+        ({"xds_address": "x:1", "secret_ttl_s": "1d"}, "--secret-ttl-s 1d: must be a duration, such as 24h"),
+        ({"xds_address": "x:1", "secret_ttl_s": "30s"}, "--secret-ttl-s 30s: must be from 1 minute to 90 days"),
+        ({"xds_address": "x:1", "pod_ip": "here"}, "--pod-ip here: is no IP address"),
+        ({"xds_address": "x:1", "cluster_id": "a b"}, "--cluster-id a b: a name has"),
+    ],
+)
+def test_what_does_not_fit_together(flags: dict[str, str], message: str):
+    with pytest.raises(ConfigError, match="^" + re.escape(message)):
+        load({"node": "n1"} | flags, {})
+
+
+def test_state_of_a_control_plane_with_a_local_ca_and_the_other_way_round():
+    mixed = load({"node": "n1", "xds_address": "x:1", "ca": "/ca"}, {})
+    assert (mixed.source, mixed.ca, mixed.ca_address) == (Source.XDS, Path("/ca"), ())
+    mixed = load({"node": "n1", "mesh": "/m", "ca_address": "x:1"}, {})
+    assert (mixed.source, mixed.ca, len(mixed.ca_address)) == (Source.FILE, None, 1)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("24h", 86_400), ("1h30m", 5400), ("90m0s", 5400), ("3600", 3600)])
+def test_durations(text: str, seconds: int):
+    assert load(FLAGS, {"SECRET_TTL": text}).secret_ttl_s == seconds
+
+
+def test_metadata():
+    environ = {"ISTIO_META_ENABLE_HBONE": "true", "ISTIO_META_A": "b", "ISTIO_METB": "c"}
+    assert load(FLAGS, environ).metadata == (("A", "b"), ("ENABLE_HBONE", "true"))
+
+
 @pytest.mark.parametrize(("missing", "variables"), [("node", "NODEPROXY_NODE or NODE_NAME"), ("ca", "NODEPROXY_CA")])
 def test_what_is_missing_is_named_with_all_its_sources(missing: str, variables: str):
     flags = {name: value for name, value in FLAGS.items() if name != missing}
@@ -62,8 +125,20 @@ def test_command_line_over_environment_over_istio_name_over_file_over_default(tm
 def test_every_setting_can_come_from_every_source(tmp_path: Path):
     given = {
         "node": "n2",
-        "mesh": "/mesh",
-        "ca": "/authority",
+        "source": "xds",
+        "xds_address": "https://x:1,https://y:2",
+        "ca_address": "https://z:3",
+        "xds_root_ca": "/roots",
+        "ca_root_ca": "/roots-of-ca",
+        "auth_token": "off",
+        "cluster_id": "c",
+        "cluster_domain": "d.example",
+        "network": "net",
+        "trust_domain": "td",
+        "secret_ttl_s": "1h",
+        "pod_name": "p",
+        "pod_namespace": "ns",
+        "pod_ip": "10.0.0.1",
         "instance": "blue",
         "cgroup_root": "/sys/fs/cgroup/x",
         "admin": "[::1]:1",
@@ -75,7 +150,7 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path):
         "log_format": "json",
         "grace_s": "9",
     }
-    assert set(given) == {field.name for field in dataclasses.fields(RunConfig)}
+    assert {*given, "mesh", "ca", "metadata"} == {field.name for field in dataclasses.fields(RunConfig)}
     by_flag = load(given, {})
     by_environment = load({}, {f"NODEPROXY_{name.upper()}": value for name, value in given.items()})
     lines = "".join(f"{name.replace('_', '-')}: '{value}'\n" for name, value in given.items())
@@ -85,6 +160,20 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path):
 
 
 def test_istio_names_that_charts_set():
+    names = {"XDS_ADDRESS": "https://istiod:15012", "CA_ADDRESS": "https://ca:15012", "XDS_ROOT_CA": "/x", "CA_ROOT_CA": "/c"}
+    names |= {
+        "AUTH_TOKEN": "/t",
+        "CLUSTER_ID": "c",
+        "CLUSTER_DOMAIN": "d",
+        "NETWORK": "n",
+        "TRUST_DOMAIN": "td",
+        "SECRET_TTL": "1h",
+    }
+    names |= {"POD_NAME": "p", "POD_NAMESPACE": "ns", "INSTANCE_IP": "10.0.0.1", "NODE_NAME": "n"}
+    ours = {"xds_address": "https://istiod:15012", "ca_address": "https://ca:15012", "xds_root_ca": "/x", "ca_root_ca": "/c"}
+    ours |= {"auth_token": "/t", "cluster_id": "c", "cluster_domain": "d", "network": "n", "trust_domain": "td"}
+    ours |= {"secret_ttl_s": "1h", "pod_name": "p", "pod_namespace": "ns", "pod_ip": "10.0.0.1", "node": "n"}
+    assert load({}, names) == load(ours, {})
     environ = {"NODE_NAME": "n", "LOCAL_XDS_PATH": "/x", "LOG_FORMAT": "plain", "TERMINATION_GRACE_PERIOD_SECONDS": "60"}
     loaded = load({"ca": "/ca"}, environ)
     assert (loaded.node, loaded.mesh, loaded.log_format, loaded.grace_s) == ("n", Path("/x"), LogFormat.TEXT, 60)

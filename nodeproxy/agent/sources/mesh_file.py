@@ -8,7 +8,7 @@ itself must be there: a policy or service whose name is mistyped would silently 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -23,17 +23,6 @@ from nodeproxy.state.store import Meta, StateWriter
 MAX_FILE_BYTES = 256 << 20
 
 
-class NewMesh(Protocol):
-    """A mesh file that was read, and is yet to be written to the store."""
-
-    @property
-    def pods(self) -> tuple[PodSpec, ...]:
-        """The pods of this node to enrol."""
-
-    async def write(self, state: StateWriter, meta: Meta) -> None:
-        """Make it the state, with `meta` in the same transaction; nobody else writes to `state` meanwhile.  Raises StateError."""
-
-
 class Mesh(msgspec.Struct, frozen=True):
     """All that a mesh file says: the state, and the pods of this node to enrol."""
 
@@ -41,7 +30,7 @@ class Mesh(msgspec.Struct, frozen=True):
     pods: tuple[PodSpec, ...] = ()
 
     async def write(self, state: StateWriter, meta: Meta) -> None:
-        """As `NewMesh`."""
+        """As `Change`."""
         state.replace(self.everything, {**meta, mesh_index.META: None})  # what is known of a larger file is void
 
 

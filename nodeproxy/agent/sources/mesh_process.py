@@ -41,7 +41,7 @@ _decode = msgspec.msgpack.Decoder(Report).decode
 
 
 class LargeMesh:
-    """A mesh file that the loader has read, and can write.  pods: as `NewMesh`."""
+    """A mesh file that the loader has read, and can write.  pods: as `Change`."""
 
     def __init__(self, path: Path, process: asyncio.subprocess.Process) -> None:
         self._path, self._process = path, process
@@ -87,7 +87,7 @@ class LargeMesh:
         raise self._died(f"said {report}")
 
     async def write(self, state: StateWriter, meta: Meta) -> None:
-        """As `NewMesh`.  Raises SourceError as well."""
+        """As `Change`.  Raises SourceError as well."""
         order = msgspec.msgpack.encode(Write(dict(meta)))
         self._orders.write(HEADER.pack(len(order)) + order)
         try:

@@ -15,7 +15,8 @@ import math
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-from nodeproxy.agent.sources.mesh_file import Mesh, NewMesh, parse_mesh, read_mesh
+from nodeproxy.agent.sources.change import Change
+from nodeproxy.agent.sources.mesh_file import Mesh, parse_mesh, read_mesh
 from nodeproxy.agent.sources.mesh_process import LargeMesh
 from nodeproxy.errors import ConfigError, SourceError
 
@@ -37,7 +38,7 @@ class MeshFile:
         self._tried = ""  # digest of the last content that was read, good or bad; or the text of the error that there was none
         self._again_at = math.inf  # in the time of the loop
 
-    async def changes(self, interval_s: float = INTERVAL_S) -> AsyncGenerator[NewMesh | ConfigError | SourceError, None]:
+    async def changes(self, interval_s: float = INTERVAL_S) -> AsyncGenerator[Change | ConfigError | SourceError, None]:
         """Each good content and the error of each bad one, first that of now, without end."""
         loop = asyncio.get_running_loop()
         self._again_at = 0.0

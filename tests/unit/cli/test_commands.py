@@ -42,7 +42,7 @@ def test_every_help_ends_with_examples_that_parse(path: tuple[str, ...], command
     assert result.out.rstrip().endswith(command.examples[-1])
     assert any(f"nodeproxy {' '.join(path)}" in example for example in command.examples)
     if path not in {("run",), ("demo",), ("check",)}:
-        assert "--output [text|json]" in result.out
+        assert f"--output [{'yaml' if path == ('compile',) else 'text'}|json]" in result.out
 
 
 def test_every_command_and_option_is_explained():
@@ -58,7 +58,7 @@ def test_the_json_of_every_command_is_documented():
 
 def test_run_has_an_option_for_each_setting():
     options = {parameter.name for parameter in nodeproxy.commands["run"].params}
-    assert options == set(config.RunConfig.__dataclass_fields__) | {"config_path"}
+    assert options | {"metadata"} == set(config.RunConfig.__dataclass_fields__) | {"config_path"}
 
 
 def test_help_imports_little():

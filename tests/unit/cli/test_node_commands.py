@@ -31,7 +31,16 @@ STATUS: dict[str, Any] = {
     "started": 1.0,
     "ready": True,
     "pending": [],
-    "state": {"source": "file /m.yaml", "received": 1.0, "epoch": 7, "workloads": 2, "services": 1, "policies": 1, "error": ""},
+    "state": {
+        "source": "file /m.yaml",
+        "received": 1.0,
+        "epoch": 7,
+        "workloads": 2,
+        "services": 1,
+        "policies": 1,
+        "error": "",
+        "connection": None,
+    },
     "pods": [POD],
     "workers": [{"slot": 0, "pid": 11, "ready": True, "restarts": 3}],
     "kernel": {"adopted": False, "drops": {"no_listener": 4, "foreign_bind": 0}},
@@ -121,9 +130,24 @@ def test_status_of_a_node_in_trouble(admin: FakeAdmin, run_dir: Path, run: Run):
     out = run("status", "--run-dir", run_dir).out
     assert "✗ n1 (instance default, nodeproxy 0.1.0) is not ready; it waits for: the first state." in out
     assert "never received" in out
-    assert "The last edit was refused, the state before it stays: m.yaml:3:1: wrong" in out
+    assert "The last change was refused, the state before it stays: m.yaml:3:1: wrong" in out
     assert "✗ 1 pod enrolled, 1 failed." in out
     assert "netns gone" in out
+
+
+def test_status_of_a_source_that_is_connected_to(admin: FakeAdmin, run_dir: Path, run: Run):
+    connection = {"address": "https://istiod:15012", "connected": True, "since": 1.0, "error": "", "rejected": []}
+    of_xds = STATUS | {"state": STATUS["state"] | {"source": "xds https://istiod:15012", "connection": connection}}
+    admin.answers["GET /status"] = (200, of_xds)
+    line = run("status", "--run-dir", run_dir).out.splitlines()[2]
+    assert line.startswith("✓ Connected ")
+    assert line.endswith(" d ago, server https://istiod:15012.")
+    connection |= {"connected": False, "error": "connection_error: refused"}
+    connection["rejected"] = [{"type": "Authorization", "name": "ns/p", "reason": "extension", "why": "unknown"}]
+    out = run("status", "--run-dir", run_dir).out
+    assert "✗ Disconnected " in out
+    assert "server https://istiod:15012: connection_error: refused." in out
+    assert "  Authorization ns/p can't be used (extension): unknown" in out
 
 
 def test_status_as_json_is_the_agents_answer(admin: FakeAdmin, tcp: str, run: Run):

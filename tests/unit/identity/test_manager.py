@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from nodeproxy.errors import IdentityError
 from nodeproxy.identity import manager as manager_module
 from nodeproxy.identity.certificate import IssuedCertificate
+from nodeproxy.identity.kept import KeptCertificates
 from nodeproxy.identity.local_ca import LocalAuthority, LocalCA
 from nodeproxy.identity.manager import CertificateManager
 from nodeproxy.identity.rotation import rotate
@@ -50,6 +52,7 @@ class Scripted:
         self.gate = asyncio.Event()
         self.answer: Callable[[str], IssuedCertificate] = ca.issue
         self.bundle = ca.roots_pem
+        self.rotation = False
 
     async def issue(self, identity: str) -> IssuedCertificate:
         self.asked.append(identity)
@@ -61,6 +64,10 @@ class Scripted:
 
     def roots(self) -> bytes:
         return self.bundle
+
+    def rotated(self) -> bool:
+        told, self.rotation = self.rotation, False
+        return told
 
 
 @asynccontextmanager
@@ -248,5 +255,51 @@ def test_new_roots_are_noticed_and_broken_ones_are_not_taken(ca: LocalCA, tmp_pa
             await until(lambda: "stay as they were" in caplog.text)
             assert manager.roots() == seen.roots[1]
             assert len(seen.roots) == 2
+
+    run(body)
+
+
+def test_what_is_kept_serves_until_the_ca_is_back(tmp_path: Path) -> None:
+    ca = LocalCA.create(tmp_path / "ca")
+    seen, scripted = Seen(), Scripted(ca)
+    kept = KeptCertificates(tmp_path / "kept", time.time())
+    kept.keep(ca.issue(A))
+    kept.keep(ca.issue(B))
+    again = KeptCertificates(tmp_path / "kept", time.time())
+
+    async def body() -> None:
+        manager = seen.manager(scripted, kept=again)
+        manager.want(A, "pod")
+        assert [each.identity for each in seen.certificates] == [A]
+        assert seen.roots == [ca.roots_pem]  # first, for a certificate is told with them
+        manager.all_wanted()
+        async with running(manager):
+            await until(lambda: manager.certificate(A) is not None)
+            assert scripted.asked == []
+            manager.want(B, "pod")
+            await until(lambda: scripted.asked == [B])
+            scripted.gate.set()
+            await until(lambda: len(seen.certificates) == 2)
+        manager.unwant(A, "pod")
+
+    run(body)
+    last = KeptCertificates(tmp_path / "kept", time.time())
+    assert last.roots() == ca.roots_pem
+    assert last.take(A, time.time()) is None
+    assert last.take(B, time.time()) == seen.certificates[1]
+
+
+def test_all_are_asked_for_again_when_what_vouches_for_the_ca_changes(tmp_path: Path) -> None:
+    seen, scripted = Seen(), Scripted(LocalCA.create(tmp_path / "ca"))
+    scripted.gate.set()
+
+    async def body() -> None:
+        manager = seen.manager(scripted, jitter=lambda: 0.0)
+        manager.want(A, "pod")
+        async with running(manager):
+            await until(lambda: len(seen.certificates) == 1)
+            scripted.rotation = True
+            manager.want(B, "pod")
+            await until(lambda: sorted(scripted.asked) == [A, A, B])
 
     run(body)

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from nodeproxy.agent.sources import mesh_watch
-from nodeproxy.agent.sources.mesh_file import Mesh, NewMesh
+from nodeproxy.agent.sources.change import Change
+from nodeproxy.agent.sources.mesh_file import Mesh
 from nodeproxy.agent.sources.mesh_watch import MeshFile
 from nodeproxy.errors import ConfigError, SourceError
 
 GOOD = "workloads: [{{uid: {}, namespace: ns, workloadIps: []}}]"
 Said = str | list[str]
-Changes = AsyncGenerator[NewMesh | ConfigError | SourceError, None]
+Changes = AsyncGenerator[Change | ConfigError | SourceError, None]
 
 
 async def said(changes: Changes) -> Said:

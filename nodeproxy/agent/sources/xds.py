@@ -1,0 +1,297 @@
+"""istiod or nodeproxy's controller as source: the asyncio shell around `nodeproxy.xds.delta_client`.
+
+Invariants: whatever the server does, the last good state stays; nothing is kept of a message once it is applied; a server that
+flaps costs a connection each 15 s, and what has changed meanwhile.  Policies are there before the workloads that they hold for.
+Knows neither pods nor workers, and what a resource means is `decode`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
+from typing import Protocol
+
+import grpc
+import grpc.aio
+import msgspec
+
+from nodeproxy.agent.sources.connection import SourceConnection
+from nodeproxy.agent.sources.xds_apply import Applier, Sink, XdsChange
+from nodeproxy.agent.sources.xds_kept import known, taking_over
+from nodeproxy.agent.sources.xds_rejected import RejectedResources
+from nodeproxy.errors import IdentityError, NodeproxyError, ResourceError, StateError
+from nodeproxy.identity.control_plane import ControlPlane, describe
+from nodeproxy.model.delta import Delta
+from nodeproxy.observe.xds_metrics import XdsStatistics
+from nodeproxy.proto import discovery_pb2
+from nodeproxy.state.store import StateWriter
+from nodeproxy.xds.backoff import Backoff
+from nodeproxy.xds.delta_client import DeltaClient, Rejected, encode_known
+from nodeproxy.xds.message import Response
+from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
+
+METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+# As HBONE's connect timeout.
+CONNECT_TIMEOUT_S = 10.0
+# A server that does not read what it is told for so long is no good; keep-alive finds only those that are dead.
+_SEND_TIMEOUT_S = 60.0
+# Replies that wait to be sent.
+_MAX_WAITING = 16
+# How often the file of roots is compared with what the connection was checked by.
+TRUST_POLL_S = 5.0
+# A message of this size is walked in 1 ms; a larger one in a thread.
+_LARGE_BYTES = 1 << 20
+
+log = logging.getLogger(__name__)
+
+_Stream = grpc.aio.StreamStreamCall[bytes, bytes]
+
+
+class Node(Sink, Protocol):
+    """The agent, as this source needs it."""
+
+    @property
+    def has_last_state(self) -> bool:
+        """Whether an agent before this one left a state to go on with."""
+
+    async def go_on_with_last_state(self) -> None:
+        """Serve it."""
+
+    def refuse(self, error: NodeproxyError) -> None:
+        """What the source said can't be used."""
+
+
+class Arrived(msgspec.Struct, frozen=True):
+    """What a response was about, after it was applied.  resources: names and aliases ("network/ip"); gone: what is not there (any
+    more), among it what was subscribed and does not exist."""
+
+    resources: list[tuple[str, tuple[str, ...]]]
+    gone: tuple[str, ...]
+
+
+class XdsSource:
+    """One source.  With on_demand, addresses are watched by name: `subscribe`, `unsubscribe`, and `on_arrived` for what came."""
+
+    def __init__(
+        self,
+        node: Node,
+        control: ControlPlane,
+        about: discovery_pb2.Node,
+        *,
+        on_demand: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.name = f"xds {control}"
+        self.on_arrived: Callable[[Arrived], None] | None = None
+        self._node = node
+        self._control = control
+        self._clock = clock
+        self._client = DeltaClient(about, (AUTHORIZATION, ADDRESS), on_demand=(ADDRESS,) if on_demand else ())
+        self._rejected = RejectedResources()
+        self._applier = Applier(node, self._rejected)
+        self._backoff = Backoff(len(control))
+        self._to_send = asyncio.Event()
+        self._sent = asyncio.Event()
+        self._settled = False
+        self._connected_at = 0.0  # in the time of the loop; 0.0: not connected
+        self._address, self._since, self._error = str(control.current()), clock(), ""
+        self._messages: Counter[str] = Counter()
+        self._bytes: Counter[str] = Counter()
+        self._terminations: Counter[str] = Counter()
+
+    # ── on demand ──
+
+    def subscribe(self, names: Iterable[str]) -> None:
+        """Watch these addresses, too: "network/ip", a workload's uid or a service's key.  `on_arrived` tells what comes of it."""
+        self._client.subscribe(ADDRESS, names)
+        self._to_send.set()
+
+    def unsubscribe(self, names: Iterable[str]) -> None:
+        """Watch these no more.  What is in the store of them stays there: the caller's to remove."""
+        self._client.unsubscribe(ADDRESS, names)
+        self._to_send.set()
+
+    # ── what can be asked ──
+
+    @property
+    def connected(self) -> bool:
+        """Whether a server is connected, and has answered for every type."""
+        return self._connected_at > 0 and self._client.all_answered
+
+    def connection(self) -> SourceConnection:
+        """For `status`."""
+        return SourceConnection(self._address, self._connected_at > 0, self._since, self._error, self._rejected.listed())
+
+    def statistics(self) -> XdsStatistics:
+        """For the metrics."""
+        return XdsStatistics(
+            connected=self._connected_at > 0,
+            messages=self._messages,
+            message_bytes=self._bytes,
+            terminations=self._terminations,
+            rejected=self._rejected.totals,
+            rejected_now=self._rejected.now(),
+        )
+
+    # ── life ──
+
+    async def run(self) -> None:
+        """Follow the control plane until cancelled."""
+        if self._node.has_last_state:
+            await self._node.go_on_with_last_state()
+        await self._take_over()
+        loop = asyncio.get_running_loop()
+        while True:
+            reason, why = await self._attempt()
+            lived_s = loop.time() - self._connected_at if self._connected_at else 0.0
+            self._terminations[reason] += 1
+            self._control.turn()
+            self._disconnected(reason, why, lived_s)
+            await asyncio.sleep(self._backoff.wait_s(lived_s, random.random()))
+
+    async def _take_over(self) -> None:
+        """Versions of another source are not this one's."""
+        for meta in await self._node.reading(lambda state: list(taking_over(state, self.name))):
+            await self._node.apply(XdsChange(Delta(), meta))
+
+    async def _attempt(self) -> tuple[str, str]:
+        """Connect and follow, until that ends; the reason, and what to tell people."""
+        try:
+            roots = self._control.roots()
+            metadata = self._control.metadata()
+            async with self._control.channel(roots) as channel:
+                return await self._follow(channel.stream_stream(METHOD)(metadata=metadata), roots)
+        except IdentityError as exc:
+            return "credentials", str(exc)
+        except ResourceError as exc:
+            return exc.reason, f"the server broke the protocol: {exc}"
+        except StateError as exc:
+            self._node.refuse(exc)
+            return "state", str(exc)
+        except TimeoutError:
+            return "timeout", f"no answer within {CONNECT_TIMEOUT_S:.0f} s, or nothing read within {_SEND_TIMEOUT_S:.0f} s"
+        except grpc.aio.AioRpcError as exc:
+            return _reason(exc), describe(exc)
+
+    async def _follow(self, stream: _Stream, roots: bytes) -> tuple[str, str]:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await stream.wait_for_connection()
+        self._connected()
+        self._client.open()
+        return await _first(self._read(stream), self._send(stream), self._watch_trust(roots))
+
+    async def _read(self, stream: _Stream) -> tuple[str, str]:
+        await self._begin_due()
+        while True:
+            while self._client.waiting > _MAX_WAITING:  # a server that does not read is not listened to either
+                self._sent.clear()
+                await self._sent.wait()
+            raw = await stream.read()
+            if not isinstance(raw, bytes):  # grpc.aio.EOF
+                return "complete", "the server ended the stream"
+            response = Response(raw) if len(raw) < _LARGE_BYTES else await asyncio.to_thread(Response, raw)
+            del raw
+            await self._take(response)
+            del response
+            await self._begin_due()
+
+    async def _take(self, response: Response) -> None:
+        """Apply one response, and reply."""
+        url = response.type_url
+        try:
+            self._client.expect(url)
+        except ResourceError as exc:
+            self._rejected.totals["", exc.reason] += 1
+            self._client.reply(url, response.nonce, [Rejected("", exc.reason, str(exc))])
+            self._to_send.set()
+            return
+        self._messages[url] += 1
+        self._bytes[url] += response.bytes
+        tell = self.on_arrived if url == ADDRESS and self._client.subscribed(url) is not None else None
+        outcome = await self._applier.apply(response, tell_names=tell is not None)
+        self._client.reply(url, response.nonce, outcome.rejected, outcome.count)
+        self._to_send.set()
+        if self._client.all_answered:
+            await self._settle()
+        if tell is not None:
+            tell(Arrived(outcome.arrived, outcome.removed))
+
+    async def _settle(self) -> None:
+        """Everything has been answered once: the node can serve by it."""
+        if not self._settled:
+            await self._node.apply(XdsChange(Delta(), {}, pods=()))
+            self._settled = True
+            log.info("the control plane has answered for everything")
+
+    async def _begin_due(self) -> None:
+        while (type_url := self._client.due()) is not None:
+            self._client.begin(type_url, await self._node.reading(partial(_encode_known, type_url)))
+            self._to_send.set()
+
+    async def _send(self, stream: _Stream) -> tuple[str, str]:
+        while True:
+            await self._to_send.wait()
+            self._to_send.clear()
+            for raw in self._client.take():
+                try:
+                    async with asyncio.timeout(_SEND_TIMEOUT_S):
+                        await stream.write(raw)
+                except asyncio.InvalidStateError:
+                    await asyncio.Event().wait()  # the stream has ended: the reader knows how
+            self._sent.set()
+
+    async def _watch_trust(self, roots: bytes) -> tuple[str, str]:
+        """A server that is trusted no more must not go on because it was once."""
+        while True:
+            await asyncio.sleep(TRUST_POLL_S)
+            try:
+                if self._control.roots() != roots:
+                    return "trust_changed", "the file of roots has changed"
+            except IdentityError as exc:
+                log.warning("%s; the connection stays", exc)
+
+    def _connected(self) -> None:
+        self._connected_at = asyncio.get_running_loop().time()
+        self._address, self._since, self._error = str(self._control.current()), self._clock(), ""
+        log.info("connected to the control plane at %s", self._address)
+
+    def _disconnected(self, reason: str, why: str, lived_s: float) -> None:
+        error = f"{reason}: {why}"
+        if self._connected_at or error != self._error:
+            log.warning("the control plane at %s: %s; the last state stays in use", self._address, error)
+        if self._connected_at:
+            self._since = self._clock()
+        self._connected_at, self._error = 0.0, error
+        self._address = str(self._control.current())
+
+
+async def _first(*works: Coroutine[None, None, tuple[str, str]]) -> tuple[str, str]:
+    """What the first of them to end says; the others are cancelled."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return next(task for task in tasks if task in done).result()
+
+
+def _encode_known(type_url: str, state: StateWriter) -> bytes:
+    return encode_known(known(state, type_url))
+
+
+def _reason(error: grpc.aio.AioRpcError) -> str:
+    """What an ended stream is called in the metric."""
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        return "connection_error"
+    if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        return "unauthenticated"
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in (error.details() or ""):
+        return "message_too_large"
+    return "error"

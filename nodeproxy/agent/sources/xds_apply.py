@@ -1,0 +1,239 @@
+"""From responses to changes of the state, in pieces that do not stop the agent.
+
+Invariants: what can be used of a response is applied, the rest is told; policies of one response take effect together, so that
+none is missing while another has gone; of addresses, what comes is written before what goes, so that an address which changes its
+owner is never nobody's.  A policy that can't be understood keeps its last good form or, without one, has a stand-in
+(`nodeproxy.xds.decode.stand_in`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from nodeproxy.agent.sources.change import Change
+from nodeproxy.agent.sources.xds_kept import version_meta
+from nodeproxy.agent.sources.xds_rejected import RejectedResources
+from nodeproxy.errors import ResourceError, StateError
+from nodeproxy.model.delta import Delta, PodSpec
+from nodeproxy.model.policy import Policy, PolicyScope
+from nodeproxy.model.workload import Service, Workload
+from nodeproxy.proto import discovery_pb2
+from nodeproxy.state.store import Meta, StateWriter
+from nodeproxy.state.view import View
+from nodeproxy.xds.decode import decode_address, decode_policy, stand_in
+from nodeproxy.xds.delta_client import MAX_NAMED, Rejected
+from nodeproxy.xds.message import Response
+from nodeproxy.xds.names import ADDRESS, AUTHORIZATION, MAX_NAME_BYTES
+
+# So many resources are decoded and written at once: some 10 ms.
+MAX_BATCH = 200
+# The same for large ones.
+MAX_BATCH_BYTES = 256 << 10
+# Policies of a larger message are written in pieces after all: to hold it decoded would take ten times as much memory.
+MAX_POLICIES_BYTES = 16 << 20
+# Istio's default; the namespaces of global policies that are known count as well.
+_ROOT_NAMESPACE = "istio-system"
+
+_T = TypeVar("_T")
+
+
+class Sink(Protocol):
+    """Where changes go: the agent."""
+
+    async def apply(self, change: Change) -> None:
+        """Raises StateError, nothing then being applied."""
+
+    def view(self) -> View:
+        """The state as it is now."""
+
+    async def reading(self, work: Callable[[StateWriter], _T]) -> _T:
+        """Do this in a thread, while nobody writes."""
+
+
+class XdsChange:
+    """A part of a response, as `Change`."""
+
+    def __init__(self, delta: Delta, meta: Meta, pods: tuple[PodSpec, ...] | None = None) -> None:
+        self.pods = pods
+        self._delta = delta
+        self._meta = meta
+
+    async def write(self, state: StateWriter, meta: Meta) -> None:
+        """As `Change`."""
+        state.apply(self._delta, {**meta, **self._meta})
+
+
+class Outcome(msgspec.Struct):
+    """What has become of a response.  rejected: the first few; count: how many in all.
+
+    arrived: names of what was applied, each with what else it is called; removed: what is not there (any more).  Both only if
+    they were wanted.
+    """
+
+    rejected: list[Rejected] = []
+    count: int = 0
+    arrived: list[tuple[str, tuple[str, ...]]] = []
+    removed: tuple[str, ...] = ()
+
+
+class _Batch:
+    """What is written at once, by name; the last one of a name counts."""
+
+    def __init__(self, type_url: str) -> None:
+        self.type_url = type_url
+        self.resources: dict[str, Workload | Service | Policy] = {}
+        self.versions: dict[str, str | None] = {}
+        self.removed: list[str] = []
+        self.bytes = 0
+
+    def is_full(self) -> bool:
+        return len(self.versions) >= MAX_BATCH or self.bytes >= MAX_BATCH_BYTES
+
+    def put(self, name: str, resource: Workload | Service | Policy, version: str | None, size: int) -> None:
+        self.resources[name] = resource
+        self.versions[name] = version
+        self.bytes += size
+
+    def remove(self, name: str) -> None:
+        self.removed.append(name)
+        self.versions[name] = None
+
+    def change(self) -> XdsChange:
+        resources = self.resources.values()
+        removed = tuple(self.removed)
+        is_address = self.type_url == ADDRESS
+        delta = Delta(
+            workloads=tuple(each for each in resources if isinstance(each, Workload)),
+            services=tuple(each for each in resources if isinstance(each, Service)),
+            policies=tuple(each for each in resources if isinstance(each, Policy)),
+            # Whether an address was a workload or a service, its name does not say.
+            removed_workloads=removed if is_address else (),
+            removed_services=removed if is_address else (),
+            removed_policies=() if is_address else removed,
+        )
+        return XdsChange(delta, dict(version_meta(self.type_url, *entry) for entry in self.versions.items()))
+
+    def split(self) -> Iterable[_Batch]:
+        """Each resource for itself."""
+        for name in self.versions:
+            single = _Batch(self.type_url)
+            if name in self.resources:
+                single.put(name, self.resources[name], self.versions[name], 0)
+            else:
+                single.remove(name)
+            yield single
+
+
+class Applier:
+    """Applies one response after the other."""
+
+    def __init__(self, sink: Sink, rejected: RejectedResources) -> None:
+        self._sink = sink
+        self._rejected = rejected
+
+    async def apply(self, response: Response, *, tell_names: bool = False) -> Outcome:
+        """Apply what can be used.  tell_names: fill `arrived` and `removed`.  Raises StateError if nothing can be written."""
+        outcome = Outcome()
+        # Policies of one response belong together.
+        at_once = response.type_url == AUTHORIZATION and response.bytes <= MAX_POLICIES_BYTES
+        batch = _Batch(response.type_url)
+        given: set[str] = set()
+        for index, resource in enumerate(response.resources(), 1):
+            name = self._take(resource, batch, outcome)
+            if response.removed:
+                given.add(name)
+            if tell_names and name in batch.resources and not isinstance(resource, ResourceError):
+                outcome.arrived.append((name, tuple(resource.aliases)))
+            if index % MAX_BATCH == 0:
+                await asyncio.sleep(0)
+            if batch.is_full() and not at_once:
+                await self._write(batch, outcome)
+                batch = _Batch(response.type_url)
+        for name in response.removed:
+            self._rejected.clear(response.type_url, name)
+            # What is both given and removed stays, as with ztunnel.
+            if name not in given and 0 < len(name.encode()) <= MAX_NAME_BYTES:
+                batch.remove(name)
+            if batch.is_full() and not at_once:
+                await self._write(batch, outcome)
+                batch = _Batch(response.type_url)
+        await self._write(batch, outcome)
+        if tell_names:
+            outcome.removed = response.removed
+        return outcome
+
+    def _take(self, resource: discovery_pb2.Resource | ResourceError, batch: _Batch, outcome: Outcome) -> str:
+        """Into the batch with it, or to the rejected; its name."""
+        if isinstance(resource, ResourceError):
+            self._reject(batch.type_url, "", resource, outcome)
+            return ""
+        name, raw = resource.name, resource.resource.value
+        try:
+            found = _decode(batch.type_url, resource)
+        except ResourceError as exc:
+            self._reject(batch.type_url, name[:MAX_NAME_BYTES], exc, outcome)
+            if batch.type_url == AUTHORIZATION:
+                self._stand_in(name, raw, exc, batch)
+        else:
+            self._rejected.clear(batch.type_url, name)
+            batch.put(name, found, resource.version, len(raw))
+        return name
+
+    def _stand_in(self, name: str, raw: bytes, error: ResourceError, batch: _Batch) -> None:
+        namespace, slash, rest = name.partition("/")
+        if not slash or not rest or "/" in rest or len(name.encode()) > MAX_NAME_BYTES:
+            return  # it is no policy's name, so nobody can have meant a policy by it
+        before = self._sink.view().policy(name)
+        if before is None or before.stands_in:
+            # Without a version: what the server has is not known here, and is to be sent again.
+            batch.put(name, stand_in(name, raw, error, is_root=self._is_root(namespace)), None, len(raw))
+
+    def _is_root(self, namespace: str) -> bool:
+        return namespace == _ROOT_NAMESPACE or any(
+            policy.namespace == namespace and policy.scope is PolicyScope.GLOBAL for policy in self._sink.view().policies()
+        )
+
+    async def _write(self, batch: _Batch, outcome: Outcome) -> None:
+        if not batch.versions:
+            return
+        try:
+            await self._sink.apply(batch.change())
+        except StateError as exc:
+            if len(batch.versions) == 1:
+                raise
+            await self._write_singly(batch, outcome, exc)
+        await asyncio.sleep(0)
+
+    async def _write_singly(self, batch: _Batch, outcome: Outcome, error: StateError) -> None:
+        """One of them can't be stored, and must not keep the others out.  If none can, it is not they."""
+        failed: list[tuple[str, StateError]] = []
+        for single in batch.split():
+            try:
+                await self._sink.apply(single.change())
+            except StateError as exc:
+                failed.append((next(iter(single.versions)), exc))
+                if len(failed) == len(batch.versions):
+                    raise error from exc
+        for name, why in failed:
+            self._reject(batch.type_url, name, ResourceError("state", str(why)), outcome)
+
+    def _reject(self, type_url: str, name: str, error: ResourceError, outcome: Outcome) -> None:
+        rejected = Rejected(name, error.reason, str(error))
+        self._rejected.add(type_url, rejected, outcome.count)
+        outcome.count += 1
+        if len(outcome.rejected) < MAX_NAMED:
+            outcome.rejected.append(rejected)
+
+
+def _decode(type_url: str, resource: discovery_pb2.Resource) -> Workload | Service | Policy:
+    if resource.resource.type_url != type_url:
+        raise ResourceError("wrong_type", f"it is a {resource.resource.type_url[:200]!r} in a response of {type_url!r}")
+    found = decode_address(resource.resource.value) if type_url == ADDRESS else decode_policy(resource.resource.value)
+    own = found.uid if isinstance(found, Workload) else found.key
+    if own != resource.name:
+        raise ResourceError("name_mismatch", f"it calls itself {own[:200]!r}")
+    return found

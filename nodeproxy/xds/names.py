@@ -1,0 +1,23 @@
+"""How kinds of resources and single resources are called in delta xDS: what client and server must agree on to the letter.
+
+    Address          a workload by its uid, a service by its key "namespace/hostname"; asked for on demand also by "network/ip",
+                     which is never a resource's name, but an alias
+    Authorization    "namespace/name"
+
+Knows neither messages nor streams.
+"""
+
+from __future__ import annotations
+
+ADDRESS = "type.googleapis.com/istio.workload.Address"
+AUTHORIZATION = "type.googleapis.com/istio.security.Authorization"
+# xDS protocol, "How the client specifies what resources to return": "*" stands for all.
+WILDCARD = "*"
+# A name is a key of the store, whose limit is 511 bytes, and stands there behind a prefix.  Kubernetes' longest (a hostname of
+# 253 characters behind a namespace of 63) has room.
+MAX_NAME_BYTES = 480
+
+
+def address_name(network: str, ip: str) -> str:
+    """What an address is asked for by, on demand; ip: text in canonical form."""
+    return f"{network}/{ip}"

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nodeproxy.agent.sources import xds_apply
+from nodeproxy.agent.sources.change import Change
+from nodeproxy.agent.sources.xds_apply import Applier, Outcome
+from nodeproxy.agent.sources.xds_rejected import MAX_LISTED, RejectedResources
+from nodeproxy.errors import StateError
+from nodeproxy.model.policy import PolicyScope
+from nodeproxy.proto import authorization_pb2, discovery_pb2, workload_pb2
+from nodeproxy.xds.delta_client import MAX_NAMED, Rejected
+from nodeproxy.xds.message import Response
+from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
+from tests.unit.agent.sources.xds_agent import StoreAgent
+from tests.xds_server import pod, policy
+
+UID = "Kubernetes//Pod/ns/"
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[StoreAgent]:
+    made = StoreAgent(tmp_path / "s")
+    yield made
+    made.close()
+
+
+def response(*messages: Any, removed: tuple[str, ...] = (), named: dict[str, bytes] | None = None, kind: str = "") -> Response:
+    is_policy = kind == AUTHORIZATION or any(isinstance(each, authorization_pb2.Authorization) for each in messages)
+    type_url = AUTHORIZATION if is_policy else ADDRESS
+    made = discovery_pb2.DeltaDiscoveryResponse(type_url=type_url, nonce="n", removed_resources=removed)
+    entries = dict(named or {})
+    for each in messages:
+        if isinstance(each, workload_pb2.Workload):
+            entries[each.uid] = workload_pb2.Address(workload=each).SerializeToString()
+        else:
+            entries[f"{each.namespace}/{each.name}"] = each.SerializeToString()
+    for name, raw in entries.items():
+        resource = made.resources.add(name=name, version="1")
+        resource.resource.type_url, resource.resource.value = type_url, raw
+    return Response(made.SerializeToString())
+
+
+def apply(agent: StoreAgent, *responses: Response) -> list[Outcome]:
+    async def scenario() -> list[Outcome]:
+        applier = Applier(agent, RejectedResources())
+        return [await applier.apply(each) for each in responses]
+
+    return asyncio.run(scenario())
+
+
+def test_pieces_of_addresses_and_policies_at_once(agent: StoreAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xds_apply, "MAX_BATCH", 10)
+    apply(agent, response(*(pod(f"p{number}", f"10.0.0.{number}") for number in range(35))))
+    assert agent.writes == 4
+    apply(agent, response(*(policy(f"p{number}") for number in range(35))))
+    assert agent.writes == 5
+    assert agent.view().counts() == {"workloads": 35, "services": 0, "policies": 35}
+
+
+def test_what_comes_is_there_before_what_goes_is_gone(agent: StoreAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xds_apply, "MAX_BATCH", 1)
+    apply(agent, response(pod("old", "10.0.0.1")))
+    owners: list[str] = []
+    real = agent.apply
+
+    async def watching(change: Change) -> None:
+        await real(change)
+        owner = agent.view().workload_at("", "10.0.0.1")
+        owners.append(owner.name if owner else "nobody")
+
+    monkeypatch.setattr(agent, "apply", watching)
+    apply(agent, response(pod("new", "10.0.0.1"), removed=(f"{UID}old",)))
+    assert "nobody" not in owners
+    assert owners[-1] == "new"
+
+
+def test_what_is_given_and_removed_stays(agent: StoreAgent) -> None:
+    apply(agent, response(pod("a", "10.0.0.1"), removed=(f"{UID}a", "", "x" * 1000)))
+    assert agent.view().counts()["workloads"] == 1
+
+
+def test_a_name_that_is_anothers(agent: StoreAgent) -> None:
+    (outcome,) = apply(agent, response(named={"other": workload_pb2.Address(workload=pod("a")).SerializeToString()}))
+    assert [(each.name, each.reason) for each in outcome.rejected] == [("other", "name_mismatch")]
+    assert agent.view().counts()["workloads"] == 0
+
+
+def test_few_are_named_and_all_are_counted(agent: StoreAgent) -> None:
+    (outcome,) = apply(agent, response(named={f"n{number}": b"\xff" for number in range(50)}))
+    assert (len(outcome.rejected), outcome.count) == (MAX_NAMED, 50)
+
+
+def test_a_stand_in_holds_for_all_only_in_the_root_namespace(agent: StoreAgent) -> None:
+    garbage = {"istio-system/a": b"\xff", "ns/b": b"\xff", "mesh-root/c": b"\xff", "no policy's name": b"\xff", "a/b/c": b"\xff"}
+    known = policy("global", namespace="mesh-root", scope="GLOBAL")
+    apply(agent, response(known), response(named=garbage, kind=AUTHORIZATION))
+    scopes = {each.key: each.scope for each in agent.view().policies() if each.stands_in}
+    assert scopes == {
+        "istio-system/a": PolicyScope.GLOBAL,
+        "mesh-root/c": PolicyScope.GLOBAL,
+        "ns/b": PolicyScope.NAMESPACE,
+    }
+    apply(agent, response(removed=("ns/b",), kind=AUTHORIZATION))
+    assert agent.view().policy("ns/b") is None
+
+
+def test_one_that_cannot_be_stored_keeps_nobody_out(agent: StoreAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = agent.apply
+
+    async def picky(change: Any) -> None:
+        if any(each.name == "bad" for each in change._delta.workloads):
+            raise StateError("no room for it")
+        await real(change)
+
+    monkeypatch.setattr(agent, "apply", picky)
+    (outcome,) = apply(agent, response(pod("a"), pod("bad"), pod("b")))
+    assert [(each.name, each.reason, each.why) for each in outcome.rejected] == [(f"{UID}bad", "state", "no room for it")]
+    assert [each.name for each in agent.view().workloads()] == ["a", "b"]
+
+
+def test_a_store_that_takes_nothing_is_told(agent: StoreAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(change: Change) -> None:
+        raise StateError("full")
+
+    monkeypatch.setattr(agent, "apply", full)
+    for pods in ((pod("a"),), (pod("a"), pod("b"))):
+        with pytest.raises(StateError, match="full"):
+            apply(agent, response(*pods))
+
+
+def test_rejected_ones_are_bounded_and_forgotten() -> None:
+    rejected = RejectedResources()
+    for number in range(12_000):
+        rejected.add(ADDRESS, Rejected(f"n{number}", "r", "w"), number)
+    assert rejected.totals == {(ADDRESS, "r"): 12_000}
+    assert rejected.now() == {ADDRESS: 10_000}
+    assert len(rejected.listed()) == MAX_LISTED
+    assert rejected.listed()[0] == {"type": "Address", "name": "n0", "reason": "r", "why": "w"}
+    rejected.clear(ADDRESS, "n0")
+    assert rejected.listed()[0]["name"] == "n1"
