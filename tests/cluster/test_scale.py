@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.bench.control_plane import measure, objects, planes, stored_pods
+from tests.bench.control_plane import measure, objects, planes, stored
 from tests.bench.control_plane.changes import Changes
 from tests.bench.control_plane.measure import Plan
 from tests.bench.control_plane.objects import Size
 from tests.bench.control_plane.planes import PLANES, ControlPlane, Plane
 from tests.bench.control_plane.subscribers import Count, Group
 from tests.bench.control_plane.writer import write
-from tests.cluster.apiserver import ApiServer
+from tests.cluster.apiserver import ApiError, ApiServer
 from tests.cluster.kinds import Object
 
 SIZE = Size(10, 300, 30)
@@ -30,7 +30,8 @@ def cluster(api: ApiServer) -> ApiServer:
     """An API server with a cluster in it."""
     write(api, objects.first(SIZE), lambda done: None)
     write(api, objects.rest(SIZE), lambda done: None)
-    stored_pods.fill(api, objects.pods(SIZE), lambda done: None)
+    for items in (objects.services(SIZE), objects.service_addresses(SIZE), objects.pods(SIZE)):
+        stored.fill(api, items, lambda done: None)
     return api
 
 
@@ -72,13 +73,22 @@ def _gained(then: list[Count], now: list[Count]) -> list[Count]:
     return [Count(*(b - a for a, b in zip(*each, strict=True))) for each in zip(then, now, strict=True)]
 
 
-def test_a_pod_that_was_put_into_etcd_is_as_the_api_server_would_have_kept_it(cluster: ApiServer) -> None:
-    pod = list(objects.pods(SIZE))[-1]
-    name, space = pod["metadata"]["name"], pod["metadata"]["namespace"]
-    put = cluster.get("Pod", name, space)
-    cluster.delete("Pod", name, space)
-    cluster.create(pod)
-    assert _timeless(put) == _timeless(cluster.get("Pod", name, space))
+@pytest.mark.parametrize("of", [objects.pods, objects.services])
+def test_what_was_put_into_etcd_is_as_the_api_server_would_have_kept_it(
+    cluster: ApiServer, of: Callable[[Size], Iterator[Object]]
+) -> None:
+    item = list(of(SIZE))[-1]
+    where = item["kind"], item["metadata"]["name"], item["metadata"]["namespace"]
+    put = cluster.get(*where)
+    cluster.delete(*where)
+    cluster.create(item)
+    assert _timeless(put) == _timeless(cluster.get(*where))
+
+
+def test_a_services_address_is_taken(cluster: ApiServer) -> None:
+    taken = list(objects.services(SIZE))[-1]
+    with pytest.raises(ApiError, match="provided IP is already allocated"):
+        cluster.create({**taken, "metadata": {**taken["metadata"], "name": "another"}})
 
 
 @pytest.mark.parametrize("plane", PLANES, ids=lambda plane: plane.name)

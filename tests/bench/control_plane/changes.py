@@ -5,6 +5,7 @@ So what is measured from there includes the API server's part: its write, and it
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Sequence
@@ -17,15 +18,17 @@ from tests.cluster.kinds import item_path
 
 # So that one slow answer of the API server does not delay the changes after it.
 _CONNECTIONS = 8
+_MARKS = 10**8
 
 
 class Changes:
-    """Numbers its marks on and on; a pod is not changed twice before all others were."""
+    """Numbers its marks on and on, from somewhere: the pods may have marks of others already.  A pod is not changed twice before
+    all others were."""
 
     def __init__(self, api: ApiServer, size: Size) -> None:
         self._api = api
         self._size = size
-        self._next = 0
+        self._next = random.randrange(_MARKS // 2)
         self._connection = Connection(api)
 
     def one(self) -> tuple[int, float]:

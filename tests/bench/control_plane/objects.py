@@ -66,6 +66,11 @@ def _address(number: int) -> str:
     return f"10.{64 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
 
 
+def _service_address(number: int) -> str:
+    """Within 10.96.0.0/12, and beyond what it gives to those that come without one as long as it is nearly empty."""
+    return f"10.{100 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
+
+
 def first(size: Size) -> Iterator[Object]:
     """What others lie in or refer to: to be written before `rest`."""
     for number in range(size.nodes):
@@ -75,14 +80,29 @@ def first(size: Size) -> Iterator[Object]:
 
 
 def rest(size: Size) -> Iterator[Object]:
-    """What lies in namespaces, but for pods; in any order."""
+    """What lies in namespaces, but for services and pods; in any order."""
     for number in range(0, size.services, SERVICES_A_NAMESPACE):
         yield _policy(number)
     for number in range(size.services):
         name, space = f"app-{number}", namespace_of(number)
         yield make("ServiceAccount", name, space)
-        yield service(name, space, {"app": name}, {SERVICE_PORT: PORT})
         yield _slice(size, number)
+
+
+def services(size: Size) -> Iterator[Object]:
+    """All services, each with an address."""
+    for number in range(size.services):
+        name, address = f"app-{number}", _service_address(number)
+        addresses = {"clusterIP": address, "clusterIPs": [address]}
+        yield service(name, namespace_of(number), {"app": name}, {SERVICE_PORT: PORT}, **addresses)
+
+
+def service_addresses(size: Size) -> Iterator[Object]:
+    """The API server's own record that an address is taken by a service."""
+    labels = {"ipaddress.kubernetes.io/ip-family": "IPv4", "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io"}
+    for number in range(size.services):
+        parent = {"group": "", "resource": "services", "namespace": namespace_of(number), "name": f"app-{number}"}
+        yield make("IPAddress", _service_address(number), labels=labels, spec={"parentRef": parent})
 
 
 def pods(size: Size) -> Iterator[Object]:
@@ -137,6 +157,7 @@ def _pod(size: Size, number: int) -> Object:
     made = pod(name, space, node=node_name(of), ips=[_address(number)], account=app, labels=labels, ports={"http": PORT})
     owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": replica_set, "uid": "replica-set", "controller": True}
     made["metadata"]["ownerReferences"] = [owner]
+    made["spec"]["serviceAccount"] = app  # the former name of the field, which is always there as well
     container = made["spec"]["containers"][0]
     container |= {
         "image": f"registry.example/{space}/{app}:1.27.3",

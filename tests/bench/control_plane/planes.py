@@ -37,7 +37,7 @@ class ControlPlane(Protocol):
 
 @dataclass(frozen=True)
 class Plane:
-    """A contestant.  namespace, account: of the node agents' pods."""
+    """A contestant.  namespace, account: of the node agents' pods.  server_name: what nodes know its certificate by."""
 
     name: str
     title: str
@@ -45,6 +45,7 @@ class Plane:
     make: Callable[[ApiServer], ControlPlane]
     namespace: str
     account: str
+    server_name: str
 
 
 def _istiod(api: ApiServer) -> istiod.Istiod:
@@ -53,8 +54,16 @@ def _istiod(api: ApiServer) -> istiod.Istiod:
 
 
 PLANES = (
-    Plane("istiod", "istiod", "istiod", _istiod, istiod.NAMESPACE, istiod.NODE_AGENT),
-    Plane("nodeproxy", "nodeproxy's controller", "istiod", controller.Controller, controller.NAMESPACE, controller.NODE_AGENT),
+    Plane("istiod", "istiod", "istiod", _istiod, istiod.NAMESPACE, istiod.NODE_AGENT, "istiod.istio-system.svc"),
+    Plane(
+        "nodeproxy",
+        "nodeproxy's controller",
+        "istiod",
+        controller.Controller,
+        controller.NAMESPACE,
+        controller.NODE_AGENT,
+        "nodeproxy-controller.nodeproxy-system.svc",
+    ),
 )
 
 
@@ -98,6 +107,7 @@ def subscription(api: ApiServer, plane: Plane, control: ControlPlane, nodes: Seq
     return {
         "address": api.address,
         "port": int(control.address.rpartition(":")[2]),
+        "server_name": plane.server_name,
         "roots": str(control.roots()),
         "tokens": [token(api, plane, node) for node in nodes],
         "nodes": list(nodes),

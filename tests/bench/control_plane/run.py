@@ -14,7 +14,7 @@ from nodeproxy.errors import NodeproxyError
 from nodeproxy.linux.cgroup import cgroup2_mount
 from tests.bench import processes
 from tests.bench.contestants.nodeproxy import TreeAgent
-from tests.bench.control_plane import measure, objects, stored_pods
+from tests.bench.control_plane import measure, objects, stored
 from tests.bench.control_plane.measure import Plan
 from tests.bench.control_plane.objects import Size
 from tests.bench.control_plane.planes import PLANES, Plane
@@ -132,8 +132,12 @@ def _fill(api: ApiServer, size: Size, kept: Path | None, clock: Clock) -> float:
 
     write(api, objects.first(size), progress)
     write(api, objects.rest(size), progress)
-    clock.say("putting the pods into etcd")
-    stored_pods.fill(api, objects.pods(size), lambda done: clock.say(f"pods: {done:,}"))
+    for what, items in (
+        ("services", objects.services(size)),
+        ("addresses of services", objects.service_addresses(size)),
+        ("pods", objects.pods(size)),
+    ):
+        stored.fill(api, items, lambda done, what=what: clock.say(f"put into etcd: {done:,} {what}"))
     taken = time.monotonic() - began
     pss = [processes.pss_bytes([process.pid]) / 1e6 for process in (api.apiserver, api.etcd) if process]
     clock.say(f"written in {taken:,.0f} s; memory of the API server {pss[0]:,.0f} MB, of etcd {pss[1]:,.0f} MB")

@@ -4,19 +4,20 @@ from collections import Counter
 
 import pytest
 
-from tests.bench.control_plane.objects import Size, first, pod_place, pods, rest
+from tests.bench.control_plane.objects import Size, first, pod_place, pods, rest, service_addresses, services
 
 SIZE = Size(7, 250, 120)
 
 
 def test_there_is_as_much_as_was_asked_for() -> None:
-    kinds = Counter(item["kind"] for item in (*first(SIZE), *rest(SIZE), *pods(SIZE)))
+    kinds = Counter(item["kind"] for item in (*first(SIZE), *rest(SIZE), *services(SIZE), *service_addresses(SIZE), *pods(SIZE)))
     assert kinds == {
         "Node": 7,
         "Namespace": 2,
         "AuthorizationPolicy": 2,
         "ServiceAccount": 120,
         "Service": 120,
+        "IPAddress": 120,
         "EndpointSlice": 120,
         "Pod": 250,
     }
@@ -40,7 +41,7 @@ def test_the_endpoints_of_a_service_are_the_pods_that_it_selects() -> None:
         for item in found
         if item["kind"] == "EndpointSlice"
     }
-    for service in (item for item in found if item["kind"] == "Service"):
+    for service in services(SIZE):
         space = service["metadata"]["namespace"]
         selected = {
             pod["status"]["podIP"]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from tests.bench.control_plane.stored_pods import merged
+from tests.bench.control_plane.stored import merged
 
 
 def test_what_one_does_not_say_is_the_patterns() -> None:
