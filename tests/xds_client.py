@@ -25,9 +25,12 @@ Request = discovery_pb2.DeltaDiscoveryRequest
 Response = discovery_pb2.DeltaDiscoveryResponse
 
 
-def channel(target: str, root: Path | None = None, **options: int) -> grpc.Channel:
+def channel(target: str, root: Path | None = None, **options: int | str) -> grpc.Channel:
     """root: PEM file of who signs the server's certificate; without one, plain text."""
-    arguments = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.use_local_subchannel_pool", 1)]
+    arguments: list[tuple[str, int | str]] = [
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
     arguments += [(f"grpc.{name}", value) for name, value in options.items()]
     if root is None:
         return grpc.insecure_channel(target, options=arguments)

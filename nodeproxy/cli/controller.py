@@ -48,7 +48,7 @@ def controller() -> None:
 @click.option(
     "--node-accounts",
     metavar="NS/ACCOUNT,…",
-    help="Node proxies, which get the identities of their node's pods.  [default: nodeproxy-system/nodeproxy,istio-system/ztunnel]",
+    help="Node proxies, which get their node's identities.  [default: nodeproxy-system/nodeproxy,istio-system/ztunnel]",
 )
 @click.option("--serving-names", metavar="DNS,…", help="More names for the controller's own certificate.")
 @click.option("--pod-name", metavar="NAME", help="Tells replicas apart in the Lease.  [default: the host's name]")

@@ -1,128 +1,149 @@
-"""`nodeproxy controller run` beside the API server of a test, with no more rights than its manifest gives it."""
+"""`nodeproxy controller run` as a program of its own, with the account and the rights that the manifests give it."""
 
 from __future__ import annotations
 
-import http.client
+import os
+import re
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
+from typing import Self
 
+import grpc
 import yaml
 
-from nodeproxy.linux.netns import inside
-from tests.cluster.apiserver import ApiError, ApiServer
-from tests.cluster.kinds import make, pod
+from tests.cluster.apiserver import ApiServer
+from tests.cluster.kinds import Object
 from tests.mesh.cluster import wait_until
+from tests.xds_client import XdsClient, channel
 
-NAMESPACE = "nodeproxy-system"
-AUDIENCE = "istio-ca"
-NODE_AGENT = "nodeproxy"
-MANIFESTS = Path(__file__).resolve().parents[2] / "daemonset" / "controller"
-ROOTS = "nodeproxy-ca-root-cert"
-_START_S = 60.0
+HOME = "nodeproxy-system"
+ACCOUNT = "nodeproxy-controller"
+SERVER_NAME = f"nodeproxy-controller.{HOME}.svc"
+RBAC = Path(__file__).resolve().parents[2] / "daemonset" / "controller" / "rbac.yaml"
+DEADLINE_S = 60.0
 
 
-class Controller:
-    """One replica, where the API server is: xDS and CA in TLS at `address`, verified by `roots`."""
+def install(api: ApiServer) -> None:
+    """The manifest, as `kubectl apply` does it."""
+    api.apply(*rbac())
 
-    def __init__(self, api: ApiServer, name: str = "controller-0", **settings: str) -> None:
-        """settings: further options, `root_namespace="x"` for `--root-namespace x`."""
+
+def rbac() -> list[Object]:
+    return [item for item in yaml.safe_load_all(RBAC.read_text()) if item]
+
+
+class ControllerProcess:
+    """Use it as a context.  kubeconfig: of its account, unless one is given."""
+
+    def __init__(self, api: ApiServer, folder: Path, *arguments: str, kubeconfig: Path | None = None, name: str = "a") -> None:
         self.api = api
-        self.name = name
-        self.settings = settings
-        port, self._ready_port, self.metrics_port = api.free_ports(3)
-        self.address = f"{api.address}:{port}"
-        self.start_timeout_s = _START_S
+        self.folder = folder
+        self.log_file = folder / f"controller-{name}.log"
+        self.port, self.metrics_port, self.ready_port = api.free_ports(3)
+        self._kubeconfig = kubeconfig or api.kubeconfig(api.token(HOME, ACCOUNT), f"controller-{name}")
+        self._arguments = ["--pod-name", name, *arguments]
         self.process: subprocess.Popen[bytes] | None = None
-        self.directory = api.directory / name
-        self.directory.mkdir()
+        self._roots_file = folder / "roots.pem"
+        self._channels: list[grpc.Channel] = []
 
-    def install(self) -> None:
-        """Its namespace, its account and its rights, as an installation makes them, once for all replicas."""
-        if NAMESPACE not in {item["metadata"]["name"] for item in self.api.list("Namespace")}:
-            self.api.apply(make("Namespace", NAMESPACE), make("ServiceAccount", NODE_AGENT, NAMESPACE))
-            for file in sorted(MANIFESTS.glob("*.yaml")):
-                for item in yaml.safe_load_all(file.read_text()):
-                    if item and item["kind"] in ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"):
-                        self.api.apply(item)
+    def __enter__(self) -> Self:
+        self.start()
+        return self
 
-    def start(self, wait: bool = True) -> None:
-        self.install()
-        self.api.apply(pod(self.name, NAMESPACE, node="control", ips=["10.255.0.9"], account="nodeproxy-controller"))
-        token = self.api.token(NAMESPACE, "nodeproxy-controller", pod=self.name)
-        at = self.api.address
-        argv = [
-            sys.executable,
-            "-m",
-            "nodeproxy",
-            "controller",
-            "run",
-            "--kubeconfig",
-            str(self.api.kubeconfig(token, self.name)),
-        ]
-        argv += ["--namespace", NAMESPACE, "--listen", self.address, "--log-format", "json"]
-        argv += ["--ready", f"{at}:{self._ready_port}", "--metrics", f"{at}:{self.metrics_port}"]
-        for key, value in self.settings.items():
-            argv += [f"--{key.replace('_', '-')}", value]
-        with (self.directory / "log").open("ab") as log:
-            start = self.api.host.popen if self.api.host else subprocess.Popen
-            self.process = start(argv, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-        if wait:
-            self.wait_ready()
+    def __exit__(self, *exc: object) -> None:
+        for each in self._channels:
+            each.close()
+        self.kill()
+
+    def start(self) -> None:
+        argv = [sys.executable, "-m", "nodeproxy", "controller", "run", "--kubeconfig", str(self._kubeconfig)]
+        argv += ["--listen", f"127.0.0.1:{self.port}", "--metrics", f"127.0.0.1:{self.metrics_port}"]
+        argv += ["--ready", f"127.0.0.1:{self.ready_port}", *self._arguments]
+        environ = {key: value for key, value in os.environ.items() if not key.startswith("NODEPROXY_")}
+        with self.log_file.open("ab") as output:
+            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environ)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(30)
+            self.process = None
+
+    def terminate(self) -> int:
+        """By SIGTERM; its exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(30)
+        self.process = None
+        return status
+
+    def pending(self) -> str:
+        """What it waits for, "" when it is ready."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.ready_port}/healthz/ready", timeout=10):
+                return ""
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.read().decode()
+        except OSError as error:
+            return str(error)
 
     def wait_ready(self) -> None:
         def ready() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, self.log()
-            try:
-                return self.http(self._ready_port, "/healthz/ready")[0] == 200
-            except OSError:
-                return False
+            return not self.pending()
 
         try:
-            wait_until(ready, "the controller is ready", self.start_timeout_s)
+            wait_until(ready, "the controller is ready", DEADLINE_S)
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.log()}") from None
-
-    def http(self, port: int, path: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection(self.api.address, port, timeout=5)
-        try:
-            if self.api.host is None:
-                connection.connect()
-            else:
-                with inside(self.api.host.netns_fd):
-                    connection.connect()
-            connection.request("GET", path)
-            response = connection.getresponse()
-            return response.status, response.read().decode()
-        finally:
-            connection.close()
-
-    def metrics(self) -> str:
-        return self.http(self.metrics_port, "/metrics")[1]
-
-    def roots(self) -> Path:
-        """The roots that it publishes, in a file."""
-
-        def published() -> str:
-            try:
-                return str(self.api.get("ConfigMap", ROOTS, NAMESPACE)["data"]["root-cert.pem"])
-            except ApiError:
-                return ""
-
-        path = self.directory / "roots.pem"
-        path.write_text(wait_until(published, "the controller has published its roots", _START_S))
-        return path
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        if self.process is not None:
-            self.process.send_signal(number)
-            self.process.wait(30)
-            self.process = None
-
-    close = kill
+            raise AssertionError(f"{error}\n{self.pending()}\n{self.log()}") from None
 
     def log(self) -> str:
-        path = self.directory / "log"
-        return path.read_text(errors="replace")[-6000:] if path.exists() else ""
+        return self.log_file.read_text(errors="replace")[-8000:]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """nodeproxy_controller_NAME: the sum of the samples that have these labels."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as response:
+            page = response.read().decode()
+        found = 0.0
+        for line in page.splitlines():
+            match = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line)
+            if match and match[1] == f"nodeproxy_controller_{name}":
+                given = dict(re.findall(r'(\w+)="([^"]*)"', match[2] or ""))
+                if all(given.get(key) == value for key, value in labels.items()):
+                    found += float(match[3])
+        return found
+
+    def resident_bytes(self) -> int:
+        assert self.process is not None
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) << 10
+        raise AssertionError("no VmRSS")
+
+    def roots(self) -> bytes:
+        """As they are published for nodes."""
+
+        def published() -> bytes:
+            maps = [item for item in self.api.list("ConfigMap", HOME) if item["metadata"]["name"] == "nodeproxy-ca-root-cert"]
+            return maps[0]["data"]["root-cert.pem"].encode() if maps else b""
+
+        found: bytes = wait_until(published, "the roots are published", DEADLINE_S)
+        return found
+
+    def client(self, token: str, node: str) -> XdsClient:
+        """A raw xDS client, that checks the controller by the published roots."""
+        self._roots_file.write_bytes(self.roots())
+        return self.client_as_before(token, node)
+
+    def client_as_before(self, token: str, node: str) -> XdsClient:
+        """Another client with the same roots, as a node has them in a file while the API server is away."""
+        name = {"ssl_target_name_override": SERVER_NAME}
+        made = channel(f"127.0.0.1:{self.port}", self._roots_file, **name)
+        self._channels.append(made)
+        return XdsClient(made, token=token, node=node)
