@@ -21,6 +21,7 @@ from nodeproxy.settings import (
     Reader,
     Settings,
     read_address_or_off,
+    read_duration_s,
     read_log_format,
     read_name,
     read_number,
@@ -45,7 +46,6 @@ _METADATA_PREFIX = "ISTIO_META_"
 # More replicas of a control plane than this have a name that stands for them all.
 MAX_UPSTREAMS = 16
 MAX_SECRET_TTL_S = 90 * 86_400
-_DURATION_UNITS_S = {"h": 3600, "m": 60, "s": 1}
 
 
 class Source(StrEnum):
@@ -242,20 +242,6 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _duration_s(given: Given) -> int:
-    """Seconds, or Go's way to write a duration: "24h", "1h30m"."""
-    text = given.text
-    if text.isascii() and text.isdigit():
-        seconds = int(text[:12])
-    elif re.fullmatch(r"(\d{1,9}[hms])+", text, re.ASCII):
-        seconds = sum(int(count) * _DURATION_UNITS_S[unit] for count, unit in re.findall(r"(\d+)([hms])", text))
-    else:
-        raise given.wrong("must be a duration, such as 24h, 90m or 3600")
-    if not 60 <= seconds <= MAX_SECRET_TTL_S:
-        raise given.wrong("must be from 1 minute to 90 days")
-    return seconds
-
-
 def _same_node(given: Given) -> SameNode:
     try:
         return SameNode(given.text.lower())
@@ -277,7 +263,7 @@ _READERS: dict[str, Reader] = {
     "cluster_domain": read_name,
     "network": read_name,
     "trust_domain": read_name,
-    "secret_ttl_s": _duration_s,
+    "secret_ttl_s": read_duration_s(60, MAX_SECRET_TTL_S),
     "pod_name": read_name,
     "pod_namespace": read_name,
     "pod_ip": _address_text,

@@ -59,6 +59,8 @@ class Given(NamedTuple):
 
 Reader = Callable[[Given], Any]
 
+_DURATION_UNITS_S = {"h": 3600, "m": 60, "s": 1}
+
 
 class Settings:
     """The settings of one command.
@@ -228,5 +230,23 @@ def read_number(low: int, high: int) -> Callable[[Given], int]:
         if not given.text.isascii() or not given.text.isdigit() or not low <= int(given.text) <= high:
             raise given.wrong(f"must be a number from {low} to {high}")
         return int(given.text)
+
+    return read
+
+
+def read_duration_s(low_s: int, high_s: int) -> Reader:
+    """A reader of seconds, or of Go's way to write a duration, "24h" or "1h30m"; within bounds."""
+
+    def read(given: Given) -> int:
+        text = given.text
+        if text.isascii() and text.isdigit():
+            seconds = int(text[:12])
+        elif re.fullmatch(r"(\d{1,9}[hms])+", text, re.ASCII):
+            seconds = sum(int(count) * _DURATION_UNITS_S[unit] for count, unit in re.findall(r"(\d+)([hms])", text))
+        else:
+            raise given.wrong("must be a duration, such as 24h, 90m or 3600")
+        if not low_s <= seconds <= high_s:
+            raise given.wrong(f"must be from {low_s} to {high_s} seconds")
+        return seconds
 
     return read

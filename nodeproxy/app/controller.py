@@ -79,7 +79,11 @@ class Controller:
             network=config.network,
             root_namespace=config.root_namespace,
         )
-        ca = CaSettings(trust_domain=config.trust_domain, trusted_node_accounts=config.node_accounts)
+        ca = CaSettings(
+            trust_domain=config.trust_domain,
+            trusted_node_accounts=config.node_accounts,
+            root_overlap_s=config.root_overlap_s,
+        )
         self._translator = Translator(mesh)
         self._publisher = Publisher(XdsMetrics(self._registry))
         self._placement = PodPlacement()

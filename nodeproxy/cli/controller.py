@@ -50,7 +50,8 @@ def controller() -> None:
     metavar="NS/ACCOUNT,…",
     help="Node proxies, which get their node's identities.  [default: nodeproxy-system/nodeproxy,istio-system/ztunnel]",
 )
-@click.option("--serving-names", metavar="DNS,…", help="More names for the controller's own certificate.")
+@click.option("--serving-names", metavar="NAME,…", help="More names or addresses for the controller's own certificate.")
+@click.option("--root-overlap-s", metavar="TIME", help="How long the next root spreads before it signs.  [default: 24h]")
 @click.option("--pod-name", metavar="NAME", help="Tells replicas apart in the Lease.  [default: the host's name]")
 @click.option("--log-format", metavar="text|json", help="How log lines are written.  [default: text]")
 @click.pass_context

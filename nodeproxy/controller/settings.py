@@ -5,6 +5,7 @@ Invariant: what was given fits together, or nothing of it is used.  It must not 
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import socket
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from nodeproxy.settings import (
     Settings,
     address,
     read_address_or_off,
+    read_duration_s,
     read_log_format,
     read_name,
     read_path,
@@ -29,6 +31,8 @@ from nodeproxy.settings import (
 
 # Where Kubernetes mounts what a pod's service account is.
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+# A root that does not sign for longer than this is mistaken for a setting in other units.
+MAX_ROOT_OVERLAP_S = 90 * 86_400
 DEFAULT_NAMESPACE = "nodeproxy-system"
 OWN_SECRET = "nodeproxy-ca"
 MAX_NAMES = 64
@@ -65,7 +69,9 @@ class ControllerConfig:
     node_accounts: frozenset[str] = CaSettings().trusted_node_accounts
     # NAMESPACE/ACCOUNT of node proxies, which may ask for the identities of their node's pods.
     serving_names: tuple[str, ...] = ()
-    # More DNS names for the controller's own certificate, such as istiod.istio-system.svc.
+    # More names for the controller's own certificate, DNS or addresses, such as istiod.istio-system.svc.
+    root_overlap_s: float = CaSettings().root_overlap_s
+    # How long the next root is published before it signs.  As long as certificates live: by then each node has the root.
     pod_name: str = ""
     # Tells replicas apart in the Lease.  Empty: the host's name, which is the pod's.
     log_format: LogFormat = LogFormat.TEXT
@@ -97,10 +103,20 @@ def _names(given: Given) -> tuple[str, ...]:
     if len(names) > MAX_NAMES:
         raise given.wrong(f"{len(names)} names; at most {MAX_NAMES}")
     for name in names:
+        if _is_address(name):
+            continue
         # RFC 1123, section 2.1; a certificate's name may begin with a wildcard (RFC 6125, section 6.4.3).
         if not re.fullmatch(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", name):
-            raise given.wrong(f"{name!r} is no DNS name; write them with commas between them")
+            raise given.wrong(f"{name!r} is neither a DNS name nor an address; write them with commas between them")
     return names
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _accounts(given: Given) -> frozenset[str]:
@@ -126,6 +142,7 @@ _READERS: dict[str, Reader] = {
     "token_audience": read_name,
     "node_accounts": _accounts,
     "serving_names": _names,
+    "root_overlap_s": read_duration_s(1, MAX_ROOT_OVERLAP_S),
     "pod_name": read_name,
     "log_format": read_log_format,
 }

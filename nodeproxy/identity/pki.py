@@ -6,6 +6,7 @@ server's and a client's at once).  It must not know files, directories or the cu
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -143,11 +144,22 @@ def make_leaf(
 
 
 def make_serving(
-    dns_names: Sequence[str], key: PublicKey, issuer: x509.Certificate, issuer_key: SigningKey, now_s: float, lifetime_s: float
+    names: Sequence[str], key: PublicKey, issuer: x509.Certificate, issuer_key: SigningKey, now_s: float, lifetime_s: float
 ) -> x509.Certificate:
-    """A server's certificate for DNS names (ASCII), which no workload's can be taken for: it has no URI.  See `make_leaf`."""
-    names = [x509.DNSName(name) for name in dns_names]
-    return _end_entity(names, _SERVING_EXTENDED_USAGE, key, issuer, issuer_key, now_s, lifetime_s)
+    """A server's certificate for DNS names (ASCII) and addresses.  No workload's can be taken for it: it has no URI.
+
+    See `make_leaf`.
+    """
+    return _end_entity(
+        [_general_name(name) for name in names], _SERVING_EXTENDED_USAGE, key, issuer, issuer_key, now_s, lifetime_s
+    )
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
 
 
 def _end_entity(

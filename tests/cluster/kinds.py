@@ -98,3 +98,14 @@ def service(name: str, namespace: str, selector: dict[str, str], ports: dict[int
     listed = [{"name": f"p{port}", "port": port, "targetPort": target} for port, target in ports.items()]
     more = {key: spec.pop(key) for key in ("labels", "annotations") if key in spec}
     return make("Service", name, namespace, spec={"selector": selector, "ports": listed, **spec}, **more)
+
+
+def endpoint_slice(service: str, namespace: str, pods: dict[str, str], ports: dict[str, int]) -> Object:
+    """What the endpoint slice controller writes for a service: its pods, name → address, and their ports."""
+    endpoints = [
+        {"addresses": [ip], "conditions": {"ready": True}, "targetRef": {"kind": "Pod", "name": name, "namespace": namespace}}
+        for name, ip in pods.items()
+    ]
+    listed = [{"name": name, "port": port} for name, port in ports.items()]
+    labels = {"kubernetes.io/service-name": service}
+    return make("EndpointSlice", f"{service}-1", namespace, labels=labels, addressType="IPv4", endpoints=endpoints, ports=listed)

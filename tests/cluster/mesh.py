@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from nodeproxy.lab.topology import Host
-from tests.cluster import controller, istiod
+from tests.cluster import istiod, replica
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.kinds import Object, ambient, make, node, pod, service
 from tests.mesh.cluster import Agent, Cluster, MeshPod, wait_until
@@ -55,9 +55,9 @@ class KubeMesh:
     @classmethod
     def of_controller(cls, definitions: list[Path], **settings: str) -> Self:
         def make_control(api: ApiServer) -> ControlPlane:
-            return controller.Controller(api, **settings)
+            return replica.Controller(api, **settings)
 
-        return cls(make_control, controller.NAMESPACE, controller.NODE_AGENT, definitions)
+        return cls(make_control, replica.NAMESPACE, replica.NODE_AGENT, definitions)
 
     @classmethod
     def of_istiod(cls, definitions: list[Path]) -> Self:
@@ -89,7 +89,7 @@ class KubeMesh:
     def renew_token(self, agent: Agent, seconds: int = 3600) -> None:
         """As the kubelet does it: the file is replaced."""
         name = f"agent-{agent.name}"
-        token = self.api.token(self.namespace, self.account, audience=controller.AUDIENCE, pod=name, seconds=seconds)
+        token = self.api.token(self.namespace, self.account, audience=replica.AUDIENCE, pod=name, seconds=seconds)
         new = self.token_file(agent).with_suffix(".new")
         new.write_text(token)
         new.rename(self.token_file(agent))
@@ -117,19 +117,18 @@ class KubeMesh:
         """A pod that is not in the mesh, nor known to the API."""
         return MeshPod(self.cluster.lab.pod(number, name), SPACE, name, "", "TCP")
 
-    def service(self, name: str, ports: dict[int, int | str], app: str = "", **spec: Any) -> str:
+    def service(self, name: str, ports: dict[int, int | str], selector: dict[str, str], **spec: Any) -> str:
         """A service in the API; its virtual address."""
-        made: Object = self.api.create(service(name, SPACE, {"app": app or name}, ports, **spec))
+        made: Object = self.api.create(service(name, SPACE, selector, ports, **spec))
         return str(made["spec"]["clusterIP"])
 
     def enrol(self, *pods: MeshPod) -> None:
-        """Put pods in, and wait until they have their certificates."""
+        """Put pods in, and wait until their nodes know them and have their certificates."""
         for each in pods:
             agent = self.cluster.agents[each.host.node]
             status, answer = agent.request("POST", "/pods", {"uid": each.uid, "netns": each.host.netns_path})
             assert status == 200, answer
-        for agent in self.cluster.agents:
-            wait_until(lambda agent=agent: agent.get("/status")["ready"], f"{agent.name} is ready", 30)
+            wait_until(lambda agent=agent, uid=each.uid: _certified(agent, uid), f"{each.uid} has its certificate", 30)
 
     def policy(self, name: str, **spec: Any) -> float:
         """Write an AuthorizationPolicy; the time at which the API server had it."""
@@ -141,3 +140,7 @@ class KubeMesh:
             if hasattr(self, part):
                 getattr(self, part).close()
         self.cluster.close()
+
+
+def _certified(agent: Agent, uid: str) -> bool:
+    return any(pod["uid"] == uid and pod["certificate_until"] for pod in agent.get("/status")["pods"])

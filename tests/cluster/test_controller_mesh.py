@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.controller import Controller
+from tests.cluster.replica import Controller
 from tests.cluster.world import PORT, World
 from tests.mesh.attempts import is_open, until_reset
 from tests.mesh.cluster import wait_until
-from tests.mesh.evidence import tunnelled
+from tests.mesh.evidence import rows_of, tunnelled
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def test_pods_talk_mutual_tls_by_the_controllers_certificates(world: World) -> N
 
 
 def test_a_policy_closes_live_connections_within_a_second(world: World, record_property: pytest.RecordProperty) -> None:
-    live = {"client": world.connect()}
-    written = world.policy("deny", action="DENY", rules=[world.rule_from_client()])
-    took = until_reset(live)["client"] - written
+    with world.connect() as live:
+        written = world.policy("deny", action="DENY", rules=[world.rule_from_client()])
+        took = until_reset({"": live})[""] - written
     record_property("a DENY in the API server until a live connection of another node is closed (controller)", f"{took:.2f} s")
     assert took < 1
     world.api.delete("AuthorizationPolicy", "deny", "shop")
@@ -54,10 +54,14 @@ def test_connections_go_on_while_the_control_plane_is_away(world: World) -> None
     world.api.kill_etcd()
     world.connect().close()
     assert is_open(standing)
+    standing.close()
     for agent in world.cluster.agents:
         world.restart(agent)
+    told = [len(rows_of(agent)) for agent in world.cluster.agents]
     world.connect().close()
-    tunnelled(world.cluster, world.client, world.server, PORT)
+    for agent, count in zip(world.cluster.agents, told, strict=True):
+        (row,) = wait_until(lambda agent=agent, count=count: rows_of(agent)[count:], "the connection is in the log")
+        assert (row["src.identity"], row["dst.identity"]) == (world.client.identity, world.server.identity), row
 
     world.api.start_etcd()
     world.api.start_apiserver()
@@ -66,5 +70,7 @@ def test_connections_go_on_while_the_control_plane_is_away(world: World) -> None
     world.enrol(late)
     wait_until(lambda: world.answers(late), "a new pod talks")
     wait_until(
-        lambda: all(each.get("/status")["source"]["connected"] for each in world.cluster.agents), "agents are connected", 30
+        lambda: all(each.get("/status")["state"]["connection"]["connected"] for each in world.cluster.agents),
+        "agents are connected",
+        30,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.kinds import make
+from tests.cluster.kinds import endpoint_slice, make
 from tests.cluster.mesh import SPACE
 from tests.cluster.world import PORT, World
 from tests.mesh.attempts import until_reset
@@ -34,9 +34,9 @@ def test_pods_talk_mutual_tls_by_istiods_certificates(world: World) -> None:
 
 
 def test_a_policy_closes_live_connections_within_a_second(world: World, record_property: pytest.RecordProperty) -> None:
-    live = {"client": world.connect()}
-    written = world.policy("deny", action="DENY", rules=[world.rule_from_client()])
-    took = until_reset(live)["client"] - written
+    with world.connect() as live:
+        written = world.policy("deny", action="DENY", rules=[world.rule_from_client()])
+        took = until_reset({"": live})[""] - written
     record_property("a DENY in the API server until a live connection of another node is closed (istiod)", f"{took:.2f} s")
     assert took < 1
     assert not world.answers()
@@ -54,10 +54,13 @@ def test_strict_peer_authentication_refuses_plaintext(world: World) -> None:
 
 
 def test_a_services_waypoint_arrives(world: World) -> None:
-    """istiod makes the waypoint's service itself; its pod is what a Deployment's controller would start."""
+    """Its service and its pod are what istiod's and the Deployments' controllers would make of the Gateway."""
     listener = {"name": "mesh", "port": 15008, "protocol": "HBONE"}
     world.api.create(make("Gateway", "wp", SPACE, spec={"gatewayClassName": "istio-waypoint", "listeners": [listener]}))
-    waypoint = world.pod(1, "wp", labels={"gateway.networking.k8s.io/gateway-name": "wp"})
+    labels = {"gateway.networking.k8s.io/gateway-name": "wp"}
+    world.service("wp", {15008: 15008}, labels, labels=labels)
+    waypoint = world.pod(1, "wp", labels=labels)
+    world.api.create(endpoint_slice("wp", SPACE, {"wp": waypoint.ip}, {"p15008": 15008}))
     world.api.patch("Service", "api", SPACE, metadata={"labels": {"istio.io/use-waypoint": "wp"}})
 
     def through_waypoint() -> bool:

@@ -23,14 +23,16 @@ class World(KubeMesh):
     def fill(self) -> None:
         self.start_agents()
         self.client, self.server = self.pod(0, "client"), self.pod(1, "server")
-        self.vip = self.service("api", {80: PORT}, app="server")
+        self.vip = self.service("api", {80: PORT}, {"app": "server"})
         self.enrol(self.client, self.server)
         self.greeter = Greeter(self.server.host, (PORT,))
 
     def connect(self, address: str = "", port: int = 80, client: MeshPod | None = None) -> socket.socket:
         """A connection that has been answered by the server."""
         sock, said = connected((client or self.client).host, address or self.vip, port)
-        assert said == self.server.host.name, said
+        if said != self.server.host.name:
+            sock.close()
+            raise AssertionError(f"answered by {said!r}")
         return sock
 
     def answers(self, client: MeshPod | None = None, address: str = "") -> bool:

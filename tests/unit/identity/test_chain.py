@@ -21,7 +21,7 @@ def ca(tmp_path: Path) -> LocalCA:
 
 def leaf(ca: LocalCA, identity: str = WHO, lifetime_s: float = 3600.0, now_s: float | None = None):
     key = pki.new_key()
-    made = pki.make_leaf(identity, key, ca.signing_root, ca.key, now_s or time.time(), lifetime_s)
+    made = pki.make_leaf(identity, key.public_key(), ca.signing_root, ca.key, now_s or time.time(), lifetime_s)
     return key, pki.certificate_pem(made).decode()
 
 
