@@ -34,7 +34,7 @@ class Istiod:
         self.start_timeout_s = _START_S
         self.process: subprocess.Popen[bytes] | None = None
         self.directory = api.directory / "istiod"
-        self.directory.mkdir()
+        self.directory.mkdir(exist_ok=True)
 
     def start(self) -> None:
         if NAMESPACE not in {item["metadata"]["name"] for item in self.api.list("Namespace")}:

@@ -1,6 +1,6 @@
 """The control planes that are measured, each with the account whose tokens its subscribers show.
 
-A further one is one more `Plane`: `make` gives what the tests of tests/cluster drive, `Controller` or `Istiod`.
+A further one is one more `Plane`: `make` gives what the tests of tests/cluster drive, `replica.Controller` or `Istiod`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Protocol
 
 from tests.bench import processes
 from tests.bench.control_plane.subscribers import Plan
-from tests.cluster import controller, istiod
+from tests.cluster import istiod, replica
 from tests.cluster.apiserver import ApiError, ApiServer
 from tests.cluster.kinds import Object, pod
 
@@ -37,7 +37,7 @@ class ControlPlane(Protocol):
 
 @dataclass(frozen=True)
 class Plane:
-    """A contestant.  namespace, account: of the node agents' pods.  server_name: what nodes know its certificate by."""
+    """A contestant.  namespace, account: of the node agents' pods."""
 
     name: str
     title: str
@@ -45,7 +45,6 @@ class Plane:
     make: Callable[[ApiServer], ControlPlane]
     namespace: str
     account: str
-    server_name: str
 
 
 def _istiod(api: ApiServer) -> istiod.Istiod:
@@ -54,16 +53,8 @@ def _istiod(api: ApiServer) -> istiod.Istiod:
 
 
 PLANES = (
-    Plane("istiod", "istiod", "istiod", _istiod, istiod.NAMESPACE, istiod.NODE_AGENT, "istiod.istio-system.svc"),
-    Plane(
-        "nodeproxy",
-        "nodeproxy's controller",
-        "istiod",
-        controller.Controller,
-        controller.NAMESPACE,
-        controller.NODE_AGENT,
-        "nodeproxy-controller.nodeproxy-system.svc",
-    ),
+    Plane("istiod", "istiod", "istiod", _istiod, istiod.NAMESPACE, istiod.NODE_AGENT),
+    Plane("nodeproxy", "nodeproxy's controller", "istiod", replica.Controller, replica.NAMESPACE, replica.NODE_AGENT),
 )
 
 
@@ -99,7 +90,7 @@ def token(api: ApiServer, plane: Plane, node: str) -> str:
         api.get("Pod", f"agent-{node}", plane.namespace)
     except ApiError:
         api.create(agent_pod(plane, node))
-    return api.token(plane.namespace, plane.account, audience=controller.AUDIENCE, pod=f"agent-{node}")
+    return api.token(plane.namespace, plane.account, audience=replica.AUDIENCE, pod=f"agent-{node}")
 
 
 def subscription(api: ApiServer, plane: Plane, control: ControlPlane, nodes: Sequence[str], resources: int) -> Plan:
@@ -107,7 +98,6 @@ def subscription(api: ApiServer, plane: Plane, control: ControlPlane, nodes: Seq
     return {
         "address": api.address,
         "port": int(control.address.rpartition(":")[2]),
-        "server_name": plane.server_name,
         "roots": str(control.roots()),
         "tokens": [token(api, plane, node) for node in nodes],
         "nodes": list(nodes),

@@ -1,9 +1,9 @@
 """Objects by the ten thousand, put into etcd as the API server keeps them.
 
 Through it, a pod is two requests (its creation drops the status) that cost it 6 ms of CPU, and a service is dearer the more there
-are: it counts all addresses for each.  100,000 and 10,000 took twenty minutes.  So it makes one of a kind, and the others get what
-it made of that one (defaults, the record of who set which field) in the form in which it gives it, JSON, which it reads from etcd as
-well as its own.
+are: it counts all addresses for each.  100,000 and 10,000 took twenty minutes.  So it makes one of a kind, and the others get
+what it made of that one (defaults, the record of who set which field) in the form in which it gives it, JSON, which it reads from
+etcd as well as its own.
 """
 
 from __future__ import annotations

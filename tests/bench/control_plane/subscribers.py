@@ -33,8 +33,8 @@ _URL = ADDRESS.encode()
 _END_S = 10.0
 
 Plan = dict[str, Any]
-"""address and port of the control plane, server_name that its certificate has; roots: a file; tokens: one a stream; nodes: their
-names; namespace of their pods; resources: how many addresses make a first push full."""
+"""address and port of the control plane; roots: a file; tokens: one a stream; nodes: their names; namespace of their pods;
+resources: how many addresses make a first push full."""
 
 
 class Stream:
@@ -42,11 +42,11 @@ class Stream:
 
     def __init__(self, number: int, plan: Plan, context: ssl.SSLContext) -> None:
         self.number = number
-        self.delta = DeltaStream(plan["server_name"], plan["tokens"][number], plan["nodes"][number], plan["namespace"])
+        self.delta = DeltaStream(plan["address"], plan["tokens"][number], plan["nodes"][number], plan["namespace"])
         self.began = time.monotonic()
         raw = socket.create_connection((plan["address"], plan["port"]))
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sock = context.wrap_socket(raw, server_hostname=plan["server_name"])
+        self.sock = context.wrap_socket(raw, server_hostname=plan["address"])
         self.sock.setblocking(False)
         self.first: set[str] = set()
         self.full = False
