@@ -111,7 +111,12 @@ def _connection(api: ApiServer) -> http.client.HTTPConnection:
 def _shown(api: ApiServer, item: Object) -> bool:
     """Whether it stands in the cache that the API server answers watches from."""
     kind, name, space = item["kind"], item["metadata"]["name"], item["metadata"].get("namespace", "")
-    if not space:
+    if space:
+        items = api.request("GET", f"{list_path(kind, space)}?resourceVersion=0")["items"]
+        return name in {each["metadata"]["name"] for each in items}
+    try:
         return bool(api.request("GET", f"{item_path(kind, name)}?resourceVersion=0"))
-    items = api.request("GET", f"{list_path(kind, space)}?resourceVersion=0")["items"]
-    return name in {each["metadata"]["name"] for each in items}
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return False
