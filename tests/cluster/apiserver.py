@@ -74,6 +74,7 @@ class ApiServer:
         self.directory = Path(tempfile.mkdtemp(prefix="nodeproxy-apiserver-", dir="/dev/shm"))
         self.port, self.etcd_port, self._etcd_peer_port = self.free_ports(3)
         self.url = f"https://{self.address}:{self.port}"
+        self.start_timeout_s = _START_S
         self.etcd: subprocess.Popen[bytes] | None = None
         self.apiserver: subprocess.Popen[bytes] | None = None
         self.ca_file = self.directory / "ca.pem"
@@ -141,7 +142,7 @@ class ApiServer:
                 return False
 
         try:
-            wait_until(ready, "the API server is ready", _START_S)
+            wait_until(ready, "the API server is ready", self.start_timeout_s)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log()}") from None
 

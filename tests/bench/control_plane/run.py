@@ -29,6 +29,8 @@ from tests.cluster.conftest import CRDS
 from tests.mesh.cluster import Cluster
 
 _FAILURES = (StreamError, WriteError, ApiError, OSError, AssertionError, ValueError, NodeproxyError)
+# Of an API server on the data of 100,000 pods, and a busy machine.
+_START_S = 300.0
 _QUICK = Size(100, 5000, 500)
 
 
@@ -108,6 +110,7 @@ def _node(tree: Path, workers: int) -> Iterator[TreeAgent]:
 @contextmanager
 def _api(agent: TreeAgent) -> Iterator[ApiServer]:
     api = ApiServer(agent.cluster.lab.external())
+    api.start_timeout_s = _START_S
     try:
         yield api
     finally:
