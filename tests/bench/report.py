@@ -115,8 +115,12 @@ def write_readme(readme: Path, record: Record) -> bool:
 def _cell(metric: str, summary: Summary | None) -> str:
     if summary is None:
         return ""
+    if summary.count == 1:
+        return written(metric, summary.median)
     return f"{written(metric, summary.median)} [{written(metric, summary.low)}–{written(metric, summary.high)}]"
 
 
 def _ratio_cell(summary: Summary | None) -> str:
-    return "" if summary is None else f"{summary.median:.2f} [{summary.low:.2f}–{summary.high:.2f}]"
+    if summary is None:
+        return ""
+    return f"{summary.median:.2f}" + (f" [{summary.low:.2f}–{summary.high:.2f}]" if summary.count > 1 else "")
