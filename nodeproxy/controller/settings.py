@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from nodeproxy.controller.ca import DEFAULT_SECRET
 from nodeproxy.controller.ca_settings import CaSettings
 from nodeproxy.controller.callers import DEFAULT_AUDIENCE
 from nodeproxy.errors import ConfigError
@@ -30,7 +31,6 @@ from nodeproxy.settings import (
 # Where Kubernetes mounts what a pod's service account is.
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 DEFAULT_NAMESPACE = "nodeproxy-system"
-OWN_SECRET = "nodeproxy-ca"
 MAX_NAMES = 64
 
 
@@ -78,9 +78,9 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str], config_pat
     if "namespace" not in settings and _OWN_NAMESPACE.exists():
         settings["namespace"] = _OWN_NAMESPACE.read_text().strip()
     settings.setdefault("pod_name", socket.gethostname())
-    if settings.get("ca_secret") == OWN_SECRET:
+    if settings.get("ca_secret") == DEFAULT_SECRET:
         raise ConfigError(
-            f"--ca-secret {OWN_SECRET} is the controller's own, which needs no setting; name one that somebody else keeps"
+            f"--ca-secret {DEFAULT_SECRET} is the controller's own, which needs no setting; name one that somebody else keeps"
         )
     return ControllerConfig(**settings)
 
