@@ -157,7 +157,7 @@ class XdsSource:
             lived_s = loop.time() - self._connected_at if self._connected_at else 0.0
             self._terminations[reason] += 1
             self._control.turn()
-            self._disconnected(reason, why, lived_s)
+            self._disconnected(reason, why)
             await asyncio.sleep(self._backoff.wait_s(lived_s, random.random()))
 
     async def _take_over(self) -> None:
@@ -265,20 +265,23 @@ class XdsSource:
 
     async def _watch_trust(self, roots: bytes) -> tuple[str, str]:
         """A server that is trusted no more must not go on because it was once."""
+        unreadable = ""
         while True:
             await asyncio.sleep(TRUST_POLL_S)
             try:
                 if self._control.roots() != roots:
                     return "trust_changed", "the file of roots has changed"
             except IdentityError as exc:
-                log.warning("%s; the connection stays", exc)
+                if str(exc) != unreadable:  # once for each failure, not at each look
+                    unreadable = str(exc)
+                    log.warning("%s; the connection stays", exc)
 
     def _connected(self) -> None:
         self._connected_at = asyncio.get_running_loop().time()
         self._address, self._since, self._error = str(self._control.current()), self._clock(), ""
         log.info("connected to the control plane at %s", self._address)
 
-    def _disconnected(self, reason: str, why: str, lived_s: float) -> None:
+    def _disconnected(self, reason: str, why: str) -> None:
         error = f"{reason}: {why}"
         if self._connected_at or error != self._error:
             log.warning("the control plane at %s: %s; the last state stays in use", self._address, error)
