@@ -174,11 +174,6 @@ class XdsSource:
                 return await self._follow(channel.stream_stream(METHOD)(metadata=metadata), roots)
         except IdentityError as exc:
             return "credentials", str(exc)
-        except ResourceError as exc:
-            return exc.reason, f"the server broke the protocol: {exc}"
-        except StateError as exc:
-            self._node.refuse(exc)
-            return "state", str(exc)
         except TimeoutError:
             return "timeout", f"it did not connect within {CONNECT_TIMEOUT_S:.0f} s, or not answer or read within a minute"
         except grpc.aio.AioRpcError as exc:
@@ -205,10 +200,17 @@ class XdsSource:
                 raw = await stream.read()
             if not isinstance(raw, bytes):  # grpc.aio.EOF
                 return "complete", "the server ended the stream"
-            response = Response(raw) if len(raw) < _LARGE_BYTES else await asyncio.to_thread(Response, raw)
-            del raw
-            await self._take(response)
-            del response
+            # Errors are caught here, for their tracebacks hold the message, and a task holds what it has ended with.
+            try:
+                response = Response(raw) if len(raw) < _LARGE_BYTES else await asyncio.to_thread(Response, raw)
+                del raw
+                await self._take(response)
+                del response
+            except ResourceError as exc:
+                return exc.reason, f"the server broke the protocol: {exc}"
+            except StateError as exc:
+                self._node.refuse(exc)
+                return "state", str(exc)
             await self._begin_due()
 
     async def _take(self, response: Response) -> None:
