@@ -160,6 +160,16 @@ def test_token_root_and_certificates_change_under_traffic(mesh: ControlledCluste
         assert (agent.run_dir / "certificates" / "roots").read_bytes() == mesh.server.ca.roots_pem
 
 
+def test_it_ends_in_order(mesh: ControlledCluster) -> None:
+    agent = mesh.agents[0]
+    assert agent.process is not None
+    process = agent.process
+    agent.kill(signal.SIGTERM)
+    assert process.returncode == 0
+    assert "Traceback" not in agent.log()
+    agent.start()
+
+
 def test_a_new_pod_and_a_changed_identity(mesh: ControlledCluster) -> None:
     late = mesh.pod(0, "late")
     mesh.enrol(late)
@@ -176,3 +186,15 @@ def test_a_new_pod_and_a_changed_identity(mesh: ControlledCluster) -> None:
     wait_until(
         lambda: any(row["src.identity"] == other for row in rows_of(mesh.agents[1], dst_addr=f"{server.ip}:{PORT}")), "it is told"
     )
+
+
+def test_a_ca_directory_beside_a_control_plane(mesh: ControlledCluster) -> None:
+    client, server = pods(mesh)
+    agent = mesh.agents[0]
+    agent.kill()
+    agent.source += ["--ca", str(mesh.ca)]
+    agent.start()
+    asked = len(mesh.server.certificate_requests)
+    wait_until(lambda: not agent.get("/status")["pending"], "certificates are there")
+    greeted(client, server).close()
+    assert len(mesh.server.certificate_requests) == asked

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nodeproxy.agent.sources import xds
+from nodeproxy.errors import StateError
 from nodeproxy.proto import discovery_pb2
 from nodeproxy.xds import backoff
 from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
@@ -202,6 +203,42 @@ def test_a_server_that_cannot_be_told_what_is_known(
             await until(lambda: agent.view().counts()["workloads"] == 6, "later answers are changes")
 
     monkeypatch.setattr(xds, "_ANY_SERVER_TAKES_BYTES", 500)
+    asyncio.run(scenario())
+
+
+def test_a_server_that_is_stuck_is_left(tmp_path: Path, server: ControlPlaneServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        stuck = ControlPlaneServer()
+        stuck.resources.clear()  # it knows no type
+        try:
+            async with following(tmp_path / "s", control(stuck.start(), server.start())) as (agent, source):
+                await until(lambda: agent.settled, "the other one answers")
+                assert source.statistics().terminations == {"timeout": 1}
+        finally:
+            stuck.stop()
+
+    monkeypatch.setattr(xds, "ANSWER_TIMEOUT_S", 0.2)
+    asyncio.run(scenario())
+
+
+def test_a_store_that_is_full_ends_the_stream_and_is_told(
+    tmp_path: Path, server: ControlPlaneServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with following(tmp_path / "s", control(server.start())) as (agent, source):
+            await until(lambda: agent.settled, "both types are answered")
+            real = agent.apply
+
+            async def full(change: object) -> None:
+                raise StateError("no room")
+
+            monkeypatch.setattr(agent, "apply", full)
+            server.put(pod("a", "10.0.0.1"))
+            await until(lambda: source.statistics().terminations.get("state"), "it ended")
+            assert [str(error) for error in agent.refused][:1] == ["no room"]
+            monkeypatch.setattr(agent, "apply", real)
+            await until(lambda: agent.view().counts()["workloads"] == 1, "it is sent again")
+
     asyncio.run(scenario())
 
 
