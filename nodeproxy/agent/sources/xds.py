@@ -40,6 +40,8 @@ METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregated
 CONNECT_TIMEOUT_S = 10.0
 # A server that does not read what it is told for so long is no good; keep-alive finds only those that are dead.
 _SEND_TIMEOUT_S = 60.0
+# gRPC's servers take requests of 4 MiB where nobody has told them otherwise, istiod too: names and versions of 50,000 addresses.
+_ANY_SERVER_TAKES_BYTES = 4_000_000
 # Replies that wait to be sent.
 _MAX_WAITING = 16
 # How often the file of roots is compared with what the connection was checked by.
@@ -98,6 +100,8 @@ class XdsSource:
         self._to_send = asyncio.Event()
         self._sent = asyncio.Event()
         self._settled = False
+        self._tells_known = True  # what is known of addresses, to a server that takes so much
+        self._told_bytes = 0  # in the request that has not been answered
         self._connected_at = 0.0  # in the time of the loop; 0.0: not connected
         self._address, self._since, self._error = str(control.current()), clock(), ""
         self._messages: Counter[str] = Counter()
@@ -176,6 +180,9 @@ class XdsSource:
         except TimeoutError:
             return "timeout", f"no answer within {CONNECT_TIMEOUT_S:.0f} s, or nothing read within {_SEND_TIMEOUT_S:.0f} s"
         except grpc.aio.AioRpcError as exc:
+            if exc.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and self._told_bytes > _ANY_SERVER_TAKES_BYTES:
+                self._tells_known = False
+                return "request_too_large", f"what is known of {ADDRESS} is not told from now on: {describe(exc)}"
             return _reason(exc), describe(exc)
 
     async def _follow(self, stream: _Stream, roots: bytes) -> tuple[str, str]:
@@ -183,6 +190,7 @@ class XdsSource:
             await stream.wait_for_connection()
         self._connected()
         self._client.open()
+        self._told_bytes = 0
         return await _first(self._read(stream), self._send(stream), self._watch_trust(roots))
 
     async def _read(self, stream: _Stream) -> tuple[str, str]:
@@ -212,8 +220,11 @@ class XdsSource:
             return
         self._messages[url] += 1
         self._bytes[url] += response.bytes
-        tell = self.on_arrived if url == ADDRESS and self._client.subscribed(url) is not None else None
-        outcome = await self._applier.apply(response, tell_names=tell is not None)
+        by_name = self._client.subscribed(url) is not None
+        tell = self.on_arrived if by_name else None
+        is_all = url == ADDRESS and not by_name and not self._tells_known and not self._client.answered(url)
+        outcome = await self._applier.apply(response, tell_names=tell is not None, is_all=is_all)
+        self._told_bytes = 0  # it was taken, if it was all that was told
         self._client.reply(url, response.nonce, outcome.rejected, outcome.count)
         self._to_send.set()
         if self._client.all_answered:
@@ -230,7 +241,11 @@ class XdsSource:
 
     async def _begin_due(self) -> None:
         while (type_url := self._client.due()) is not None:
-            self._client.begin(type_url, await self._node.reading(partial(_encode_known, type_url)))
+            told = b""
+            if type_url != ADDRESS or self._tells_known:
+                told = await self._node.reading(partial(_encode_known, type_url))
+            self._told_bytes = len(told)
+            self._client.begin(type_url, told)
             self._to_send.set()
 
     async def _send(self, stream: _Stream) -> tuple[str, str]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol, TypeVar
 
 import msgspec
 
 from nodeproxy.agent.sources.change import Change
-from nodeproxy.agent.sources.xds_kept import version_meta
+from nodeproxy.agent.sources.xds_kept import known, version_meta
 from nodeproxy.agent.sources.xds_rejected import RejectedResources
 from nodeproxy.errors import ResourceError, StateError
 from nodeproxy.model.delta import Delta, PodSpec
@@ -135,8 +136,11 @@ class Applier:
         self._sink = sink
         self._rejected = rejected
 
-    async def apply(self, response: Response, *, tell_names: bool = False) -> Outcome:
-        """Apply what can be used.  tell_names: fill `arrived` and `removed`.  Raises StateError if nothing can be written."""
+    async def apply(self, response: Response, *, tell_names: bool = False, is_all: bool = False) -> Outcome:
+        """Apply what can be used.  Raises StateError if nothing can be written.
+
+        tell_names: fill `arrived` and `removed`.  is_all: what is not in it is gone, as the server was not told what was there.
+        """
         outcome = Outcome()
         # Policies of one response belong together.
         at_once = response.type_url == AUTHORIZATION and response.bytes <= MAX_POLICIES_BYTES
@@ -145,7 +149,7 @@ class Applier:
         turn_bytes = 0
         for index, resource in enumerate(response.resources(), 1):
             name = self._take(resource, batch, outcome)
-            if response.removed:
+            if response.removed or is_all:
                 given.add(name)
             if tell_names and name in batch.resources and not isinstance(resource, ResourceError):
                 outcome.arrived.append((name, tuple(resource.aliases)))
@@ -156,7 +160,10 @@ class Applier:
             if batch.is_full() and not at_once:
                 await self._write(batch, outcome)
                 batch = _Batch(response.type_url)
-        for name in response.removed:
+        removed: Iterable[str] = response.removed
+        if is_all:
+            removed = await self._sink.reading(partial(_not_given, response.type_url, given))
+        for name in removed:
             self._rejected.clear(response.type_url, name)
             # What is both given and removed stays, as with ztunnel.
             if name not in given and 0 < len(name.encode()) <= MAX_NAME_BYTES:
@@ -230,6 +237,10 @@ class Applier:
         outcome.count += 1
         if len(outcome.rejected) < MAX_NAMED:
             outcome.rejected.append(rejected)
+
+
+def _not_given(type_url: str, given: set[str], state: StateWriter) -> list[str]:
+    return [name for name, _ in known(state, type_url) if name not in given]
 
 
 def _decode(type_url: str, resource: discovery_pb2.Resource) -> Workload | Service | Policy:

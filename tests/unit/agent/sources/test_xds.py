@@ -181,6 +181,30 @@ def test_too_large_a_message(tmp_path: Path, server: ControlPlaneServer, monkeyp
     asyncio.run(scenario())
 
 
+def test_a_server_that_cannot_be_told_what_is_known(
+    tmp_path: Path, server: ControlPlaneServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As istiod, which takes 4 MiB.  Then its first answer is all that there is."""
+
+    async def scenario() -> None:
+        server.put(*(pod(f"p{number}", f"10.0.0.{number}") for number in range(20)), policy("p"))
+        server.max_request_bytes = 500
+        async with following(tmp_path / "s", control(server.start())) as (agent, source):
+            await until(lambda: agent.settled, "both types are answered")
+            for number in range(5, 20):
+                del server.resources[ADDRESS][f"Kubernetes//Pod/ns/p{number}"]  # nobody is told
+            server.end_streams()
+            await until(lambda: source.statistics().terminations.get("request_too_large"), "it was too much")
+            await until(lambda: source.connected, "it is back")
+            assert not server.requests(ADDRESS)[0].initial_resource_versions
+            assert agent.view().counts() == {"workloads": 5, "services": 0, "policies": 1}
+            server.put(pod("late", "10.0.0.30"))
+            await until(lambda: agent.view().counts()["workloads"] == 6, "later answers are changes")
+
+    monkeypatch.setattr(xds, "_ANY_SERVER_TAKES_BYTES", 500)
+    asyncio.run(scenario())
+
+
 def test_the_next_address_is_tried_and_the_state_stays(tmp_path: Path, server: ControlPlaneServer) -> None:
     async def scenario() -> None:
         second = ControlPlaneServer()
