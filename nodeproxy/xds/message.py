@@ -35,13 +35,10 @@ class Response:
         self._raw = raw
         self.bytes = len(raw)
         rest = bytearray()
-        self.count = 0  # of its resources
         for index, (tag, _, end, part_begin) in enumerate(_parts(raw)):
             if index >= MAX_PARTS:
                 raise ResourceError("malformed", f"the message has more than {MAX_PARTS} parts")
-            if tag == _RESOURCE_TAG:
-                self.count += 1
-            else:
+            if tag != _RESOURCE_TAG:
                 rest += memoryview(raw)[part_begin:end]
         header = discovery_pb2.DeltaDiscoveryResponse()
         try:

@@ -16,8 +16,3 @@ WILDCARD = "*"
 # A name is a key of the store, whose limit is 511 bytes, and stands there behind a prefix.  Kubernetes' longest (a hostname of
 # 253 characters behind a namespace of 63) has room.
 MAX_NAME_BYTES = 480
-
-
-def address_name(network: str, ip: str) -> str:
-    """What an address is asked for by, on demand; ip: text in canonical form."""
-    return f"{network}/{ip}"

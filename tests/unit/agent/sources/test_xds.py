@@ -8,6 +8,7 @@ import pytest
 
 from nodeproxy.agent.sources import xds, xds_apply
 from nodeproxy.agent.sources.change import Change
+from nodeproxy.errors import StateError
 from nodeproxy.proto import discovery_pb2
 from nodeproxy.proto.workload_pb2 import PortList, Service
 from nodeproxy.xds import backoff
@@ -219,6 +220,27 @@ def test_a_server_that_is_stuck_is_left(tmp_path: Path, server: ControlPlaneServ
             stuck.stop()
 
     monkeypatch.setattr(xds, "ANSWER_TIMEOUT_S", 0.2)
+    asyncio.run(scenario())
+
+
+def test_a_store_that_is_full_ends_the_stream_and_is_told(
+    tmp_path: Path, server: ControlPlaneServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with following(tmp_path / "s", control(server.start())) as (agent, source):
+            await until(lambda: agent.settled, "both types are answered")
+            real = agent.apply
+
+            async def full(change: object) -> None:
+                raise StateError("no room")
+
+            monkeypatch.setattr(agent, "apply", full)
+            server.put(pod("a", "10.0.0.1"))
+            await until(lambda: source.statistics().terminations.get("state"), "it ended")
+            assert [str(error) for error in agent.refused][:1] == ["no room"]
+            monkeypatch.setattr(agent, "apply", real)
+            await until(lambda: agent.view().counts()["workloads"] == 1, "it is sent again")
+
     asyncio.run(scenario())
 
 
