@@ -52,6 +52,7 @@ class Response:
             raise ResourceError("malformed", f"the message is no DeltaDiscoveryResponse: {exc}") from exc
         self.type_url, self.nonce = header.type_url, header.nonce
         self.removed = tuple(header.removed_resources)
+        self.server = header.control_plane.identifier  # who it says that it is, "" if it does not
 
     def resources(self) -> Iterator[discovery_pb2.Resource | ResourceError]:
         """Each resource, or why it can't be read, with its name if that much can be."""

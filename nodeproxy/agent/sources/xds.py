@@ -43,6 +43,7 @@ ANSWER_TIMEOUT_S = 60.0
 _SEND_TIMEOUT_S = 60.0
 # gRPC's servers take requests of 4 MiB where nobody has told them otherwise, istiod too: names and versions of 50,000 addresses.
 _ANY_SERVER_TAKES_BYTES = 4_000_000
+_ISTIOD = "istiod"  # in what it says of itself: JSON with its component, name and version
 # Replies that wait to be sent.
 _MAX_WAITING = 16
 # How often the file of roots is compared with what the connection was checked by.
@@ -232,6 +233,7 @@ class XdsSource:
             return
         self._messages[url] += 1
         self._bytes[url] += response.bytes
+        self._client.lets_go_first = _ISTIOD in response.server
         by_name = self._client.subscribed(url) is not None
         listener = self.listener if by_name else None
         is_all = url == ADDRESS and not by_name and not self._tells_known and not self._client.answered(url)
