@@ -58,9 +58,7 @@ def test_the_agents_variables_set_those_options() -> None:
     assert missing == {"LOCAL_XDS_PATH"}  # the mesh file's
 
 
-@pytest.mark.parametrize(
-    "command", sorted(set(re.findall(r"(?:`|bin/)nodeproxy ((?:controller )?[a-z]+)", DOCUMENT)) - {"ca"})
-)
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"(?:`|bin/)nodeproxy ((?:controller )?[a-z]+)", DOCUMENT)) - {"ca"}))
 def test_commands_exist(command: str) -> None:
     help_of(*command.split())
 

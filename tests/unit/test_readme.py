@@ -64,7 +64,7 @@ def test_what_compile_writes_is_a_mesh_file(tmp_path: Path, monkeypatch: pytest.
     file = tmp_path / "mesh.yaml"
     file.write_text(CliRunner().invoke(cli, _SHOWN[0][0].split()).stdout)
     everything = load_mesh(file).everything
-    assert [workload.uid for workload in everything.workloads] == [f"Kubernetes//Pod/shop/{name}" for name in ("frontend", "orders")]
+    assert [workload.name for workload in everything.workloads] == ["frontend", "orders"]
     assert [policy.key for policy in everything.policies] == ["shop/callers"]
 
 
