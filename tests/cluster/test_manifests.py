@@ -16,6 +16,7 @@ from tests.cluster.kinds import Object, item_path, make
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "daemonset").rglob("*.yaml") if path.name != "kustomization.yaml")
+EXAMPLES = sorted(path.relative_to(ROOT) for path in (ROOT / "docs" / "examples").glob("*.yaml"))
 # `kubectl apply --server-side --dry-run=server --validate=strict`.
 DRY_RUN = "dryRun=All&fieldValidation=Strict&fieldManager=test&force=true"
 
@@ -48,6 +49,14 @@ def test_a_dry_run_takes_each_object(bare_api: ApiServer, path: Path) -> None:
     for item in items:
         taken = dry_run(bare_api, item)
         assert taken["metadata"]["name"] == item["metadata"]["name"]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=str)
+def test_the_documents_examples_are_manifests(api: ApiServer, path: Path) -> None:
+    items = documents(path)
+    namespaces(api, items)
+    for item in items:
+        dry_run(api, item)
 
 
 def test_a_misspelt_field_would_be_seen(bare_api: ApiServer) -> None:
