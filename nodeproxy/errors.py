@@ -10,6 +10,7 @@
     │   └── OversizedAnswerError  it said more than is read into memory
     ├── ResourceError          one resource that a source sent can't be used; `reason` names how, the others are not touched
     ├── StateError             the state's store is damaged, full or held by somebody else
+    │   └── UnstorableError    one resource can't be kept, whatever room there is
     ├── IdentityError          a certificate or key can't be made, read or trusted
     ├── CallerError            who asks the controller for something does not get it; `reason` names why
     └── ProtocolError          a peer broke a protocol; `reason` names how
@@ -54,6 +55,10 @@ class StateError(NodeproxyError):
     """The state's store can't be opened, read or written."""
 
 
+class UnstorableError(StateError):
+    """A resource has a form that the store can't keep; without it, others can be written."""
+
+
 class SourceError(NodeproxyError):
     """The source of the state can't be read, through no fault of what it says; the last good state stays in use."""
 
@@ -77,12 +82,13 @@ class OversizedAnswerError(ClusterError):
 class ResourceError(NodeproxyError):
     """A resource that a source sent can't be understood or can't be kept: the control plane's to mend.
 
-    reason: what it is called in the metric.
+    reason: what it is called in the metric.  name: the resource's, if that could be read and nothing else tells it.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, name: str = "") -> None:
         super().__init__(message)
         self.reason = reason
+        self.name = name
 
 
 class IdentityError(NodeproxyError):

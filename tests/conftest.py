@@ -12,6 +12,11 @@ import signal
 
 import pytest
 
+# Read by gRPC when it is imported.  With its handlers for fork(2), what a test starts by `preexec_fn` aborts now and then before
+# exec; and what it has to say of servers that tests end is noise.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+os.environ["GRPC_VERBOSITY"] = "NONE"
+
 TIERS = ("unit", "fuzz", "kernel", "mesh", "peers", "cluster")  # the order in which they run: the cheapest news first
 ROOT_TIERS = frozenset({"kernel", "mesh", "peers", "cluster"})
 NEEDS_ROOT = "needs root: sudo ./dev test"

@@ -69,6 +69,9 @@ def run(ctx: click.Context, /, config_path: str | None, **flags: Any) -> None:
     While the API server is away, the last state is served on.  SIGTERM drains and ends it.
     """
     # Here, for cryptography and grpc take half a second to import, which other commands need not pay.
+    from nodeproxy.app.process import set_up_grpc
+
+    set_up_grpc()
     from nodeproxy.controller import settings
 
     try:

@@ -34,6 +34,8 @@ KEEP_S = 60.0
 KEEP_REFUSAL_S = 2.0
 # 5,000 nodes with two tokens each, during a renewal.
 MAX_KEPT = 10_000
+# They have a place of their own: whoever sends forged tokens without end must not push out who is known.
+MAX_REFUSALS = 1_000
 # A review takes the API server 3 ms [measured, one core's worth]: 1,000 nodes that come back at once are known within seconds.
 MAX_REVIEWS = 16
 MAX_WAITING = 2048
@@ -72,6 +74,7 @@ class Callers:
         self._audience = audience
         self._clock = clock
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+        self._refused: OrderedDict[bytes, _Kept] = OrderedDict()
         self._reviews: dict[bytes, asyncio.Task[_Outcome]] = {}
         self._peers: Counter[str] = Counter()  # reviews under way, by who was the first to want them
         self._turns = asyncio.Semaphore(MAX_REVIEWS)
@@ -93,7 +96,7 @@ class Callers:
 
     def statistics(self) -> CallerStatistics:
         """For metrics."""
-        return CallerStatistics(dict(self._results), self._asked, len(self._kept))
+        return CallerStatistics(dict(self._results), self._asked, len(self._kept) + len(self._refused))
 
     async def close(self) -> None:
         """End what is under way; its callers get a CallerError."""
@@ -120,13 +123,12 @@ class Callers:
         return outcome
 
     def _known(self, key: bytes) -> _Outcome | None:
-        kept = self._kept.get(key)
-        if kept is None:
-            return None
-        # A clock that was set back makes an answer unknown, not younger.
-        if kept.since <= self._clock() < kept.until:
-            return kept.outcome
-        del self._kept[key]
+        for answers in (self._kept, self._refused):
+            kept = answers.get(key)
+            # A clock that was set back makes an answer unknown, not younger.
+            if kept is not None and kept.since <= self._clock() < kept.until:
+                return kept.outcome
+            answers.pop(key, None)
         return None
 
     def _begin(self, key: bytes, token: str, host: str) -> asyncio.Task[_Outcome]:
@@ -152,10 +154,11 @@ class Callers:
         except CallerError as exc:
             refused = _copy(exc)
             if not passes(refused):
-                self._keep(key, refused, self._clock() + KEEP_REFUSAL_S)
+                _keep(self._refused, MAX_REFUSALS, key, _Kept(refused, self._clock(), self._clock() + KEEP_REFUSAL_S))
             return refused
         until = self._clock() + KEEP_S
-        self._keep(key, caller, until if claims.exp is None else min(until, claims.exp))
+        until = until if claims.exp is None else min(until, claims.exp)
+        _keep(self._kept, MAX_KEPT, key, _Kept(caller, self._clock(), until))
         return caller
 
     async def _ask(self, token: str, claims: Claims) -> Caller:
@@ -174,10 +177,11 @@ class Callers:
                 raise refuse(Refused.REVIEW_UNAVAILABLE, "the API server can't be asked about the token: try again") from exc
         return token_review.judge(answer, claims, self._audience, self._clock())
 
-    def _keep(self, key: bytes, outcome: _Outcome, until: float) -> None:
-        self._kept[key] = _Kept(outcome, self._clock(), until)
-        if len(self._kept) > MAX_KEPT:
-            self._kept.popitem(last=False)
+
+def _keep(answers: OrderedDict[bytes, _Kept], most: int, key: bytes, answer: _Kept) -> None:
+    answers[key] = answer
+    if len(answers) > most:
+        answers.popitem(last=False)
 
 
 def _copy(error: CallerError) -> CallerError:

@@ -85,22 +85,22 @@ class Subscription:
         self._want(names)
         for resource in self._table.on_node(self._node):
             self._have_or_owe(resource, versions)
-        for key in versions:
-            self._explicit.add(_checked(key))
-            found = self._table.find(key)
-            for resource in found:
-                self._have_or_owe(resource, versions)
-            if not found:
-                self._asked[key] = self._dropped[key] = None
+        self._explicit.update(map(_checked, versions))
+        found, missing = self._table.find_all(versions)
+        for resource in found.values():
+            self._have_or_owe(resource, versions)
+        for key in missing:
+            self._asked[key] = self._dropped[key] = None
 
     def change(self, subscribe: Collection[str], unsubscribe: Collection[str]) -> None:
         """A later request.  What is subscribed to again is answered again.  CallerError: too many names."""
+        known = len(self._explicit)
         for name in unsubscribe:
             if name == WILDCARD:
                 self._leave_wildcard()
             self._explicit.discard(name)
             self._asked.pop(name, None)
-        if unsubscribe and not self.wildcard:
+        if len(self._explicit) < known and not self.wildcard:
             self._narrow()
         names = set(subscribe).difference(unsubscribe)
         self._want(names - {WILDCARD})
@@ -210,13 +210,8 @@ class Subscription:
         return Push(self._table.type_url, snapshot.nonce, message, snapshot.count, len(missing), None, snapshot)
 
     def _answer(self) -> Push:
-        found: dict[str, Encoded] = {}
-        missing: dict[str, None] = {}
-        for key in self._asked:
-            resources = self._table.find(key)
-            found.update((resource.name, resource) for resource in resources)
-            if not resources:
-                missing[key] = None
+        found, nowhere = self._table.find_all(self._asked)
+        missing = dict.fromkeys(nowhere)
         for name in self._due:
             resource = self._table.resources.get(name)
             if resource is not None:  # else the log tells

@@ -10,7 +10,7 @@ It must not know clients or messages.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from weakref import ref
 
 from nodeproxy.controller.xds_limits import MAX_REMOVED
@@ -109,11 +109,27 @@ class Table:
 
         A service brings the workloads that are its endpoints.  They stand before it: who knows it knows them.
         """
+        return list(self.find_all((key,))[0].values())
+
+    def find_all(self, keys: Iterable[str]) -> tuple[dict[str, Encoded], list[str]]:
+        """What keys lead to as in `find`, by name, and those that lead to nothing.  However many of them lead to one service, its
+        endpoints are looked at once."""
+        found: dict[str, Encoded] = {}
+        missing = []
+        for key in keys:
+            named = self._named(key)
+            for resource in named:
+                if resource.name not in found:
+                    if resource.is_service:
+                        found.update((endpoint.name, endpoint) for endpoint in self.endpoints(resource.name))
+                    found[resource.name] = resource
+            if not named:
+                missing.append(key)
+        return found, missing
+
+    def _named(self, key: str) -> list[Encoded]:
         resource = self.resources.get(key)
-        if resource is not None:
-            return self._with_endpoints(resource)
-        named = [self.resources[name] for name in self._aliases.get(key)]
-        return [found for resource in named for found in self._with_endpoints(resource)]
+        return [resource] if resource is not None else [self.resources[name] for name in self._aliases.get(key)]
 
     def endpoints(self, service: str) -> list[Encoded]:
         """The workloads that list a service."""
@@ -131,9 +147,6 @@ class Table:
         made = Snapshot(self.type_url, self.revision, self.resources.values())
         self._snapshot = ref(made)
         return made
-
-    def _with_endpoints(self, resource: Encoded) -> list[Encoded]:
-        return [*self.endpoints(resource.name), resource] if resource.is_service else [resource]
 
     def _changed(self, name: str, now: float) -> None:
         self.revision += 1

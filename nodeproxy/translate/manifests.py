@@ -16,6 +16,7 @@ import yaml
 
 from nodeproxy.errors import ConfigError
 from nodeproxy.translate import objects
+from nodeproxy.translate.notes import quoted
 from nodeproxy.translate.objects import KINDS, Kind, Resource
 
 MAX_FILE_BYTES = 64 << 20  # a mistake such as naming a disk image
@@ -166,10 +167,10 @@ def _resource(place: Place, value: dict[str, Any], namespace: str, version: str,
         raise place.error("metadata", f"{kind}: metadata must be a map with a name; add it")
     name = metadata.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise place.error("metadata.name", f"{kind}: metadata.name must be a name, not {name!r}; give it one")
+        raise place.error("metadata.name", f"{kind}: metadata.name must be a name, not {quoted(name)}; give it one")
     home = metadata.get("namespace") or namespace
     if not isinstance(home, str) or not _NAME.fullmatch(home):
-        raise place.error("metadata.namespace", f"{kind} {name}: metadata.namespace must be a name, not {home!r}")
+        raise place.error("metadata.namespace", f"{kind} {name}: metadata.namespace must be a name, not {quoted(home)}")
     if not (known.namespaced if known is not None else metadata.get("namespace") or group in _NAMESPACED_GROUPS):
         home = ""
     key = f"{home}/{name}" if home else name
@@ -190,11 +191,11 @@ def _convert(place: Place, kind: Kind, value: dict[str, Any], identity: dict[str
         raise place.error(field, f"{called}: {field}: {reason[:1].lower()}{reason[1:]}; an API server refuses that") from exc
     for field, port in _ports(resource):
         if not 1 <= port <= _MAX_PORT:
-            raise place.error(field, f"{called}: {field}: {port} is no port; write one from 1 to {_MAX_PORT}")
+            raise place.error(field, f"{called}: {field}: {quoted(port)} is no port; write one from 1 to {_MAX_PORT}")
     if isinstance(resource, objects.ServiceEntry):
         for index, host in enumerate(resource.spec.hosts):
             if not host or "/" in host:
-                raise place.error(f"spec.hosts[{index}]", f"{called}: spec.hosts[{index}]: {host!r} is no host name")
+                raise place.error(f"spec.hosts[{index}]", f"{called}: spec.hosts[{index}]: {quoted(host)} is no host name")
     return resource
 
 

@@ -21,6 +21,7 @@ Labels = Mapping[str, str]
 _HBONE_PORT = 15008  # of a waypoint's HBONE listener, whatever else it listens on
 _FULL = 100  # percent
 _MAX_PORT = 65535
+_MAX_DIGITS = 5
 
 
 class Waypoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,7 +169,7 @@ class Waypoints:
         text = annotations.get(names.CANARY_WEIGHT)
         if text is None and inherited:
             text = home[1].get(names.CANARY_WEIGHT)
-        weight = int(text) if text is not None and text.isdecimal() else (0 if text is None else -1)
+        weight = 0 if text is None else _number(text)
         if not 0 <= weight <= _FULL:
             return ()
         return (WeightedGateway(primary.gateway, _FULL - weight), WeightedGateway(second.gateway, weight))
@@ -224,10 +225,16 @@ class Waypoints:
 
 
 def _tunnel(binding: str) -> ApplicationTunnel | None:
-    protocol, _, port = binding.partition("/")
-    if protocol not in ("NONE", "PROXY") or not (port == "" or (port.isdecimal() and int(port) <= _MAX_PORT)):
+    protocol, _, text = binding.partition("/")
+    port = _number(text) if text else 0
+    if protocol not in ("NONE", "PROXY") or not 0 <= port <= _MAX_PORT:
         return None
-    return ApplicationTunnel(port=int(port or 0), proxy=protocol == "PROXY")
+    return ApplicationTunnel(port=port, proxy=protocol == "PROXY")
+
+
+def _number(text: str) -> int:
+    """A decimal number of a few digits; -1 if it is none."""
+    return int(text) if text.isdecimal() and len(text) <= _MAX_DIGITS else -1
 
 
 def allowed_namespaces(gateway: objects.Gateway, tunnel: ApplicationTunnel | None) -> objects.AllowedNamespaces:

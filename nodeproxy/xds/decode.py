@@ -9,10 +9,9 @@ Knows nothing of streams, versions or the store.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from google.protobuf.message import DecodeError, Message
-from google.protobuf.unknown_fields import UnknownFieldSet
 
 from nodeproxy.errors import ConfigError, ResourceError
 from nodeproxy.model.policy import Action, Clause, Match, Policy, PolicyScope, Rule, ServiceAccountMatch, StringMatch
@@ -33,6 +32,7 @@ from nodeproxy.model.workload import (
 from nodeproxy.policy.authorize import check_policy
 from nodeproxy.proto import authorization_pb2, workload_pb2
 from nodeproxy.xds.fields import bounded, choice, cidr_text, ip_text, name, port, segment
+from nodeproxy.xds.names import MAX_NAMESPACE_BYTES
 
 # LEGACY_ISTIO_MTLS (2) is missing: nodeproxy does not speak it, and plain TCP in its place would be a surprise.
 _PROTOCOLS = {0: Protocol.TCP, 1: Protocol.HBONE}
@@ -67,7 +67,11 @@ def decode_policy(raw: bytes) -> Policy:
     """An `istio.security.Authorization`.  Raises ResourceError."""
     message = authorization_pb2.Authorization()
     _parse(message, raw)
-    _no_more(message, "a policy")
+    size = message.ByteSize()
+    message.DiscardUnknownFields()  # also those within
+    if message.ByteSize() != size:
+        raise ResourceError("unknown_field", "it has fields that this version does not know")
+    _no_extension("a policy", message.extensions)
     namespace = segment("a policy's namespace", message.namespace)
     policy = Policy(
         name=name("a policy's name", segment("a policy's name", message.name)),
@@ -78,6 +82,7 @@ def decode_policy(raw: bytes) -> Policy:
         dry_run=message.dry_run,
     )
     bounded("a policy's key", policy.key)
+    bounded("a policy's namespace", namespace, MAX_NAMESPACE_BYTES)
     try:
         check_policy(policy)
     except ConfigError as exc:
@@ -85,21 +90,22 @@ def decode_policy(raw: bytes) -> Policy:
     return policy
 
 
-def stand_in(key: str, raw: bytes, error: ResourceError, *, is_root: bool) -> Policy:
+def stand_in(key: str, raw: bytes | None, error: ResourceError, *, is_root: bool) -> Policy:
     """What holds in place of a policy that can't be understood, so that nobody is let in for want of it.
 
     An ALLOW policy becomes one that allows nothing; any other, or one of which not even the action can be read, becomes a DENY
     of everything.  It holds for whom the policy holds.  If that can't be read it holds for its namespace, or for all if that is
     the mesh's root namespace (is_root).  A dry-run policy stays one.  key: the resource's name, "namespace/name".
+    raw: None if nothing of it could be taken in.
     """
     message = authorization_pb2.Authorization()
-    try:
-        message.ParseFromString(raw)
-        scope = _POLICY_SCOPES.get(message.scope)
-        action = _ACTIONS.get(message.action, Action.DENY)
-    except DecodeError:
-        message.Clear()
-        scope, action = None, Action.DENY
+    scope, action = None, Action.DENY
+    if raw is not None:
+        try:
+            message.ParseFromString(raw)
+            scope, action = _POLICY_SCOPES.get(message.scope), _ACTIONS.get(message.action, Action.DENY)
+        except DecodeError:
+            message.Clear()
     namespace, _, policy_name = key.partition("/")
     return Policy(
         name=policy_name,
@@ -217,17 +223,15 @@ def _ports(ports: Iterable[workload_pb2.Port]) -> dict[int, int]:
 
 
 def _rule(message: authorization_pb2.Rule) -> Rule:
-    _no_more(message, "a rule")
     return tuple(_clause(clause) for clause in message.clauses)
 
 
 def _clause(message: authorization_pb2.Clause) -> Clause:
-    _no_more(message, "a clause")
     return tuple(_match(match) for match in message.matches)
 
 
 def _match(message: authorization_pb2.Match) -> Match:
-    _no_more(message, "a match")
+    _no_extension("a match", message.extensions)
     return Match(
         namespaces=_strings(message.namespaces),
         not_namespaces=_strings(message.not_namespaces),
@@ -249,7 +253,6 @@ def _strings(messages: Iterable[authorization_pb2.StringMatch]) -> tuple[StringM
 
 
 def _string(message: authorization_pb2.StringMatch) -> StringMatch:
-    _no_more(message, "a comparison")
     kind = message.WhichOneof("match_type")
     if kind == "presence":
         return StringMatch(presence=True)
@@ -265,7 +268,6 @@ def _string(message: authorization_pb2.StringMatch) -> StringMatch:
 def _blocks(messages: Iterable[authorization_pb2.Address]) -> tuple[str, ...]:
     found = []
     for message in messages:
-        _no_more(message, "a block of addresses")
         found.append(cidr_text(message.address, message.length))
     return tuple(found)
 
@@ -273,16 +275,10 @@ def _blocks(messages: Iterable[authorization_pb2.Address]) -> tuple[str, ...]:
 def _accounts(messages: Iterable[authorization_pb2.ServiceAccountMatch]) -> tuple[ServiceAccountMatch, ...]:
     found = []
     for message in messages:
-        _no_more(message, "a service account")
         found.append(ServiceAccountMatch(message.namespace, message.service_account))
     return tuple(found)
 
 
-def _no_more(message: Message, what: str) -> None:
-    """Refuse what says more than is understood: an extension, or a field of a later version."""
-    extensions = getattr(message, "extensions", ())
+def _no_extension(what: str, extensions: Sequence[workload_pb2.Extension]) -> None:
     if extensions:
         raise ResourceError("extension", f"{what} has the extension {extensions[0].name!r}, which this version does not know")
-    unknown = UnknownFieldSet(message)
-    if len(unknown):
-        raise ResourceError("unknown_field", f"{what} has field {unknown[0].field_number}, which this version does not know")

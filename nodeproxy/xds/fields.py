@@ -65,10 +65,10 @@ def name(kind: str, text: str) -> str:
     return bounded(kind, text)
 
 
-def bounded(kind: str, text: str) -> str:
+def bounded(kind: str, text: str, limit: int = MAX_NAME_BYTES) -> str:
     """A name that may be empty."""
-    if len(text) > MAX_NAME_BYTES // 4 and len(text.encode()) > MAX_NAME_BYTES:
-        raise ResourceError("name", f"{kind} {text[:_SHOWN_CHARACTERS]!r}… has more than {MAX_NAME_BYTES} bytes")
+    if len(text) > limit // 4 and len(text.encode()) > limit:
+        raise ResourceError("name", f"{kind} {text[:_SHOWN_CHARACTERS]!r}… has more than {limit} bytes")
     return text
 
 

@@ -10,17 +10,22 @@ resource is handed out, except for what is wrong within a resource, which is tha
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from google.protobuf.message import DecodeError
 
 from nodeproxy.errors import ResourceError
 from nodeproxy.proto import discovery_pb2
+from nodeproxy.xds.names import MAX_NAME_BYTES
 
 # Parts (resources, names of removed ones) that a message may have: ten times the largest mesh that was measured.
 MAX_PARTS = 1_000_000
 # A policy of 10,000 principals takes 1 MiB.
 MAX_RESOURCE_BYTES = 4 << 20
 _RESOURCE_TAG = (2 << 3) | 2  # field 2, length-delimited
+_NAME_TAG = (3 << 3) | 2  # of a Resource
+# Among so many parts of a resource that can't be read its name is looked for: before it stand version and content.
+_MAX_NAME_PARTS = 16
 # Protocol Buffers, "Encoding": wire types, and the length of those that have a fixed one.
 _VARINT, _LENGTH_DELIMITED = 0, 2
 _FIXED_BYTES = {1: 8, 5: 4}
@@ -52,23 +57,36 @@ class Response:
         self.removed = tuple(header.removed_resources)
 
     def resources(self) -> Iterator[discovery_pb2.Resource | ResourceError]:
-        """Each resource, or why it can't be read.  A resource without a readable name has none."""
+        """Each resource, or why it can't be read, with its name if that much can be."""
         for tag, begin, end, _ in _parts(self._raw):
             if tag != _RESOURCE_TAG:
                 continue
             if end - begin > MAX_RESOURCE_BYTES:
-                yield ResourceError("too_large", f"a resource of {end - begin} bytes: {MAX_RESOURCE_BYTES} is the limit")
+                why = f"a resource of {end - begin} bytes: {MAX_RESOURCE_BYTES} is the limit"
+                yield ResourceError("too_large", why, _name_within(memoryview(self._raw)[begin:end]))
                 continue
             resource = discovery_pb2.Resource()
             try:
                 resource.ParseFromString(self._raw[begin:end])
             except DecodeError as exc:
-                yield ResourceError("malformed", f"a resource can't be read: {exc}")
+                name = _name_within(memoryview(self._raw)[begin:end])
+                yield ResourceError("malformed", f"a resource can't be read: {exc}", name)
             else:
                 yield resource
 
 
-def _parts(raw: bytes) -> Iterator[tuple[int, int, int, int]]:
+def _name_within(resource: memoryview) -> str:
+    """The name of a resource that can't be taken in, "" if not even that can be read."""
+    try:
+        for tag, begin, end, _ in islice(_parts(resource), _MAX_NAME_PARTS):
+            if tag == _NAME_TAG and end - begin <= MAX_NAME_BYTES:
+                return bytes(resource[begin:end]).decode()
+    except (ResourceError, UnicodeDecodeError):
+        pass  # what is wrong with the resource is told already
+    return ""
+
+
+def _parts(raw: bytes | memoryview) -> Iterator[tuple[int, int, int, int]]:
     """(tag, begin and end of the content, begin of the part) of each field.  Raises ResourceError."""
     position, size = 0, len(raw)
     try:
@@ -99,7 +117,7 @@ def _parts(raw: bytes) -> Iterator[tuple[int, int, int, int]]:
         raise ResourceError("malformed", "the message ends within a field's head") from None
 
 
-def _varint(raw: bytes, position: int) -> tuple[int, int]:
+def _varint(raw: bytes | memoryview, position: int) -> tuple[int, int]:
     """A number of 7 bits a byte, and where it ends.  Raises IndexError, ResourceError."""
     value = shift = 0
     while True:

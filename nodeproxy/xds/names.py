@@ -16,6 +16,8 @@ WILDCARD = "*"
 # A name is a key of the store, whose limit is 511 bytes, and stands there behind a prefix.  Kubernetes' longest (a hostname of
 # 253 characters behind a namespace of 63) has room.
 MAX_NAME_BYTES = 480
+# A policy's namespace stands in a key beside what its rules name (`nodeproxy.state.layout`).  Kubernetes' longest has 63.
+MAX_NAMESPACE_BYTES = 253
 
 
 def address_name(network: str, ip: str) -> str:

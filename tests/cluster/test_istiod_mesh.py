@@ -70,3 +70,18 @@ def test_a_services_waypoint_arrives(world: World) -> None:
     wait_until(through_waypoint, "connections to the service go to its waypoint", 20)
     world.api.patch("Service", "api", SPACE, metadata={"labels": {"istio.io/use-waypoint": None}})
     wait_until(world.answers, "connections go to the server again", 20)
+
+
+def test_it_resumes_and_is_told_what_has_gone(world: World) -> None:
+    agent = world.cluster.agents[0]
+    before = agent.get("/status")["state"]
+    world.control.close()
+    world.connect().close()
+    world.restart(agent)
+    world.connect().close()
+    world.api.delete("Service", "api", SPACE)
+    world.control.start()
+    wait_until(lambda: agent.get("/status")["state"]["connection"]["connected"], "it is connected again", 60)
+    fewer = before["services"] - 1
+    wait_until(lambda: agent.get("/status")["state"]["services"] == fewer, "it is told that the service has gone", 60)
+    assert agent.get("/status")["state"]["epoch"] <= before["epoch"] + 4  # what it had was not written again

@@ -135,7 +135,7 @@ class Agent:
     def wait_ready(self, timeout_s: float = 30.0) -> None:
         def ready() -> bool:
             assert self.process is not None
-            assert self.process.poll() is None, f"the agent ended: {self.log()[-3000:]}"
+            assert self.process.poll() is None, f"the agent ended with {self.process.poll()}: {self.log()[-3000:]}"
             try:
                 return bool(self.get("/status")["ready"])
             except (OSError, http.client.HTTPException):

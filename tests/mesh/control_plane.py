@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from nodeproxy.identity.local_ca import LocalCA
@@ -19,7 +18,6 @@ class ControlledCluster(Cluster):
 
     def __init__(self, nodes: int = 2) -> None:
         super().__init__(nodes)
-        os.environ["GRPC_VERBOSITY"] = "NONE"
         self.host = self.lab.external()
         self.root = Root()
         self.root_file = write_root(self.directory / "root.pem", self.root)

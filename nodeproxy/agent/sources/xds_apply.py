@@ -1,25 +1,27 @@
 """From responses to changes of the state, in pieces that do not stop the agent.
 
-Invariants: what can be used of a response is applied, the rest is told; policies of one response take effect together, so that
-none is missing while another has gone; of addresses, what comes is written before what goes, so that an address which changes its
-owner is never nobody's.  A policy that can't be understood keeps its last good form or, without one, has a stand-in
-(`nodeproxy.xds.decode.stand_in`).
+Invariants: what can be used of a response is applied, the rest is told; policies of one response take effect together, up to
+`MAX_POLICIES_BYTES` of them, so that none is missing while another has gone; of addresses, what comes is written before what
+goes, so that one which changes its owner is never nobody's.  A policy that can't be understood keeps its last good form or,
+without one, has a stand-in (`nodeproxy.xds.decode.stand_in`).  Where the store has no room, nothing more of a response is
+written: to go on with what is smaller could remove a policy whose successor did not fit.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol, TypeVar
 
 import msgspec
 
 from nodeproxy.agent.sources.change import Change
-from nodeproxy.agent.sources.xds_kept import version_meta
+from nodeproxy.agent.sources.xds_kept import known, version_meta
 from nodeproxy.agent.sources.xds_rejected import RejectedResources
-from nodeproxy.errors import ResourceError, StateError
+from nodeproxy.errors import ResourceError, UnstorableError
 from nodeproxy.model.delta import Delta, PodSpec
-from nodeproxy.model.policy import Policy, PolicyScope
+from nodeproxy.model.policy import Policy
 from nodeproxy.model.workload import Service, Workload
 from nodeproxy.proto import discovery_pb2
 from nodeproxy.state.store import Meta, StateWriter
@@ -27,14 +29,14 @@ from nodeproxy.state.view import View
 from nodeproxy.xds.decode import decode_address, decode_policy, stand_in
 from nodeproxy.xds.delta_client import MAX_NAMED, Rejected
 from nodeproxy.xds.message import Response
-from nodeproxy.xds.names import ADDRESS, AUTHORIZATION, MAX_NAME_BYTES
+from nodeproxy.xds.names import ADDRESS, AUTHORIZATION, MAX_NAME_BYTES, MAX_NAMESPACE_BYTES
 
-# So many resources are decoded and written at once: some 10 ms.
+# So many resources are decoded and written at once, 10 ms of work; of large ones (policies, say) fewer.
 MAX_BATCH = 200
-# The same for large ones.
-MAX_BATCH_BYTES = 256 << 10
-# Policies of a larger message are written in pieces after all: to hold it decoded would take ten times as much memory.
-MAX_POLICIES_BYTES = 16 << 20
+MAX_BATCH_BYTES = 64 << 10
+# Policies of a larger message, some 1000 of ten rules each, are written in pieces after all: it would stop the agent for longer
+# than 0.3 s, and to hold it decoded takes ten times as much memory.
+MAX_POLICIES_BYTES = 512 << 10
 # Istio's default; the namespaces of global policies that are known count as well.
 _ROOT_NAMESPACE = "istio-system"
 
@@ -70,13 +72,12 @@ class XdsChange:
 class Outcome(msgspec.Struct):
     """What has become of a response.  rejected: the first few; count: how many in all.
 
-    arrived: names of what was applied, each with what else it is called; removed: what is not there (any more).  Both only if
-    they were wanted.
+    arrived: names of what was applied; removed: what is not there (any more).  Both only if they were wanted.
     """
 
     rejected: list[Rejected] = []
     count: int = 0
-    arrived: list[tuple[str, tuple[str, ...]]] = []
+    arrived: list[str] = []
     removed: tuple[str, ...] = ()
 
 
@@ -101,6 +102,10 @@ class _Batch:
     def remove(self, name: str) -> None:
         self.removed.append(name)
         self.versions[name] = None
+
+    def move(self, name: str, to: _Batch) -> None:
+        """What came under this name goes with another batch."""
+        to.put(name, self.resources.pop(name), self.versions.pop(name), 0)
 
     def change(self) -> XdsChange:
         resources = self.resources.values()
@@ -134,26 +139,48 @@ class Applier:
     def __init__(self, sink: Sink, rejected: RejectedResources) -> None:
         self._sink = sink
         self._rejected = rejected
+        self._roots: frozenset[str] = frozenset()  # namespaces of global policies
 
-    async def apply(self, response: Response, *, tell_names: bool = False) -> Outcome:
-        """Apply what can be used.  tell_names: fill `arrived` and `removed`.  Raises StateError if nothing can be written."""
+    async def apply(self, response: Response, *, tell_names: bool = False, is_all: bool = False) -> Outcome:
+        """Apply what can be used.  Raises StateError if nothing can be written.
+
+        tell_names: fill `arrived` and `removed`.  is_all: what is not in it is gone, as the server was not told what was there.
+        """
         outcome = Outcome()
-        # Policies of one response belong together.
-        at_once = response.type_url == AUTHORIZATION and response.bytes <= MAX_POLICIES_BYTES
+        self._roots = frozenset()
+        # Policies of one response belong together, as soon as there is anybody whom they hold for.
+        at_once = (
+            response.type_url == AUTHORIZATION
+            and response.bytes <= MAX_POLICIES_BYTES
+            and self._sink.view().counts()["workloads"] > 0
+        )
         batch = _Batch(response.type_url)
+        # On demand a connection waits for a service, and must not find it without the endpoints that came with it.
+        services = _Batch(response.type_url)
         given: set[str] = set()
+        turn_bytes = 0
         for index, resource in enumerate(response.resources(), 1):
             name = self._take(resource, batch, outcome)
-            if response.removed:
+            if response.removed or is_all:
                 given.add(name)
-            if tell_names and name in batch.resources and not isinstance(resource, ResourceError):
-                outcome.arrived.append((name, tuple(resource.aliases)))
-            if index % MAX_BATCH == 0:
+            if tell_names and name in batch.resources:
+                outcome.arrived.append(name)
+                if isinstance(batch.resources[name], Service):
+                    batch.move(name, services)
+            turn_bytes += 0 if isinstance(resource, ResourceError) else len(resource.resource.value)
+            if index % MAX_BATCH == 0 or turn_bytes >= MAX_BATCH_BYTES:
+                turn_bytes = 0
                 await asyncio.sleep(0)
             if batch.is_full() and not at_once:
                 await self._write(batch, outcome)
                 batch = _Batch(response.type_url)
-        for name in response.removed:
+        if services.versions:
+            await self._write(batch, outcome)
+            batch = services
+        removed: Iterable[str] = response.removed
+        if is_all:
+            removed = await self._sink.reading(partial(_not_given, response.type_url, given))
+        for name in removed:
             self._rejected.clear(response.type_url, name)
             # What is both given and removed stays, as with ztunnel.
             if name not in given and 0 < len(name.encode()) <= MAX_NAME_BYTES:
@@ -169,8 +196,10 @@ class Applier:
     def _take(self, resource: discovery_pb2.Resource | ResourceError, batch: _Batch, outcome: Outcome) -> str:
         """Into the batch with it, or to the rejected; its name."""
         if isinstance(resource, ResourceError):
-            self._reject(batch.type_url, "", resource, outcome)
-            return ""
+            self._reject(batch.type_url, resource.name, resource, outcome)
+            if batch.type_url == AUTHORIZATION:
+                self._stand_in(resource.name, None, resource, batch)
+            return resource.name
         name, raw = resource.name, resource.resource.value
         try:
             found = _decode(batch.type_url, resource)
@@ -183,43 +212,38 @@ class Applier:
             batch.put(name, found, resource.version, len(raw))
         return name
 
-    def _stand_in(self, name: str, raw: bytes, error: ResourceError, batch: _Batch) -> None:
+    def _stand_in(self, name: str, raw: bytes | None, error: ResourceError, batch: _Batch) -> None:
         namespace, slash, rest = name.partition("/")
-        if not slash or not rest or "/" in rest or len(name.encode()) > MAX_NAME_BYTES:
+        too_long = len(name.encode()) > MAX_NAME_BYTES or len(namespace.encode()) > MAX_NAMESPACE_BYTES
+        if not slash or not rest or "/" in rest or too_long:
             return  # it is no policy's name, so nobody can have meant a policy by it
         before = self._sink.view().policy(name)
         if before is None or before.stands_in:
             # Without a version: what the server has is not known here, and is to be sent again.
-            batch.put(name, stand_in(name, raw, error, is_root=self._is_root(namespace)), None, len(raw))
+            batch.put(name, stand_in(name, raw, error, is_root=self._is_root(namespace)), None, len(raw or b""))
 
     def _is_root(self, namespace: str) -> bool:
-        return namespace == _ROOT_NAMESPACE or any(
-            policy.namespace == namespace and policy.scope is PolicyScope.GLOBAL for policy in self._sink.view().policies()
-        )
+        self._roots = self._roots or frozenset((_ROOT_NAMESPACE,)) | self._sink.view().global_namespaces()
+        return namespace in self._roots
 
     async def _write(self, batch: _Batch, outcome: Outcome) -> None:
         if not batch.versions:
             return
         try:
             await self._sink.apply(batch.change())
-        except StateError as exc:
-            if len(batch.versions) == 1:
+        except UnstorableError:
+            if batch.type_url == AUTHORIZATION:  # which all take effect together, or not at all
                 raise
-            await self._write_singly(batch, outcome, exc)
+            await self._write_singly(batch, outcome)
         await asyncio.sleep(0)
 
-    async def _write_singly(self, batch: _Batch, outcome: Outcome, error: StateError) -> None:
-        """One of them can't be stored, and must not keep the others out.  If none can, it is not they."""
-        failed: list[tuple[str, StateError]] = []
+    async def _write_singly(self, batch: _Batch, outcome: Outcome) -> None:
+        """One of them can't be stored, and must not keep the others out."""
         for single in batch.split():
             try:
                 await self._sink.apply(single.change())
-            except StateError as exc:
-                failed.append((next(iter(single.versions)), exc))
-                if len(failed) == len(batch.versions):
-                    raise error from exc
-        for name, why in failed:
-            self._reject(batch.type_url, name, ResourceError("state", str(why)), outcome)
+            except UnstorableError as exc:
+                self._reject(batch.type_url, next(iter(single.versions)), ResourceError("state", str(exc)), outcome)
 
     def _reject(self, type_url: str, name: str, error: ResourceError, outcome: Outcome) -> None:
         rejected = Rejected(name, error.reason, str(error))
@@ -227,6 +251,10 @@ class Applier:
         outcome.count += 1
         if len(outcome.rejected) < MAX_NAMED:
             outcome.rejected.append(rejected)
+
+
+def _not_given(type_url: str, given: set[str], state: StateWriter) -> list[str]:
+    return [name for name, _ in known(state, type_url) if name not in given]
 
 
 def _decode(type_url: str, resource: discovery_pb2.Resource) -> Workload | Service | Policy:

@@ -29,8 +29,12 @@ class RejectedResources:
     def add(self, type_url: str, rejected: Rejected, logged: int) -> None:
         """One more; logged: how many of its message were told before it."""
         self.totals[type_url, rejected.reason] += 1
-        if len(self._now) < _MAX_KEPT or (type_url, rejected.name) in self._now:
-            self._now[type_url, rejected.name] = rejected
+        before = self._now.get((type_url, rejected.name))
+        if before is None and len(self._now) >= _MAX_KEPT:
+            return
+        self._now[type_url, rejected.name] = rejected
+        if before is not None and before.reason == rejected.reason:
+            return  # a server may send it again and again, and each stream begins with it
         if logged < _MAX_LOGGED:
             log.warning(
                 "%s %r of the control plane is rejected (%s): %s", _short(type_url), rejected.name, rejected.reason, rejected.why

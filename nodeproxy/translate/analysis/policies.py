@@ -13,8 +13,10 @@ from nodeproxy.translate.analysis.scene import Level, Scene, Subject
 from nodeproxy.translate.analysis.services import nothing
 from nodeproxy.translate.analysis.waypoints import waypoint_of
 from nodeproxy.translate.manifests import Manifest
+from nodeproxy.translate.notes import quoted
 
 _SCHEME = "spiffe://"
+_MAX_DIGITS = 5  # of a port
 _PAIRS = (("principals", "notPrincipals"), ("namespaces", "notNamespaces"), ("serviceAccounts", "notServiceAccounts"),
           ("ipBlocks", "notIpBlocks"), ("ports", "notPorts"))  # fmt: skip
 Found = tuple[str, Any]
@@ -23,23 +25,27 @@ Found = tuple[str, Any]
 def check_policies(scene: Scene) -> None:
     """All of it."""
     for manifest, policy in scene.of(objects.AuthorizationPolicy):
-        targets = list(_targets(policy.spec))
+        spec = _map(policy.spec)
+        targets = list(_targets(spec))
         for field, target in targets:
             _target(scene, manifest, field, target)
-        subjects = [] if targets else _subjects(scene, manifest, policy.spec)
+        subjects = [] if targets else _subjects(scene, manifest, spec)
         if subjects:
             _enforced(scene, manifest, subjects, "nobody enforces it there")
-        for index, rule in enumerate(_list(policy.spec.get("rules"))):
+        for index, rule in enumerate(_list(spec.get("rules"))):
             _rule(scene, manifest, f"spec.rules[{index}]", rule, subjects)
     for manifest, authentication in scene.of(objects.PeerAuthentication):
-        subjects = _subjects(scene, manifest, authentication.spec)
-        if subjects and _is_strict(authentication.spec):
+        spec = _map(authentication.spec)
+        subjects = _subjects(scene, manifest, spec)
+        if subjects and _is_strict(spec):
             _enforced(scene, manifest, subjects, "plain text is taken there all the same")
-        ports = authentication.spec.get("portLevelMtls")
+        ports = spec.get("portLevelMtls")
         if subjects and isinstance(ports, dict):
             for port in ports:
-                _port(scene, manifest, f"spec.portLevelMtls.{port}", str(port), subjects)
+                text = _text(port)
+                _port(scene, manifest, f"spec.portLevelMtls.{text}", text, subjects)
     _denied_anyway(scene)
+    _overridden(scene)
 
 
 # ── whom a policy is for ──────────────────────────────────────────────────────────────────────────
@@ -50,7 +56,7 @@ def _subjects(scene: Scene, manifest: Manifest, spec: dict[str, Any]) -> list[Su
     selector = spec.get("selector")
     labels = selector.get("matchLabels") if isinstance(selector, dict) else None
     if isinstance(labels, dict) and labels:
-        found = scene.selected(namespace, {str(key): str(value) for key, value in labels.items()})
+        found = scene.selected(namespace, {_text(key): _text(value) for key, value in labels.items()})
         if not found:
             scene.tell(Level.WARNING, "selector-matches-nothing", manifest, "spec.selector", *nothing(scene, namespace))
         return found
@@ -78,8 +84,8 @@ def _targets(spec: dict[str, Any]) -> Iterator[Found]:
 
 
 def _target(scene: Scene, manifest: Manifest, field: str, target: dict[str, Any]) -> None:
-    kind, name = str(target.get("kind")), str(target.get("name"))
-    namespace = str(target.get("namespace") or manifest.key.partition("/")[0])
+    kind, name = _text(target.get("kind")), _text(target.get("name"))
+    namespace = _text(target.get("namespace") or manifest.key.partition("/")[0])
     key = f"{namespace}/{name}"
     if kind == "GatewayClass":
         found: objects.Resource | None = scene.find(objects.GatewayClass, name)
@@ -129,7 +135,7 @@ def _rule(scene: Scene, manifest: Manifest, path: str, rule: Any, subjects: list
     for index, condition in enumerate(_list(rule.get("when"))):
         if not isinstance(condition, dict):
             continue
-        check = {"source.principal": _principal, "source.namespace": _namespace}.get(str(condition.get("key")))
+        check = {"source.principal": _principal, "source.namespace": _namespace}.get(_text(condition.get("key")))
         for name in ("values", "notValues"):
             for where, text in _texts(condition, f"{path}.when[{index}]", name):
                 if check is not None:
@@ -175,7 +181,7 @@ def _namespace(scene: Scene, manifest: Manifest, field: str, text: str) -> None:
 
 def _port(scene: Scene, manifest: Manifest, field: str, text: str, subjects: list[Subject]) -> None:
     """A policy is asked for the pod's own port, not for the service's."""
-    if not text.isdecimal() or not subjects:
+    if not text.isdecimal() or len(text) > _MAX_DIGITS or not subjects:
         return
     port = int(text)
     services = [(item, service) for item in subjects for service in scene.services_of(item)]
@@ -221,9 +227,10 @@ def _contradiction(scene: Scene, manifest: Manifest, path: str, part: dict[str, 
 
 def _denied_anyway(scene: Scene) -> None:
     """An ALLOW policy under a DENY of everything allows nothing."""
-    everything = [policy for _, policy in scene.of(objects.AuthorizationPolicy) if _denies_everything(policy.spec)]
+    everything = [policy for _, policy in scene.of(objects.AuthorizationPolicy) if _denies_everything(_map(policy.spec))]
     for manifest, policy in scene.of(objects.AuthorizationPolicy):
-        if policy.spec.get("action", "ALLOW") != "ALLOW" or not _list(policy.spec.get("rules")) or list(_targets(policy.spec)):
+        spec = _map(policy.spec)
+        if spec.get("action", "ALLOW") != "ALLOW" or not _list(spec.get("rules")) or list(_targets(spec)):
             continue
         for deny in everything:
             home = deny.metadata.namespace
@@ -232,6 +239,22 @@ def _denied_anyway(scene: Scene) -> None:
                 advice = "remove that; where there is an ALLOW policy, what none allows is denied"
                 scene.tell(Level.ERROR, "denied-anyway", manifest, "spec.rules", message, advice)
                 break
+
+
+def _overridden(scene: Scene) -> None:
+    """Of several PeerAuthentications that select a workload the oldest holds, and the others do not."""
+    first: dict[Subject, Manifest] = {}
+    told: set[Manifest] = set()
+    selecting = [(manifest, item) for manifest, item in scene.of(objects.PeerAuthentication) if "selector" in _map(item.spec)]
+    for manifest, item in sorted(selecting, key=lambda each: (each[1].metadata.creation_timestamp or "", each[0].key)):
+        namespace = item.metadata.namespace
+        labels = _map(_map(_map(item.spec).get("selector")).get("matchLabels"))
+        for subject in scene.selected(namespace, {_text(key): _text(value) for key, value in labels.items()}):
+            other = first.setdefault(subject, manifest)
+            if other is not manifest and subject.namespace == namespace and manifest not in told:
+                told.add(manifest)
+                message = f"selects {subject.called}, as PeerAuthentication {other.key} does: the older one alone holds there"
+                scene.tell(Level.ERROR, "overridden", manifest, "spec.selector", message, "make them one, or select others")
 
 
 def _denies_everything(spec: dict[str, Any]) -> bool:
@@ -247,6 +270,14 @@ def _is_strict(spec: dict[str, Any]) -> bool:
     ports = spec.get("portLevelMtls")
     modes = [spec.get("mtls"), *(ports.values() if isinstance(ports, dict) else ())]
     return any(isinstance(mode, dict) and mode.get("mode") == "STRICT" for mode in modes)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else quoted(value)
+
+
+def _map(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _list(value: Any) -> list[Any]:

@@ -210,10 +210,25 @@ def test_close_ends_what_waits() -> None:
 
 def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(callers_module, "MAX_KEPT", 3)
-    callers = Callers(Reviewer(), clock=Clock())
+    monkeypatch.setattr(callers_module, "MAX_REFUSALS", 2)
+    good = [token(NOW + 600, mark=f"m{number}") for number in range(6)]
+    callers = Callers(Reviewer({each: review() for each in good}), clock=Clock())
+    for number, each in enumerate(good):
+        asyncio.run(callers.authenticate(metadata(each)))
+        refused(callers, token(NOW + 600, signature=f"s{number}"))
+    assert callers.statistics().kept == 5
+
+
+def test_forged_tokens_push_out_nobody_who_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callers_module, "MAX_KEPT", 3)
+    good = token(NOW + 600)
+    callers = Callers(Reviewer({good: review()}), clock=Clock())
+    asyncio.run(callers.authenticate(metadata(good)))
     for number in range(6):
         refused(callers, token(NOW + 600, signature=f"s{number}"))
-    assert callers.statistics().kept == 3
+    reviews = callers.statistics().reviews
+    asyncio.run(callers.authenticate(metadata(good)))
+    assert callers.statistics().reviews == reviews
 
 
 def test_no_token_is_left_in_memory() -> None:
@@ -234,6 +249,7 @@ def test_no_token_is_left_in_memory() -> None:
             walk(other)
 
     walk(callers._kept)
+    walk(callers._refused)
     assert len(seen) > 10
 
 

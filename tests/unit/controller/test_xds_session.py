@@ -287,6 +287,16 @@ def test_what_nothing_leads_to_any_more_is_told_to_be_gone() -> None:
     assert stream.tell() == (["a"], [])
 
 
+def test_to_let_go_of_what_was_not_asked_for_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream()
+    stream.put(pod("a", "10.0.0.1"))
+    stream.request(subscribe=["*", "a"], unsubscribe=["*"])
+    monkeypatch.delattr(xds_subscription.Subscription, "_narrow")
+    stream.request(unsubscribe=["b"])
+    with pytest.raises(AttributeError):
+        stream.request(unsubscribe=["a"])
+
+
 def test_on_demand_resumes_by_names_and_addresses() -> None:
     stream = Stream()
     stream.put(pod("a", "10.0.0.1"), pod("b", services=SERVICES), service("s"), pod("n", node="n1"))

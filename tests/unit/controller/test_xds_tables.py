@@ -7,7 +7,7 @@ import pytest
 from nodeproxy.controller.xds_log import ChangeLog
 from nodeproxy.controller.xds_tables import Table
 from nodeproxy.proto import discovery_pb2
-from nodeproxy.xds.encode import encode_service, encode_workload
+from nodeproxy.xds.encode import Encoded, encode_service, encode_workload
 from nodeproxy.xds.names import ADDRESS
 from tests.unit.state.builders import pod, service
 
@@ -40,6 +40,20 @@ def test_an_address_leads_to_all_that_have_it() -> None:
     table.put(encode_workload(pod("c", "10.0.0.1", "10.1.0.1")), 1.0)
     assert names(table, "/10.0.0.1") == {"a", "c"}
     assert names(table, "/10.1.0.1") == {"a", "b", "c", "ns/s.svc"}
+
+
+def test_keys_that_lead_to_one_service_cost_its_endpoints_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = filled()
+    looked_at: list[str] = []
+    real = table.endpoints
+
+    def counting(service: str) -> list[Encoded]:
+        looked_at.append(service)
+        return real(service)
+
+    monkeypatch.setattr(table, "endpoints", counting)
+    found, missing = table.find_all(["ns/s.svc", "/10.1.0.1", "a", "nobody"])
+    assert (set(found), missing, looked_at) == ({"a", "b", "ns/s.svc"}, ["nobody"], ["ns/s.svc"])
 
 
 def test_what_changed_leads_elsewhere() -> None:

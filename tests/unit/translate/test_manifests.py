@@ -49,6 +49,11 @@ def test_lists_are_opened_and_typed_ones_say_what_their_items_are():
     assert [item.place.line() for item in found] == [4, 9, 10]
 
 
+def test_items_that_came_by_a_merge_key_have_their_place():
+    (found,) = read("a: &a\n  items: [{apiVersion: v1, kind: Pod, metadata: {name: a}}]\napiVersion: v1\nkind: List\n<<: *a\n")
+    assert (found.key, found.place.line()) == ("default/a", 2)
+
+
 def test_a_kind_of_another_group_is_another_kind():
     gateway, knative, deployment = read(
         "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: a}\n---\n"

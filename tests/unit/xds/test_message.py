@@ -57,7 +57,17 @@ def test_a_bad_resource_is_its_own_error(monkeypatch: pytest.MonkeyPatch) -> Non
     raw = b"\x12\x02\x1a\x7f" + encoded()  # a resource whose name does not fit into it
     found = list(Response(raw).resources())
     assert [type(each) for each in found] == [ResourceError, *[discovery_pb2.Resource] * 2, ResourceError]
-    assert [each.reason for each in found if isinstance(each, ResourceError)] == ["malformed", "too_large"]
+    assert [(each.reason, each.name) for each in found if isinstance(each, ResourceError)] == [
+        ("malformed", ""),
+        ("too_large", "r2"),
+    ]
+
+
+def test_a_bad_resource_is_named_where_its_name_can_be_read() -> None:
+    for content, name in ((b"\x1a\x01a\x12\xff", "a"), (b"\x1a\x01\xff\x12\xff", ""), (b"\x12\x00" * 20 + b"\x1a\x01a\xff", "")):
+        (found,) = Response(b"\x12" + bytes([len(content)]) + content).resources()
+        assert isinstance(found, ResourceError)
+        assert found.name == name
 
 
 def test_parts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,11 @@ from nodeproxy.agent.sources import xds_apply
 from nodeproxy.agent.sources.change import Change
 from nodeproxy.agent.sources.xds_apply import Applier, Outcome
 from nodeproxy.agent.sources.xds_rejected import MAX_LISTED, RejectedResources
-from nodeproxy.errors import StateError
+from nodeproxy.errors import StateError, UnstorableError
 from nodeproxy.model.policy import PolicyScope
 from nodeproxy.proto import authorization_pb2, discovery_pb2, workload_pb2
+from nodeproxy.state.view import View
+from nodeproxy.xds import message
 from nodeproxy.xds.delta_client import MAX_NAMED, Rejected
 from nodeproxy.xds.message import Response
 from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
@@ -59,8 +61,14 @@ def test_pieces_of_addresses_and_policies_at_once(agent: StoreAgent, monkeypatch
     apply(agent, response(*(pod(f"p{number}", f"10.0.0.{number}") for number in range(35))))
     assert agent.writes == 4
     apply(agent, response(*(policy(f"p{number}") for number in range(35))))
-    assert agent.writes == 5
+    assert agent.writes == 5  # at once, for there are workloads
     assert agent.view().counts() == {"workloads": 35, "services": 0, "policies": 35}
+
+
+def test_policies_of_nobody_come_in_pieces(agent: StoreAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xds_apply, "MAX_BATCH", 10)
+    apply(agent, response(*(policy(f"p{number}") for number in range(35))))
+    assert agent.writes == 4
 
 
 def test_what_comes_is_there_before_what_goes_is_gone(agent: StoreAgent, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,17 +118,57 @@ def test_a_stand_in_holds_for_all_only_in_the_root_namespace(agent: StoreAgent) 
     assert agent.view().policy("ns/b") is None
 
 
+def test_a_policy_too_large_to_be_read_denies(agent: StoreAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(message, "MAX_RESOURCE_BYTES", 200)
+    large = policy("large", action="ALLOW", rules=[{"clauses": [{"matches": [{"destination_ports": range(1, 200)}]}]}])
+    (outcome,) = apply(agent, response(large, policy("small")))
+    assert [(each.name, each.reason) for each in outcome.rejected] == [("ns/large", "too_large")]
+    kept = agent.view().policy("ns/large")
+    assert kept is not None
+    assert (kept.action, kept.rules, kept.scope) == ("DENY", ((),), PolicyScope.NAMESPACE)  # it may have been one that denies
+    assert agent.view().policy("ns/small") is not None
+
+
+def test_where_a_policy_does_not_fit_the_one_that_it_follows_stays(agent: StoreAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    apply(agent, response(policy("before", action="ALLOW")))
+    real = agent.apply
+
+    async def small(change: Any) -> None:
+        if change._delta.policies:
+            raise StateError("full")
+        await real(change)
+
+    monkeypatch.setattr(agent, "apply", small)
+    with pytest.raises(StateError, match="full"):
+        apply(agent, response(policy("after", action="ALLOW"), removed=("ns/before",)))
+    assert agent.view().policy("ns/before") is not None
+
+
+def test_global_policies_are_looked_at_once_a_response(agent: StoreAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+    real = View.global_namespaces
+
+    def counting(view: View) -> frozenset[str]:
+        nonlocal asked
+        asked += 1
+        return real(view)
+
+    monkeypatch.setattr(View, "global_namespaces", counting)
+    apply(agent, response(named={f"ns/p{number}": b"\xff" for number in range(50)}, kind=AUTHORIZATION))
+    assert (asked, agent.view().counts()["policies"]) == (1, 50)
+
+
 def test_one_that_cannot_be_stored_keeps_nobody_out(agent: StoreAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     real = agent.apply
 
     async def picky(change: Any) -> None:
         if any(each.name == "bad" for each in change._delta.workloads):
-            raise StateError("no room for it")
+            raise UnstorableError("no place for it")
         await real(change)
 
     monkeypatch.setattr(agent, "apply", picky)
     (outcome,) = apply(agent, response(pod("a"), pod("bad"), pod("b")))
-    assert [(each.name, each.reason, each.why) for each in outcome.rejected] == [(f"{UID}bad", "state", "no room for it")]
+    assert [(each.name, each.reason, each.why) for each in outcome.rejected] == [(f"{UID}bad", "state", "no place for it")]
     assert [each.name for each in agent.view().workloads()] == ["a", "b"]
 
 
@@ -132,6 +180,18 @@ def test_a_store_that_takes_nothing_is_told(agent: StoreAgent, monkeypatch: pyte
     for pods in ((pod("a"),), (pod("a"), pod("b"))):
         with pytest.raises(StateError, match="full"):
             apply(agent, response(*pods))
+
+
+def test_what_is_rejected_again_is_not_logged_again(caplog: pytest.LogCaptureFixture) -> None:
+    rejected = RejectedResources()
+    for number in range(100):
+        rejected.add(ADDRESS, Rejected("n", "r", f"at byte {number}"), 0)
+    assert len(caplog.records) == 1
+    rejected.add(ADDRESS, Rejected("n", "another", "w"), 0)
+    rejected.clear(ADDRESS, "n")
+    rejected.add(ADDRESS, Rejected("n", "another", "w"), 0)
+    assert len(caplog.records) == 3
+    assert rejected.totals == {(ADDRESS, "r"): 100, (ADDRESS, "another"): 2}
 
 
 def test_rejected_ones_are_bounded_and_forgotten() -> None:

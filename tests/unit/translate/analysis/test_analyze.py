@@ -307,6 +307,14 @@ def test_a_namespace_whose_labels_are_not_known_is_not_suspected():
     assert told(rest) == []
 
 
+def test_of_two_peer_authentications_for_one_pod_the_younger_is_told():
+    spec = "{selector: {matchLabels: {app: web}}, mtls: {mode: %s}}"
+    of = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: %s, namespace: shop}\nspec: %s\n"
+    first, second = of % ("a", spec % "PERMISSIVE"), of % ("b", spec % "STRICT")
+    assert told(SOUND, second, first) == [("error", "overridden", "spec.selector")]
+    assert told(SOUND, first) == []
+
+
 def test_two_pods_of_one_address_are_told():
     pods = [
         f"apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop}}\nstatus: {{podIP: 10.0.0.1}}\n" for name in "ab"
