@@ -44,6 +44,8 @@ _SEND_TIMEOUT_S = 60.0
 _MAX_WAITING = 16
 # How often the file of roots is compared with what the connection was checked by.
 TRUST_POLL_S = 5.0
+# What becomes of workloads as policies go is told within a round of the server, right after it.
+HOLD_S = 0.1
 # A message of this size is walked in 1 ms; a larger one in a thread.
 _LARGE_BYTES = 1 << 20
 
@@ -98,6 +100,7 @@ class XdsSource:
         self._to_send = asyncio.Event()
         self._sent = asyncio.Event()
         self._settled = False
+        self._let_go_at = 0.0  # in the time of the loop
         self._connected_at = 0.0  # in the time of the loop; 0.0: not connected
         self._address, self._since, self._error = str(control.current()), clock(), ""
         self._messages: Counter[str] = Counter()
@@ -183,6 +186,7 @@ class XdsSource:
             await stream.wait_for_connection()
         self._connected()
         self._client.open()
+        self._applier.forget_gone()
         return await _first(self._read(stream), self._send(stream), self._watch_trust(roots))
 
     async def _read(self, stream: _Stream) -> tuple[str, str]:
@@ -191,7 +195,7 @@ class XdsSource:
             while self._client.waiting > _MAX_WAITING:  # a server that does not read is not listened to either
                 self._sent.clear()
                 await self._sent.wait()
-            raw = await stream.read()
+            raw = await self._next(stream)
             if not isinstance(raw, bytes):  # grpc.aio.EOF
                 return "complete", "the server ended the stream"
             response = Response(raw) if len(raw) < _LARGE_BYTES else await asyncio.to_thread(Response, raw)
@@ -199,6 +203,20 @@ class XdsSource:
             await self._take(response)
             del response
             await self._begin_due()
+
+    async def _next(self, stream: _Stream) -> object:
+        """The next message.  Policies that have gone are removed with the addresses that follow, or without if none do."""
+        if not self._applier.holds or not self._client.all_answered:
+            return await stream.read()
+        reading = asyncio.ensure_future(stream.read())  # must not be cancelled, which would end the stream
+        try:
+            now = asyncio.get_running_loop().time
+            await asyncio.wait((reading,), timeout=max(0.0, self._let_go_at - now()))
+            if now() >= self._let_go_at:
+                await self._applier.let_go()
+            return await reading
+        finally:
+            reading.cancel()
 
     async def _take(self, response: Response) -> None:
         """Apply one response, and reply."""
@@ -213,10 +231,15 @@ class XdsSource:
         self._messages[url] += 1
         self._bytes[url] += response.bytes
         tell = self.on_arrived if url == ADDRESS and self._client.subscribed(url) is not None else None
+        held = self._applier.holds
         outcome = await self._applier.apply(response, tell_names=tell is not None)
+        if self._applier.holds and not held:
+            self._let_go_at = asyncio.get_running_loop().time() + HOLD_S
         self._client.reply(url, response.nonce, outcome.rejected, outcome.count)
         self._to_send.set()
         if self._client.all_answered:
+            if url == ADDRESS and self._applier.holds:
+                await self._applier.let_go()
             await self._settle()
         if tell is not None:
             tell(Arrived(outcome.arrived, outcome.removed))

@@ -135,6 +135,56 @@ def test_what_another_source_left_is_known_by_name_only(tmp_path: Path, server: 
     asyncio.run(scenario())
 
 
+def test_a_policy_goes_after_the_addresses_that_follow_it(
+    tmp_path: Path, server: ControlPlaneServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xds, "HOLD_S", 60.0)
+
+    async def scenario() -> None:
+        server.put(pod("a", "10.0.0.1", authorization_policies=["ns/p"]), policy("p"), policy("r"))
+        async with following(tmp_path / "s", control(server.start())) as (agent, _):
+            await until(lambda: agent.settled, "both types are answered")
+            server.remove(AUTHORIZATION, "ns/p")
+            server.put(policy("q"))
+            await until(lambda: agent.view().policy("ns/q"), "its successor is there")
+            assert agent.view().policy("ns/p")
+            server.put(pod("a", "10.0.0.1", authorization_policies=["ns/q"]))
+            await until(lambda: agent.view().policy("ns/p") is None, "it goes")
+            assert agent.view().workload("Kubernetes//Pod/ns/a").policies == ("ns/q",)  # type: ignore[union-attr]
+            monkeypatch.setattr(xds, "HOLD_S", 0.01)
+            server.remove(AUTHORIZATION, "ns/q")
+            await until(lambda: agent.view().policy("ns/q") is None, "it goes, though no address follows")
+
+    asyncio.run(scenario())
+
+
+def test_what_went_while_it_was_away_goes_when_all_is_answered(
+    tmp_path: Path, server: ControlPlaneServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xds, "HOLD_S", 0.0)
+
+    async def scenario() -> None:
+        server.put(pod("a", "10.0.0.1", authorization_policies=["ns/p"]), policy("p"))
+        url = server.start()
+        async with following(tmp_path / "s", control(url)) as (agent, _):
+            await until(lambda: agent.settled, "both types are answered")
+        server.remove(AUTHORIZATION, "ns/p")
+        server.put(policy("q"))
+        server.silent.add(ADDRESS)
+        async with following(tmp_path / "s", control(url)) as (agent, source):
+            await until(lambda: agent.view().policy("ns/q"), "policies are answered")
+            await until(lambda: server.requests(ADDRESS), "addresses are asked for")
+            server.put(policy("r"))
+            await until(lambda: agent.view().policy("ns/r"), "it goes on to follow policies")
+            assert agent.view().policy("ns/p")
+            server.silent.clear()
+            server.put(pod("a", "10.0.0.1", authorization_policies=["ns/q"]))
+            await until(lambda: agent.view().policy("ns/p") is None, "it goes")
+            assert source.connected
+
+    asyncio.run(scenario())
+
+
 def test_garbage_ends_the_stream_and_changes_nothing(tmp_path: Path, server: ControlPlaneServer) -> None:
     async def scenario() -> None:
         server.put(pod("a", "10.0.0.1"))
