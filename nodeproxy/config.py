@@ -88,6 +88,9 @@ class RunConfig:
     # nobody.
     xds_address: tuple[Upstream, ...] = ()
     # The control plane's servers, for source xds; there it has no default.
+    xds_on_demand: bool = False
+    # Ask the control plane for addresses as connections first need them, so that a node's memory does not grow with the cluster.
+    # Off, as ztunnel's: the first connection to an address waits for the answer.
     ca_address: tuple[Upstream, ...] = ()
     # The CA's servers.  Without ca, those of the control plane: istiod and nodeproxy's controller are both.
     xds_root_ca: Path = Path("/var/run/secrets/istio/root-cert.pem")
@@ -172,6 +175,8 @@ def _settle_source(settings: dict[str, Any], given: Mapping[str, Given]) -> None
         raise given[other].wrong(f"means nothing with source {settings['source']}; leave it out, or change the source")
     if needed not in given:
         raise _SETTINGS.missing(needed)
+    if settings.get("xds_on_demand") and not is_xds:
+        raise given["xds_on_demand"].wrong("a mesh file is read as a whole; leave it out, or change the source")
     if "ca" in given and "ca_address" in given:
         raise given["ca_address"].wrong(f"there is a CA directory, too ({given['ca'].source}); give one of them")
     if "ca" not in given and "ca_address" not in given:
@@ -242,6 +247,14 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _yes_or_no(given: Given) -> bool:
+    # YAML's words for it, and those of Istio's charts.
+    try:
+        return {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}[given.text.lower()]
+    except KeyError:
+        raise given.wrong("must be true or false") from None
+
+
 def _same_node(given: Given) -> SameNode:
     try:
         return SameNode(given.text.lower())
@@ -255,6 +268,7 @@ _READERS: dict[str, Reader] = {
     "mesh": read_path,
     "ca": read_path,
     "xds_address": _upstreams,
+    "xds_on_demand": _yes_or_no,
     "ca_address": _upstreams,
     "xds_root_ca": read_path,
     "ca_root_ca": read_path,
@@ -283,6 +297,7 @@ _ISTIO_VARIABLES: dict[str, tuple[str, ...]] = {
     "node": ("NODE_NAME",),
     "mesh": ("LOCAL_XDS_PATH",),
     "xds_address": ("XDS_ADDRESS",),
+    "xds_on_demand": ("XDS_ON_DEMAND",),
     "ca_address": ("CA_ADDRESS",),
     "xds_root_ca": ("XDS_ROOT_CA",),
     "ca_root_ca": ("CA_ROOT_CA",),

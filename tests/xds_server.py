@@ -145,8 +145,10 @@ class ControlPlaneServer:
         self.unauthenticated = 0
         self.silent: set[str] = set()  # types for which requests are not answered
         self.address = ""
+        self.max_request_bytes = -1
         self._lock = threading.RLock()
         self._server: grpc.Server | None = None
+        self.stream_type = Stream
 
     # ── life ──
 
@@ -155,7 +157,11 @@ class ControlPlaneServer:
         host = address.rpartition(":")[0]
         self._server = grpc.server(
             ThreadPoolExecutor(64),
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)],
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", self.max_request_bytes),
+                ("grpc.max_send_message_length", -1),
+            ],
         )
         service = {"DeltaAggregatedResources": grpc.stream_stream_rpc_method_handler(self._serve)}
         issue = {"CreateCertificate": grpc.unary_unary_rpc_method_handler(self._issue)}
@@ -260,7 +266,7 @@ class ControlPlaneServer:
         return metadata
 
     def _serve(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        stream = Stream(self, self._authenticate(context))
+        stream = self.stream_type(self, self._authenticate(context))
         context.add_callback(lambda: stream.out.put(_END))
 
         def read() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TypeVar
@@ -19,6 +20,13 @@ from nodeproxy.controller.xds_metrics import XdsMetrics
 from nodeproxy.model.delta import Delta
 
 _T = TypeVar("_T")
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 class Somebody(msgspec.Struct, frozen=True):

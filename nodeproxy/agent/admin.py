@@ -17,10 +17,9 @@ import msgspec
 from aiohttp import web
 
 from nodeproxy.agent.node import Node
-from nodeproxy.config import SameNode
+from nodeproxy.agent.why import explain_now
 from nodeproxy.errors import ConfigError, NodeproxyError
 from nodeproxy.model.delta import PodSpec
-from nodeproxy.observe.explain import explain
 
 TOKEN_FILE = "admin.token"  # noqa: S105 - a file's name
 SOCKET_FILE = "admin.sock"
@@ -142,18 +141,7 @@ class Admin:
             source, destination = request.query["source"], request.query["destination"]
         except KeyError as error:
             raise ConfigError(f"the query lacks {error}: /why?source=…&destination=…") from error
-        node = self._node
-        return _json(
-            explain(
-                node.view(),
-                node.balancer,
-                source,
-                destination,
-                node.enrolment.pods.__contains__,
-                same_node_hbone=node.same_node is SameNode.HBONE,
-                direct=node.direct.hindrance,
-            )
-        )
+        return _json(await explain_now(self._node, source, destination))
 
     async def _enrol(self, request: web.Request) -> web.Response:
         try:

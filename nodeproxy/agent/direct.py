@@ -47,10 +47,20 @@ class DirectPath:
     """`run` serves until cancelled.  off: why the table is never opened, "" if it is."""
 
     def __init__(
-        self, table: DirectTable, pods: DirectPods, flows: DirectFlows, judge: Judge, view: Callable[[], View], *, off: str
+        self,
+        table: DirectTable,
+        pods: DirectPods,
+        flows: DirectFlows,
+        judge: Judge,
+        view: Callable[[], View],
+        *,
+        off: str,
+        on_demand: bool = False,
     ) -> None:
-        """view: the state as it is now, until control goes back to the loop."""
+        """view: the state as it is now, until control goes back to the loop; on_demand: it holds only what was asked for."""
         self.off = off
+        self._on_demand = on_demand
+        self._published_at: frozenset[str] = frozenset()  # the virtual addresses of services
         self.changing = False  # from before the state changes until it has, nothing is judged or opened
         self._table = table
         self._pods = pods
@@ -156,7 +166,7 @@ class DirectPath:
             return  # closed again: the end of that change asks for this again
         members = self._pods.members()
         self._spoken_of.update(pod.cookie for pod in members)
-        direct = Direct(self._view(), members)
+        direct = Direct(self._view(), members, on_demand=self._on_demand)
         direct.find_ways()
         services = [DirectService(*service) for service in direct.services()]
         summaries = await self._summaries(direct)
@@ -164,6 +174,7 @@ class DirectPath:
         if verdicts < 0:
             return
         self._published = verdicts, len(services)
+        self._published_at = frozenset([service.ip for service in services])
         self._members = {pod.uid for pod in members}
         self._spoken_of = {pod.cookie for pod in members}
         self._openings += 1
@@ -234,11 +245,15 @@ class DirectPath:
             return Hindrance(f"the direct path is off: {self.off}")
         if not self._table.epoch or not {source.uid, route.destination.uid} <= self._members:
             return Hindrance("the direct path is closed for the moment: a change is being put into effect")
-        direct = Direct(view, self._pods.members())
+        direct = Direct(view, self._pods.members(), on_demand=self._on_demand)
         service = who_is(view, source.network, ip)[0]
         if service is not None and (found := direct.hindrance_of_service(service, ip, port)) is not None:
             return found
         return direct.hindrance(source, route.destination.uid, route.address[1])
+
+    def service_addresses(self) -> frozenset[str]:
+        """Virtual addresses that the kernel leads to an endpoint, unseen by workers."""
+        return self._published_at
 
     async def connections(self) -> list[Connection]:
         """The live ones."""

@@ -135,6 +135,10 @@ class Enrolment:
         """What was said by command: uid → pod, or None for "stay out".  To be kept over a restart."""
         return dict(self._by_command)
 
+    def target_uids(self) -> list[str]:
+        """The pods that are to be in, as far as is known yet."""
+        return list(self._target())
+
     def restore(self, commands: dict[str, PodSpec | None]) -> None:
         """What was said by command to the agent before this one."""
         self._by_command = dict(commands)

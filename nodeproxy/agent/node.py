@@ -21,9 +21,11 @@ from nodeproxy.agent.direct_judge import Judge
 from nodeproxy.agent.direct_pods import DirectPods
 from nodeproxy.agent.enrolment import Enrolment
 from nodeproxy.agent.identities import Identities
+from nodeproxy.agent.on_demand import OnDemand
 from nodeproxy.agent.remembered import Remembered
 from nodeproxy.agent.sources.change import Change
 from nodeproxy.agent.sources.connection import SourceConnection
+from nodeproxy.agent.sources.xds_kept import DemandChange
 from nodeproxy.agent.workers import Workers
 from nodeproxy.config import SameNode
 from nodeproxy.errors import IdentityError, NodeproxyError
@@ -32,8 +34,8 @@ from nodeproxy.identity.kept import KeptCertificates
 from nodeproxy.kernel.steering import Steering
 from nodeproxy.linux.sock_diag import can_destroy
 from nodeproxy.model.connection import Connection
-from nodeproxy.model.delta import PodSpec
-from nodeproxy.model.messages import StateChanged, WorkerSettings
+from nodeproxy.model.delta import Delta, PodSpec
+from nodeproxy.model.messages import NamesUsed, NamesWanted, StateChanged, WorkerSettings
 from nodeproxy.observe.counters import Totals
 from nodeproxy.observe.metrics import Metrics, StateStatistics
 from nodeproxy.state.balance import Balancer
@@ -64,8 +66,13 @@ class Node:
         version: str,
         source: str,
         kept: KeptCertificates | None = None,
+        on_demand: bool = False,
+        cluster_domain: str = "cluster.local",
     ) -> None:
-        """source: its name, for people.  kept: where certificates outlive the agent, if the CA may be away."""
+        """source: its name, for people.  kept: where certificates outlive the agent, if the CA may be away.
+
+        on_demand: the state holds only what was asked for; cluster_domain: of the names that `why` completes then.
+        """
         self.source_error = ""
         self.started = time.time()
         self.steering = steering
@@ -86,10 +93,17 @@ class Node:
         self._received = 0.0
         self._reconciled = False
         self.same_node = same_node
+        self.cluster_domain = cluster_domain
         hbone = same_node is SameNode.HBONE
-        settings = WorkerSettings(slot=0, store=str(store), log_json=log_json, same_node_hbone=hbone)
+        settings = WorkerSettings(slot=0, store=str(store), log_json=log_json, same_node_hbone=hbone, on_demand=on_demand)
         self.workers = Workers(
-            workers, settings, steering.original_destination_fd, self.totals, self._tell_new_worker, self._pod_released
+            workers,
+            settings,
+            steering.original_destination_fd,
+            self.totals,
+            self._tell_new_worker,
+            self._pod_released,
+            self._names_asked,
         )
         self.identities = Identities(authority, self.workers.broadcast, kept)
         pods = DirectPods()
@@ -98,7 +112,12 @@ class Node:
         off = "same_node is hbone" if hbone else can_destroy()
         if off and not hbone:
             log.warning("pods of this node talk through the proxy, as direct connections could not be ended: %s", off)
-        self.direct = DirectPath(steering.direct, pods, flows, judge, self.view, off=off)
+        self.direct = DirectPath(steering.direct, pods, flows, judge, self.view, off=off, on_demand=on_demand)
+        self.on_demand: OnDemand | None = None
+        if on_demand:
+            self.on_demand = OnDemand(self.view, self._write_answers, self.workers.send, self.direct.service_addresses)
+        else:
+            self.state.forget_asked()  # nobody will keep up to date what an agent before this one asked for
         self.enrolment = Enrolment(
             steering, workers, self.workers.send, self._pods_changed, self._is_foreign, self.direct.entering, self.direct.leaving
         )
@@ -107,7 +126,11 @@ class Node:
         self.metrics.state = self.state_statistics
         self.metrics.kernel_drops = steering.drop_counters
         self.metrics.direct = self.direct.statistics
+        self.metrics.on_demand = self.on_demand.statistics if self.on_demand is not None else None
         self.enrolment.restore(self.remembered.commands)
+        if self.on_demand is not None:
+            for uid in self.enrolment.target_uids():
+                self.on_demand.keep(uid)
 
     # ── life ──
 
@@ -190,6 +213,8 @@ class Node:
         await self.enrolment.enrol(spec)
         took_ms = (time.monotonic() - before) * 1000
         await self._keep_commands()
+        if self.on_demand is not None:
+            await self.on_demand.ask((spec.uid,))
         workload = self.view().workload(spec.uid)
         if workload is not None:
             # So that its first connection does not come before its certificate; a CA that is away is no reason to fail.
@@ -244,6 +269,9 @@ class Node:
         async with self._writing:
             self.remembered.keep_commands(self.enrolment.commands)
 
+    async def _write_answers(self, delta: Delta) -> None:
+        await self.apply(DemandChange(delta))
+
     def _release(self) -> None:
         self._releasing = False
         self._reader.release()
@@ -259,6 +287,11 @@ class Node:
     def _pods_changed(self, uid: str) -> None:
         self.metrics.enrolled_pods = len(self.enrolment.pods)
         pod = self.enrolment.pods.get(uid)
+        if self.on_demand is not None:
+            if pod is not None:
+                self.on_demand.keep(uid)
+            else:
+                self.on_demand.leave(uid)
         if pod is not None:
             self.direct.entered(pod)
         self._assign_identities([uid])
@@ -282,6 +315,14 @@ class Node:
         for message in self.identities.messages():
             self.workers.send(slot, message)
         self.enrolment.attach_worker(slot)
+
+    def _names_asked(self, slot: int, message: NamesWanted | NamesUsed) -> None:
+        if self.on_demand is None:
+            return
+        if isinstance(message, NamesWanted):
+            self.on_demand.wanted(slot, message.pod, message.names)
+        else:
+            self.on_demand.used(message.names)
 
     def _pod_released(self, slot: int, cookie: int) -> None:
         self.enrolment.released(slot, cookie)

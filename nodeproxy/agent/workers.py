@@ -27,6 +27,8 @@ from nodeproxy.model.messages import (
     Fork,
     Forked,
     FromWorker,
+    NamesUsed,
+    NamesWanted,
     PodReleased,
     Ready,
     Report,
@@ -62,7 +64,8 @@ class Worker:
 class Workers:
     """`count` workers, kept alive.
 
-    `on_ready(slot)` tells a new worker everything; `on_released(slot, cookie)`: see `PodReleased`.
+    `on_ready(slot)` tells a new worker everything; `on_released(slot, cookie)`: see `PodReleased`; `on_names(slot, message)`: a
+    worker asks for names or says which it uses.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Workers:
         totals: Totals,
         on_ready: Callable[[int], None],
         on_released: Callable[[int, int], None],
+        on_names: Callable[[int, NamesWanted | NamesUsed], None] = lambda slot, message: None,
     ) -> None:
         self.count = count
         self.restarts = [0] * count
@@ -81,6 +85,7 @@ class Workers:
         self._totals = totals
         self._on_ready = on_ready
         self._on_released = on_released
+        self._on_names = on_names
         self._workers: dict[int, Worker] = {}
         self._failures = [0] * count
         self._zygotes = 0  # that have died
@@ -268,6 +273,8 @@ class Workers:
                     self._answered(message.request, worker.slot)
             case PodReleased():
                 self._on_released(worker.slot, message.cookie)
+            case NamesWanted() | NamesUsed():
+                self._on_names(worker.slot, message)
             case Connections():
                 answer = self._answers.get(message.request)
                 if answer is not None:

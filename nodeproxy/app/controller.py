@@ -93,7 +93,8 @@ class Controller:
         self._rotation = Rotation(self._store, ca)
         self._certificates = CertificateService(self._callers, self._placement, self._store.signing_keys, ca)
         self._roots = RootPublisher(client, lambda: None if self._store.keys is None else self._store.keys.roots_pem())
-        self._roots.need(config.namespace, True)
+        # Where node proxies run, in the mesh or not: they check this port by the roots.
+        self._homes = {config.namespace, *(account.partition("/")[0] for account in config.node_accounts)}
         self._store.on_change.append(lambda _: self._roots.changed())
         self._status = status.StatusWriter(
             client,
@@ -214,7 +215,7 @@ class Controller:
 
     def _need_roots(self, key: str, namespace: objects.Namespace | None) -> None:
         in_mesh = namespace is not None and namespace.metadata.labels.get(names.DATAPLANE_MODE) == names.AMBIENT
-        self._roots.need(key, in_mesh or key == self._config.namespace)
+        self._roots.need(key, in_mesh or (namespace is not None and key in self._homes))
 
 
 def _status_observer(writer: status.StatusWriter, kind: str) -> Any:

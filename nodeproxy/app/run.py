@@ -75,6 +75,8 @@ async def _serve(config: RunConfig, steering: Steering, authority: CertificateAu
         version=__version__,
         source=source_name(config),
         kept=kept,
+        on_demand=config.xds_on_demand,
+        cluster_domain=config.cluster_domain,
     )
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -96,6 +98,8 @@ async def _serve(config: RunConfig, steering: Steering, authority: CertificateAu
         loop.create_task(node.direct.run(), name="direct path"),
         loop.create_task(_note_ready(node), name="readiness"),
     ]
+    if node.on_demand is not None:
+        tasks.append(loop.create_task(node.on_demand.run(), name="on demand"))
     ending = loop.create_task(stopping.wait(), name="signal")
     await asyncio.wait([*tasks, ending], return_when=asyncio.FIRST_COMPLETED)
     failed = [task for task in tasks if task.done() and task.exception() is not None]
@@ -122,7 +126,10 @@ async def _source(config: RunConfig, node: Node) -> None:
     else:
         from nodeproxy.app.control_plane import xds_source
 
-        await xds_source(config, node).run()
+        source = xds_source(config, node)
+        if node.on_demand is not None:
+            await node.on_demand.start(source)
+        await source.run()
 
 
 async def _follow(node: Node, file: MeshFile) -> None:

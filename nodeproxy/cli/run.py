@@ -34,6 +34,13 @@ from nodeproxy.errors import ConfigError
 @click.option(
     "--xds-address", metavar="URL,…", help="Source xds: the control plane, https://HOST:PORT; several are tried in turn."
 )
+@click.option(
+    "--xds-on-demand",
+    metavar="true|false",
+    is_flag=False,
+    flag_value="true",
+    help="Ask the control plane for an address when it is first needed.  [default: false]",
+)
 @click.option("--ca-address", metavar="URL,…", help="The CA's servers.  [default: those of --xds-address, without --ca]")
 @click.option(
     "--xds-root-ca", metavar="FILE", help=f"Roots that check the control plane.  [default: {config.RunConfig.xds_root_ca}]"
@@ -68,8 +75,9 @@ def run(ctx: click.Context, /, config_path: str | None, **flags: Any) -> None:
 
     Each setting is also an environment variable (--run-dir is NODEPROXY_RUN_DIR) and a key of the --config file (run-dir); the
     command line wins over the environment, and that over the file.  Of Istio's names these are understood: NODE_NAME,
-    LOCAL_XDS_PATH, XDS_ADDRESS, CA_ADDRESS, XDS_ROOT_CA, CA_ROOT_CA, AUTH_TOKEN, CLUSTER_ID, CLUSTER_DOMAIN, NETWORK,
-    TRUST_DOMAIN, SECRET_TTL, POD_NAME, POD_NAMESPACE, INSTANCE_IP, LOG_FORMAT, TERMINATION_GRACE_PERIOD_SECONDS and ISTIO_META_….
+    LOCAL_XDS_PATH, XDS_ADDRESS, XDS_ON_DEMAND, CA_ADDRESS, XDS_ROOT_CA, CA_ROOT_CA, AUTH_TOKEN, CLUSTER_ID, CLUSTER_DOMAIN,
+    NETWORK, TRUST_DOMAIN, SECRET_TTL, POD_NAME, POD_NAMESPACE, INSTANCE_IP, LOG_FORMAT, TERMINATION_GRACE_PERIOD_SECONDS and
+    ISTIO_META_….
 
     SIGTERM drains and ends it.  Pods stay steered, and closed, until it runs again or `nodeproxy uninstall`.
     """

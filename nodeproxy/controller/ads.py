@@ -1,9 +1,7 @@
 """The gRPC shell of delta xDS: AggregatedDiscoveryService/DeltaAggregatedResources over a `Publisher`.
 
-A stream is two tasks, one that reads requests and one that writes responses; what they do stands in `xds_session`.  Invariants:
-nothing is read of a stream whose caller is not authenticated; before the publisher has started nobody is answered; a stream that
-does not read, does not write or does not acknowledge ends after a while, and others do not wait for it; nor do they for one that
-asks for much.
+Invariants: nothing is read of a stream whose caller is not authenticated; before the publisher has started nobody is answered;
+whoever is refused is told why, by a status and its text.  What becomes of an admitted stream is `xds_stream`'s.
 
 Messages are bytes to gRPC, so that a response is not serialized for each client.
 """
@@ -12,35 +10,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 
 from nodeproxy.controller.publisher import Publisher
 from nodeproxy.controller.xds_limits import (
-    ACK_WAIT_S,
-    FIRST_REQUEST_WAIT_S,
+    END_WAIT_S,
     MAX_CLIENTS,
-    MAX_FIRST_REQUESTS,
     MAX_REQUEST_BYTES,
-    MAX_REST_S,
     MAX_STREAMS_OF_A_CALLER,
-    MAX_WHOLE_STATES,
-    MIN_WORK_S,
-    REST,
     START_WAIT_S,
-    WRITE_WAIT_S,
     StreamEnd,
     end,
 )
-from nodeproxy.controller.xds_metrics import KINDS
-from nodeproxy.controller.xds_session import Acknowledged, Begun, Event, PassedOver, Rejected, Session
-from nodeproxy.controller.xds_subscription import Push
+from nodeproxy.controller.xds_stream import Context, Gates, Stream
 from nodeproxy.errors import CallerError
+from nodeproxy.linux import own_connections
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +56,6 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 Metadata = Iterable[tuple[str, str | bytes]]
-_Context = grpc.aio.ServicerContext[bytes, bytes]
 if TYPE_CHECKING:
     _Handler = grpc.RpcMethodHandler[bytes, bytes]  # the stubs' alone: no generic when it runs
 
@@ -95,15 +84,24 @@ class Ads(grpc.GenericRpcHandler):
         self._authenticate = authenticate
         self._streams = 0
         self._by_caller: Counter[str] = Counter()
-        self._first_requests = asyncio.Semaphore(MAX_FIRST_REQUESTS)
-        self._whole_states = asyncio.Semaphore(MAX_WHOLE_STATES)
+        self._gates = Gates()
         self._handler: _Handler = grpc.stream_stream_rpc_method_handler(self._serve)
+
+    @property
+    def streams(self) -> int:
+        """How many streams are open, those included that are not admitted yet."""
+        return self._streams
+
+    @property
+    def callers(self) -> int:
+        """How many callers have a stream."""
+        return len(self._by_caller)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler | None:
         """The handler of a method, None if it is another service's."""
         return self._handler if handler_call_details.method == METHOD else None
 
-    async def _serve(self, _: object, context: _Context) -> None:
+    async def _serve(self, _: object, context: Context) -> None:
         """One stream, to its end."""
         if self._streams >= MAX_CLIENTS:
             await self._refuse(
@@ -117,7 +115,7 @@ class Ads(grpc.GenericRpcHandler):
         finally:
             self._streams -= 1
 
-    async def _admit(self, context: _Context) -> None:
+    async def _admit(self, context: Context) -> None:
         peer = context.peer()
         caller = await self._authenticate(context.invocation_metadata() or (), peer)
         key = caller.pod_uid or caller.node or peer
@@ -126,7 +124,7 @@ class Ads(grpc.GenericRpcHandler):
         self._by_caller[key] += 1
         try:
             await self._wait_started()
-            await _Stream(self._publisher, context, caller, self._first_requests, self._whole_states).run()
+            await Stream(self._publisher, context, caller.node, self._gates).run()
         finally:
             self._by_caller[key] -= 1
             if not self._by_caller[key]:
@@ -139,129 +137,24 @@ class Ads(grpc.GenericRpcHandler):
         except TimeoutError as exc:
             raise end(StreamEnd.UNSTARTED, "the controller has not read the cluster yet: try again") from exc
 
-    async def _refuse(self, context: _Context, error: CallerError) -> None:
+    async def _refuse(self, context: Context, error: CallerError) -> None:
         # Who is not authenticated is counted and logged where that is judged.
         if isinstance(error.reason, StreamEnd):
             self._publisher.metrics.ended.labels(error.reason).inc()
             log.info("the stream of %s ends: %s (%s)", context.peer(), error.reason, error)
-        await context.abort(grpc.StatusCode[error.code], str(error))
-
-
-class _Stream:
-    """One admitted client."""
-
-    def __init__(
-        self,
-        publisher: Publisher,
-        context: _Context,
-        caller: Caller,
-        first_requests: asyncio.Semaphore,
-        whole_states: asyncio.Semaphore,
-    ) -> None:
-        self.session = Session(publisher.tables, node=caller.node, clock=publisher.clock)
-        self._publisher = publisher
-        self._metrics = publisher.metrics
-        self._context = context
-        self._first_requests = first_requests
-        self._whole_states = whole_states
-        self._woken = asyncio.Event()
-        self._worked_s = 0.0  # for this stream, since it last rested
-
-    def wake(self) -> None:
-        """There may be something to send."""
-        self._woken.set()
-
-    async def run(self) -> None:
-        """Serve it until it ends.  CallerError: it is ended by us."""
-        self._metrics.streams.inc()
-        self._publisher.join(self)
-        tasks = [asyncio.create_task(self._read(), name="xds read"), asyncio.create_task(self._write(), name="xds write")]
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self._publisher.leave(self)
-            for task in tasks:
-                task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
+            async with asyncio.timeout(END_WAIT_S):
+                await context.abort(grpc.StatusCode[error.code], str(error))
+        except TimeoutError:
+            # gRPC sends a status after what is being written, and the client does not read.  Nothing but the end of its
+            # connection makes gRPC let go of the message.
+            _shut_down(context.peer())
 
-    async def _read(self) -> None:
-        """Requests, until the client ends its side."""
-        try:
-            # The first one may name all that the client has.
-            async with asyncio.timeout(FIRST_REQUEST_WAIT_S), self._first_requests:
-                data = await self._context.read()
-        except TimeoutError as exc:
-            raise end(StreamEnd.SILENT, "no first request came") from exc
-        while isinstance(data, bytes):  # else EOF
-            began = time.perf_counter()
-            for event in self.session.receive(data):
-                self._note(event)
-            self._worked_s += time.perf_counter() - began
-            self.wake()
-            await self._rest()
-            data = await self._context.read()
 
-    async def _rest(self) -> None:
-        worked_s = self._worked_s
-        if worked_s > MIN_WORK_S:
-            self._worked_s = 0.0
-            await asyncio.sleep(min(worked_s * REST, MAX_REST_S))
-
-    async def _write(self) -> None:
-        """Responses, as there are any."""
-        while True:
-            if self.session.owes_whole_state:
-                async with self._whole_states:
-                    push = await self._send()
-            else:
-                push = await self._send()
-            if not push:
-                await self._wait_woken()
-
-    async def _send(self) -> bool:
-        began = time.perf_counter()
-        push = self.session.respond()
-        self._worked_s += time.perf_counter() - began
-        if push is None:
-            return False
-        try:
-            async with asyncio.timeout(WRITE_WAIT_S):
-                await self._context.write(push.message)
-        except TimeoutError as exc:
-            raise end(StreamEnd.STALLED, f"a response could not be written within {WRITE_WAIT_S:g} s") from exc
-        self._count(push)
-        return True
-
-    async def _wait_woken(self) -> None:
-        since = self.session.unacknowledged_since()
-        wait_s = None if since is None else max(0.0, since + ACK_WAIT_S - self._publisher.clock())
-        try:
-            async with asyncio.timeout(wait_s):
-                await self._woken.wait()
-        except TimeoutError as exc:
-            raise end(StreamEnd.STALLED, f"a response was not acknowledged within {ACK_WAIT_S:g} s") from exc
-        self._woken.clear()
-
-    def _count(self, push: Push) -> None:
-        kind = KINDS[push.type_url]
-        self._metrics.pushes.labels(kind).inc()
-        self._metrics.push_bytes.labels(kind).inc(len(push.message))
-
-    def _note(self, event: Event) -> None:
-        match event:
-            case Acknowledged(type_url, since_change_s) if since_change_s is not None:
-                self._metrics.seconds.labels(KINDS[type_url]).observe(since_change_s)
-            case Rejected(type_url, message):
-                self._publisher.rejected(type_url, message, self.session.client)
-            case Begun(type_url, wildcard, resumed):
-                mode = "wildcard" if wildcard else "on_demand"
-                self._metrics.subscribed.labels(KINDS[type_url], mode, "yes" if resumed else "no").inc()
-                log.info("client %r gets %s, %s; it has %d", self.session.client, KINDS[type_url], mode, resumed)
-            case PassedOver(type_url, why):
-                self._metrics.passed_over.labels(why).inc()
-                log.debug("a request of client %r for %r is passed over: %s", self.session.client, type_url, why)
-            case _:
-                pass
+def _shut_down(peer: str) -> None:
+    """peer: as gRPC writes it, "ipv4:10.0.0.1:443" or "ipv6:%5Bfd00::1%5D:443"."""
+    ip, _, port = unquote(peer).partition(":")[2].rpartition(":")
+    if port.isdecimal() and own_connections.shut_down(ip.strip("[]"), int(port)):
+        log.warning("the connection of %s is shut down: it does not read", peer)
+    else:
+        log.warning("the connection of %s does not read and can't be found to be shut down; it ends when it is too old", peer)

@@ -30,6 +30,11 @@ REQUEST_S = 5.0
 GROUP = "/apis/coordination.k8s.io/v1"
 
 
+def _boot_time() -> float:
+    """Unlike `time.monotonic` it goes on while a machine is suspended: one that wakes up must not believe that it leads."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class _Metadata(msgspec.Struct, rename="camel"):
     resource_version: str = ""
 
@@ -61,7 +66,7 @@ class Leader:
         identity: str,
         *,
         name: str = NAME,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = _boot_time,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         randomly: Callable[[], float] = random.random,
     ) -> None:

@@ -28,9 +28,9 @@ TYPE = "nodeproxy.io/Accepted"
 KINDS = ("AuthorizationPolicy", "PeerAuthentication", "ServiceEntry")
 WRITES_PER_S = 20.0  # a read and a write each, some 5 ms of the API server
 BURST = 50.0
-# So that a change of many resources is looked at once; and when what failed is tried again.
-SETTLE_S = 0.2
-LOOK_S = 5.0
+# Changes of many resources are looked at together, for each look is at all of them [10,000: some 50 ms].
+SETTLE_S = 1.0
+LOOK_S = 5.0  # when what failed is looked at again
 # Of a resource whose status can't be written, or that somebody else writes as well.
 FIRST_PAUSE_S, MAX_PAUSE_S = 5.0, 300.0
 # A condition's message may have 32,768 characters (meta/v1 Condition); nobody reads as many.

@@ -112,6 +112,7 @@ class Watches:
             on_change=lambda key, resource: self._apply(kind.name, key, resource),
             on_synced=on_synced,
             lists=lists,
+            query={"labelSelector": kind.label_selector} if kind.label_selector else None,
             definition=f"{kind.plural}.{kind.group}" if kind.optional else "",
         )
 

@@ -48,8 +48,8 @@ class ChangeLog:
                 yield revision, name
 
     def count(self, after: int, up_to: int) -> int:
-        """How many entries `between` looks at."""
-        return max(0, bisect_right(self._revisions, up_to) - bisect_right(self._revisions, after))
+        """How many names `between` tells, at most."""
+        return min(len(self._latest), max(0, bisect_right(self._revisions, up_to) - bisect_right(self._revisions, after)))
 
     def time(self, revision: int) -> float:
         """When a change was made that the log still has."""

@@ -106,6 +106,11 @@ class Session:
         return None
 
     @property
+    def all_begun(self) -> bool:
+        """Whether the client has subscribed to every type that is served, and said what it has of it."""
+        return len(self.subscriptions) == len(self._tables)
+
+    @property
     def owes_whole_state(self) -> bool:
         """Whether the next response may be a whole state, which takes much room."""
         return any(subscription.owes_whole_state for subscription in self.subscriptions.values())

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from nodeproxy.decide.demand import missing_at
 from nodeproxy.decide.outbound import has_waypoint, who_is
 from nodeproxy.decide.waypoint import pick_ip
 from nodeproxy.model.policy import Policy
@@ -49,8 +50,10 @@ class LocalPod:
 class Direct:
     """The answers for some pods.  What asks the view is for now; the rest is pure, and may take its time."""
 
-    def __init__(self, view: View, pods: Iterable[LocalPod]) -> None:
+    def __init__(self, view: View, pods: Iterable[LocalPod], *, on_demand: bool = False) -> None:
+        """on_demand: the state holds only what was asked for."""
         self._view = view
+        self._on_demand = on_demand
         # Without a workload a pod's connections are refused, and those to it are not its own.
         self._pods = {pod.uid: (pod, workload) for pod in pods if (workload := view.workload(pod.uid)) is not None}
         self._ways: dict[tuple[str, str], Hindrance | None] = {}
@@ -121,6 +124,8 @@ class Direct:
         if not pod.addresses:
             return Hindrance("the destination has no address of its own", pod.uid)
         for address in pod.addresses:
+            if self._on_demand and missing_at(self._view, network, address, set()):
+                return Hindrance(f"who has {address} must be asked for", pod.uid)
             service, owner = who_is(self._view, network, address)
             if service is not None:
                 return Hindrance(f"{address} of the destination is a service's as well", service.key)
@@ -161,6 +166,8 @@ class Direct:
         # Whoever asks must mean the same service by this address, and have the same endpoints of it.
         sources = {(workload.network, place_of(service, workload)): workload for _, workload in self._pods.values()}
         for network in {network for network, _ in sources}:
+            if self._on_demand and missing_at(view, network, ip, set()):
+                return None
             found = who_is(view, network, ip)[0]
             if found is None or found.key != service.key:
                 return None

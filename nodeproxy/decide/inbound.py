@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import msgspec
 
+from nodeproxy.decide.demand import Names, missing_at, missing_gateway, missing_services, unanswered
 from nodeproxy.decide.trace import Trace, note
 from nodeproxy.decide.waypoint import is_waypoint
 from nodeproxy.model.policy import Action, Policy
 from nodeproxy.model.reason import Reason, Refusal
-from nodeproxy.model.workload import OWN_PORTS, Service, Workload
+from nodeproxy.model.workload import OWN_PORTS, Gateway, Service, Workload
 from nodeproxy.policy.authorize import Candidates, Considered, authorize
 from nodeproxy.policy.match import Subject
 from nodeproxy.state.balance import target_port
@@ -63,10 +64,12 @@ def admit_hbone(
     source_ip: str,
     trace: Trace | None = None,
     forwarded_host: str = "",
+    names: Names = None,
 ) -> Admission | Refusal:
     """A CONNECT to `authority` that came to the pod's `socket_ip`:15008.
 
-    forwarded_host: `host` of its `forwarded` header, "" if it has none.
+    forwarded_host: `host` of its `forwarded` header, "" if it has none.  names: None, or as in
+    `outbound.outbound_on_demand`.
     """
     parsed = parse_authority(authority)
     if parsed is None:
@@ -76,12 +79,17 @@ def admit_hbone(
     host, port, is_ip = parsed
     if is_ip:
         if host != socket_ip and pod.application_tunnel is None and not _is_waypoint_of(view, pod, host):
+            if names is not None and (missing := _missing_of_waypoint(view, pod, host, names)):
+                return unanswered(missing)
             note(trace, "does the authority name this pod?", f"no: it came to {socket_ip}", pod.uid)
             detail = f"CONNECT to {authority} came to {socket_ip}; the client's state of the mesh may be old"
             return Refusal(Reason.AUTHORITY_MISMATCH, detail, pod.uid)
         service = _service_behind(view, pod, port, forwarded_host)
         return _admit(view, pod, (socket_ip, port), (host, port), service, source_identity, source_ip, trace)
-    service = view.service_by_host(host, _namespace_of(source_identity))
+    namespace = _namespace_of(source_identity)
+    if names is not None and (missing := missing_services(view, _services_called(host, namespace, pod), names)):
+        return unanswered(missing)
+    service = view.service_by_host(host, namespace)
     if service is None:
         note(trace, "which service is that?", f"none has the hostname {host}")
         return Refusal(Reason.UNKNOWN_SERVICE, f"no service has the hostname {host}")
@@ -169,15 +177,32 @@ def _tell(
 
 def _is_waypoint_of(view: View, pod: Workload, ip: str) -> bool:
     """Whether `pod` is the waypoint of whatever has this address: then it is handed what is meant for that."""
+    return any(is_waypoint(view, gateway, pod) for gateway in _waypoints_of(view, pod, ip))
+
+
+def _waypoints_of(view: View, pod: Workload, ip: str) -> list[Gateway]:
+    gateways = []
     for network in dict.fromkeys((pod.network, "")):
         owner = view.workload_at(network, ip)
         service = view.service_at(network, ip)
-        gateways = [found.waypoint for found in (owner, service) if found is not None and found.waypoint is not None]
+        gateways += [found.waypoint for found in (owner, service) if found is not None and found.waypoint is not None]
         if service is not None:
             gateways += [weighted.gateway for weighted in service.weighted_waypoints]
-        if any(is_waypoint(view, gateway, pod) for gateway in gateways):
-            return True
-    return False
+    return gateways
+
+
+def _missing_of_waypoint(view: View, pod: Workload, ip: str, names: set[str]) -> tuple[str, ...]:
+    """What must be asked to know whether `pod` is the waypoint of whatever has this address."""
+    missing = list(missing_at(view, pod.network, ip, names))
+    for gateway in _waypoints_of(view, pod, ip):
+        missing += missing_gateway(view, gateway, names)
+    return tuple(dict.fromkeys(missing))
+
+
+def _services_called(host: str, namespace: str, pod: Workload) -> list[str]:
+    """Keys of the services that a client in `namespace` may mean by a hostname which it sends to `pod`."""
+    own = [key for key in pod.services if key.partition("/")[2].lower() == host.lower()]
+    return [*own, f"{namespace}/{host}", f"{pod.namespace}/{host}"]
 
 
 def _service_behind(view: View, pod: Workload, port: int, forwarded_host: str) -> Service | None:

@@ -2,7 +2,8 @@
 
 First match: an own port is refused; an unknown destination passes through; a service's waypoint, then a service's endpoint; a
 pod's waypoint, then the pod; a pod of this node is reached directly, a mesh member through HBONE, anything else in plain.
-Invariant: a destination that is known is never passed through because something of it is missing: that is a named refusal.
+Invariant: a destination that is known is never passed through because something of it is missing: that is a named refusal.  On
+demand, one that is neither known nor known to be nobody is not passed through either: it must be asked for (`demand`).
 Knows nothing of sockets, pools or certificates, and does not judge the destination's policy (`inbound` does, where the
 destination is).
 """
@@ -14,6 +15,7 @@ from enum import StrEnum
 
 import msgspec
 
+from nodeproxy.decide.demand import Unanswered, missing_at, missing_gateway, unanswered
 from nodeproxy.decide.trace import Trace, note
 from nodeproxy.decide.waypoint import is_waypoint, pick_ip, resolve
 from nodeproxy.model.address import join_address
@@ -77,6 +79,27 @@ def outbound(
         return Refusal(Reason.STATE_UNAVAILABLE, "no source of state has answered yet; see the agent's log for why")
     decision = _Decision(view, source, ip, port, balancer, is_local, same_node_hbone, trace)
     return decision.decide()
+
+
+def outbound_on_demand(
+    view: View,
+    source: Workload,
+    ip: str,
+    port: int,
+    balancer: Balancer,
+    is_local: Callable[[str], bool],
+    names: set[str],
+    trace: Trace | None = None,
+    *,
+    same_node_hbone: bool = False,
+) -> Route | Refusal:
+    """As `outbound`, with a state that holds only what was asked for: the answer may be `Unanswered`.
+
+    names: those that are answered and that the decision hung on are added to it.
+    """
+    if ":" in ip:
+        ip = canonical_ip(ip)
+    return _DecisionOnDemand(view, source, ip, port, balancer, is_local, same_node_hbone, trace, names).decide()
 
 
 def who_is(view: View, network: str, ip: str) -> tuple[Service | None, Workload | None]:
@@ -212,6 +235,45 @@ class _Decision:
             service=service,
             balanced=balanced,
         )
+
+
+class _DecisionOnDemand(_Decision):
+    """The same steps, each of which first sees to it that what it goes by is known.
+
+    Apart from `_Decision`, which each connection pays for where everything is known.
+    """
+
+    __slots__ = ("names",)
+
+    def __init__(
+        self,
+        view: View,
+        source: Workload,
+        ip: str,
+        port: int,
+        balancer: Balancer,
+        is_local: Callable[[str], bool],
+        same_node_hbone: bool,
+        trace: Trace | None,
+        names: set[str],
+    ) -> None:
+        super().__init__(view, source, ip, port, balancer, is_local, same_node_hbone, trace)
+        self.names = names
+
+    def decide(self) -> Route | Refusal:
+        missing = missing_at(self.view, self.source.network, self.ip, self.names)
+        return self._unanswered(f"who is {self.ip}?", missing) if missing else super().decide()
+
+    def _through(self, gateway: Gateway, owner: str, service: Service | None) -> Route | Refusal:
+        # All of a service's waypoints at once: the next connection may be led to another one.
+        others = [weighted.gateway for weighted in service.weighted_waypoints] if service is not None else []
+        gateways = dict.fromkeys((gateway, *others))
+        missing = tuple([name for each in gateways for name in missing_gateway(self.view, each, self.names)])
+        return self._unanswered("through the waypoint?", missing) if missing else super()._through(gateway, owner, service)
+
+    def _unanswered(self, question: str, missing: tuple[str, ...]) -> Unanswered:
+        note(self.trace, question, f"not known yet: {', '.join(missing)} must be asked for")
+        return unanswered(missing)
 
 
 def has_waypoint(service: Service) -> bool:

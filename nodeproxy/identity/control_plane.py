@@ -78,7 +78,11 @@ class ControlPlane:
         """The roots as they are now, b"" if the server whose turn it is needs none.  Raises IdentityError."""
         if not self.current().tls:
             return b""
-        return _read(self._root, MAX_ROOT_BYTES, "the root certificates of the control plane")
+        roots = _read(self._root, MAX_ROOT_BYTES, "the root certificates of the control plane")
+        if b"-----BEGIN CERTIFICATE-----" not in roots:
+            # gRPC would take an empty file for "whatever this machine trusts".
+            raise IdentityError(f"{self._root} holds no certificate in PEM: the roots of the control plane are expected")
+        return roots
 
     def channel(self, roots: bytes) -> grpc.aio.Channel:
         """A new channel to the server whose turn it is.  roots: as `roots` gave them."""

@@ -26,6 +26,7 @@ from nodeproxy.kube.statistics import Trouble, WatchStatistics
 log = logging.getLogger(__name__)
 
 PAGE = 500  # objects; client-go's default, 5 MB of pods
+TURN = 50  # objects, then others of the loop have theirs: a pod is 0.13 ms, with its translation [measured]
 PAGE_TIMEOUT_S = 60.0  # the API server's own --request-timeout
 # The server is asked to end a watch after this to twice this, as client-go's are, so that they wander to other replicas of it.
 WATCH_S = 300
@@ -37,6 +38,7 @@ ABSENT_POLL_S = 10.0
 # comes again and again at one version is led past by a list: after so many, weighed by how likely it is to come again.
 MAX_REPEATS = 8
 _WEIGHTS = {Trouble.GARBAGE: 4, Trouble.OVERSIZED: 4, Trouble.REFUSED: 4, Trouble.FAILED: 1}
+SAY_AGAIN_S = 60.0  # a trouble that goes on is a line a minute and kind, and counted each time
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/"
 
 T = TypeVar("T")
@@ -86,6 +88,7 @@ class Reflector(Generic[T]):
         self._version = ""  # from where to watch; "": list first
         self._page = PAGE
         self._repeats = 0
+        self._said, self._said_at = "", 0.0  # the trouble that was logged last, until it is over
 
     @property
     def path(self) -> str:
@@ -111,7 +114,10 @@ class Reflector(Generic[T]):
             self._version, self._repeats = "", 0
         wait_s = self._backoff.next_s(exc.retry_after_s)
         state = "the last state stays in use" if self.statistics.synced else "nothing is known yet"
-        log.log(_LEVELS.get(trouble, logging.WARNING), "%s; %s; next try in %.1f s", exc, state, wait_s)
+        now = time.monotonic()
+        if str(exc) != self._said or now >= self._said_at + SAY_AGAIN_S:
+            self._said, self._said_at = str(exc), now
+            log.log(_LEVELS.get(trouble, logging.WARNING), "%s; %s; next try in %.1f s", exc, state, wait_s)
         await asyncio.sleep(wait_s)
 
     # ── list ──
@@ -150,7 +156,9 @@ class Reflector(Generic[T]):
                 self._page //= 2
                 continue
             self.statistics.heard_at = time.monotonic()
-            for raw in page.items or ():
+            for number, raw in enumerate(page.items or ()):
+                if number % TURN == 0:
+                    await asyncio.sleep(0)
                 try:
                     head = answers.metadata(raw, path)
                 except GarbageError as exc:
@@ -176,6 +184,7 @@ class Reflector(Generic[T]):
         except ClusterError as exc:
             if exc.status != 404:
                 raise
+            self.statistics.heard_at = time.monotonic()
         else:
             raise ClusterError(
                 f"{self._definition} is defined, but none of {', '.join(self._paths)} is served; wait until it is, or install a "
@@ -207,6 +216,9 @@ class Reflector(Generic[T]):
             async for line in lines:
                 self._event(line)
                 events += 1
+                if self._said:
+                    log.info("watch of %s: it goes on", self._path)
+                    self._said = ""
                 self._repeats = 0
                 self._backoff.reset()
                 self.statistics.heard_at = time.monotonic()

@@ -17,6 +17,11 @@ class Delta(msgspec.Struct, frozen=True):
     removed_workloads: tuple[str, ...] = ()  # uids
     removed_services: tuple[str, ...] = ()  # service keys
     removed_policies: tuple[str, ...] = ()  # policy keys
+    # On demand: names ("network/ip", uid, service key) that were asked for and that nobody has, that were asked for and that
+    # somebody has, and that are not asked for any more.
+    absent: tuple[str, ...] = ()
+    present: tuple[str, ...] = ()
+    forgotten: tuple[str, ...] = ()
 
 
 class Everything(msgspec.Struct, frozen=True):

@@ -15,6 +15,8 @@ from nodeproxy.model.connection import Connection
 MAX_MESSAGE_BYTES = 106_496
 MAX_DESCRIPTORS = 8
 CONNECTIONS_A_PAGE = 50
+# Names of at most 511 bytes (the store's limit of a key) in a message.
+NAMES_A_MESSAGE = 128
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +26,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     store: str  # directory of the state's store
     log_json: bool = False
     same_node_hbone: bool = False
+    on_demand: bool = False  # the state holds only what was asked for
     original_destination_fd: int = -1  # set by the zygote: the BPF map's descriptor
 
 
@@ -96,6 +99,17 @@ class StateChanged(msgspec.Struct, frozen=True, tag=True):
     """The store has a new epoch: look at live connections again."""
 
 
+class NamesAnswered(msgspec.Struct, frozen=True, tag=True):
+    """The store knows by now who has these names, or that nobody has.  refusal: it does not, and why will not soon.
+
+    pod: whose asking is refused (see `NamesWanted`), "" for everybody's.
+    """
+
+    names: tuple[str, ...]
+    refusal: str = ""
+    pod: str = ""
+
+
 class ReportWanted(msgspec.Struct, frozen=True, tag=True):
     """Answer with a `Report` now."""
 
@@ -115,7 +129,15 @@ class Drain(msgspec.Struct, frozen=True, tag=True):
 
 
 ToWorker = (
-    PodAdded | PodRemoved | CertificateIssued | CertificateDropped | StateChanged | ReportWanted | ConnectionsWanted | Drain
+    PodAdded
+    | PodRemoved
+    | CertificateIssued
+    | CertificateDropped
+    | StateChanged
+    | NamesAnswered
+    | ReportWanted
+    | ConnectionsWanted
+    | Drain
 )
 
 # ── worker → agent ────────────────────────────────────────────────────────────────────────────────
@@ -147,4 +169,20 @@ class PodReleased(msgspec.Struct, frozen=True, tag=True):
     cookie: int
 
 
-FromWorker = Ready | Report | Connections | PodReleased
+class NamesWanted(msgspec.Struct, frozen=True, tag=True):
+    """Connections wait until the store knows who has these names ("network/ip", uid, service key): ask for them.
+
+    pod: on whose account, so that who asks too much harms nobody else.  Each name is answered by `NamesAnswered`, once.
+    """
+
+    pod: str
+    names: tuple[str, ...]
+
+
+class NamesUsed(msgspec.Struct, frozen=True, tag=True):
+    """Decisions have hung on these names since this was last said."""
+
+    names: tuple[str, ...]
+
+
+FromWorker = Ready | Report | Connections | PodReleased | NamesWanted | NamesUsed

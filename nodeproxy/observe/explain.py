@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from nodeproxy.decide.demand import Names
 from nodeproxy.decide.inbound import Admission, admit_hbone, admit_local
-from nodeproxy.decide.outbound import Route, RouteKind, outbound
+from nodeproxy.decide.outbound import Route, RouteKind, outbound, outbound_on_demand
 from nodeproxy.decide.trace import Step, Trace, note
 from nodeproxy.errors import ConfigError
 from nodeproxy.model.address import join_address
@@ -55,8 +56,11 @@ def explain(
     *,
     same_node_hbone: bool = False,
     direct: DirectHindrance | None = None,
+    names: Names = None,
 ) -> Explanation:
     """What would become of a connection from `source` to `destination`.
+
+    names: None, or as in `outbound_on_demand`: then the refusal may be `Unanswered`.
 
     source: a workload's uid, "name.namespace", "namespace/name", name or address.
     destination: "ADDRESS:PORT", "HOST:PORT" of a service ("name.namespace" will do), or a workload as above, "WORKLOAD[:PORT]".
@@ -65,8 +69,11 @@ def explain(
     steps: Trace = []
     pod = find_workload(view, source)
     ip, port = _resolve(view, pod, destination, steps)
-    route = outbound(view, pod, ip, port, balancer, is_local, steps, same_node_hbone=same_node_hbone)
-    refusal = route if isinstance(route, Refusal) else _at_destination(view, pod, route, steps)
+    if names is None:
+        route = outbound(view, pod, ip, port, balancer, is_local, steps, same_node_hbone=same_node_hbone)
+    else:
+        route = outbound_on_demand(view, pod, ip, port, balancer, is_local, names, steps, same_node_hbone=same_node_hbone)
+    refusal = route if isinstance(route, Refusal) else _at_destination(view, pod, route, steps, names)
     if refusal is not None:
         outcome = f"refused ({refusal.reason}): {refusal.detail}"
     else:
@@ -188,7 +195,7 @@ def _service_address(view: View, source: Workload, service: Service, port: int, 
     raise ConfigError(f"service {service.key} has neither a virtual address nor an endpoint; nothing can connect to it")
 
 
-def _at_destination(view: View, source: Workload, route: Route, steps: Trace) -> Refusal | None:
+def _at_destination(view: View, source: Workload, route: Route, steps: Trace, names: Names) -> Refusal | None:
     """What the destination, or the waypoint before it, says."""
     pod = route.destination
     source_ip = source.addresses[0] if source.addresses else ""
@@ -199,7 +206,7 @@ def _at_destination(view: View, source: Workload, route: Route, steps: Trace) ->
         return None
     answer: Admission | Refusal
     if route.kind is RouteKind.HBONE:
-        answer = admit_hbone(view, pod, route.authority, route.peer[0], source.identity, source_ip, steps)
+        answer = admit_hbone(view, pod, route.authority, route.peer[0], source.identity, source_ip, steps, names=names)
     else:
         answer = admit_local(view, pod, *route.address, source, source_ip, steps)
     if isinstance(answer, Refusal):

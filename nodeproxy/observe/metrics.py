@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from nodeproxy.identity.schedule import CertificateStatistics
 from nodeproxy.observe.counters import Totals
 from nodeproxy.observe.labels import LABELS, Labels, Reporter
+from nodeproxy.observe.on_demand_metrics import OnDemandStatistics, on_demand_families
 from nodeproxy.observe.xds_metrics import XdsStatistics, xds_families
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -76,6 +77,7 @@ class Metrics:
         self.state: Callable[[], StateStatistics] | None = None
         self.direct: Callable[[], DirectStatistics] | None = None
         self.xds: Callable[[], XdsStatistics] | None = None
+        self.on_demand: Callable[[], OnDemandStatistics] | None = None
         self.kernel_drops: Callable[[], Mapping[str, int]] | None = None
         self._totals = totals
         self._build = (component, version)
@@ -101,6 +103,8 @@ class Metrics:
             yield _counter("nodeproxy_kernel_drops", "Packets and connects that the eBPF programs refused", ("reason",), rows)
         if self.direct is not None:
             yield from _direct(self.direct())
+        if self.on_demand is not None:
+            yield from on_demand_families(self.on_demand())
         if self.state is not None:
             yield from self._state(self.state())
         if self.xds is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass, field
 
+from nodeproxy.decide.demand import Names
 from nodeproxy.errors import KernelError
 from nodeproxy.linux.pod_socket import last_leg_socket, outbound_socket
 from nodeproxy.model.address import join_address
@@ -19,6 +20,7 @@ from nodeproxy.proxy.pods import Pod
 from nodeproxy.proxy.poller import Poller
 from nodeproxy.proxy.session import Session
 from nodeproxy.proxy.sessions import Sessions
+from nodeproxy.proxy.waiting import Waiting
 from nodeproxy.state.balance import Balancer
 from nodeproxy.state.reader import StateReader
 from nodeproxy.state.view import View
@@ -31,7 +33,11 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1"})
 
 @dataclass(slots=True)
 class Context:
-    """The worker's parts."""
+    """The worker's parts.
+
+    waiting: connections whose names are asked for.  names: those that decisions have hung on since the agent was last told; None
+    where the state holds all there is.
+    """
 
     poller: Poller
     state: StateReader
@@ -40,6 +46,8 @@ class Context:
     certificates: Certificates
     same_node_hbone: bool
     max_pod_connections: int
+    waiting: Waiting
+    names: Names = None
     pods: dict[str, Pod] = field(default_factory=dict)
     _view: View | None = None
     _ok_blocks: dict[str, tuple[Workload, bytes]] = field(default_factory=dict)
@@ -108,6 +116,14 @@ class Context:
     def workload(self, uid: str) -> Workload | None:
         """The pod's workload as the state has it now."""
         return self.view().workload(uid)
+
+    def take_names(self) -> set[str]:
+        """What decisions have hung on since this was last called."""
+        names = self.names
+        if not names:
+            return set()
+        self.names = set()
+        return names
 
     def view(self) -> View:
         """The state as of this pass of the poller: a snapshot that is kept while waiting keeps the store from shrinking."""

@@ -6,6 +6,7 @@ import random
 import socket
 from functools import partial
 
+from nodeproxy.decide.demand import Unanswered
 from nodeproxy.decide.inbound import Admission
 from nodeproxy.kernel.original_destination import OriginalDestination
 from nodeproxy.model.address import join_address
@@ -18,6 +19,7 @@ from nodeproxy.proxy.plans import Plan, Plans
 from nodeproxy.proxy.pods import Pod
 from nodeproxy.proxy.pool import Pool, PooledTunnel, PoolKey
 from nodeproxy.proxy.session import Session
+from nodeproxy.proxy.waiting import Parked
 from nodeproxy.wire.frames import ErrorCode
 from nodeproxy.wire.hbone import connect_suffix, forwarded_for
 from nodeproxy.wire.trace import new_traceparent
@@ -54,12 +56,43 @@ class Outbound:
         session.source = AppSocket(context.poller, sock, session)
         refusal = plan.refusal or context.over_limit(pod)
         if refusal is not None:
-            session.refuse(refusal)
+            self._refuse_or_wait(session, refusal, peer, original)
             return
         try:
             self._start(session, plan, peer[0])
         except Exception as error:
             session.failed(error)
+
+    # ── what must be asked for first ──
+
+    def _refuse_or_wait(
+        self, session: Session, refusal: Refusal, peer: tuple[str, int], original: tuple[str, int] | None
+    ) -> None:
+        if not isinstance(refusal, Unanswered):
+            session.refuse(refusal)
+        elif (over := self._context.over_limit(session.pod)) is not None:
+            session.refuse(over)
+        else:
+            again = partial(self._decide_again, peer, original)
+            self._context.waiting.park(session, session.pod.uid, refusal.names, again)
+
+    def _decide_again(self, peer: tuple[str, int], original: tuple[str, int] | None, parked: Parked) -> None:
+        session = parked.session
+        if session.pod.leaving:
+            session.refuse(Refusal(Reason.POD_LEFT, "the pod has left the mesh or ended"))
+            return
+        plan = self._plans.get(session.pod, peer[0], original)
+        record = session.record
+        record.source, record.destination = plan.party(record.source.address), plan.destination
+        record.security, record.service, record.hbone_address = plan.security, plan.service, plan.hbone_address
+        if isinstance(plan.refusal, Unanswered):
+            self._context.waiting.park_again(parked, plan.refusal.names)
+        elif plan.refusal is not None:
+            session.refuse(plan.refusal)
+        else:
+            self._start(session, plan, peer[0])
+
+    # ── all the rest ──
 
     def forget(self) -> None:
         """Membership of this node's pods has changed: what was decided may be old."""

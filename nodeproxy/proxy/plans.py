@@ -2,15 +2,17 @@
 
 Invariant: a remembered decision is used only while the state has the epoch that it was made in, and `forget` was not called
 (membership of this node's pods has changed): so it is the decision of the moment.  A decision that balanced is made anew for
-each connection; what follows from its outcome is remembered.  It must not know sockets.
+each connection; what follows from its outcome is remembered.  One that hangs on what must be asked for is not.  It must not know
+sockets.
 """
 
 from __future__ import annotations
 
 import logging
 
+from nodeproxy.decide.demand import unanswered
 from nodeproxy.decide.inbound import Admission, admit_local
-from nodeproxy.decide.outbound import Route, RouteKind, outbound
+from nodeproxy.decide.outbound import Route, RouteKind, outbound, outbound_on_demand
 from nodeproxy.model.address import join_address
 from nodeproxy.model.connection import Party, Security
 from nodeproxy.model.reason import Reason, Refusal
@@ -104,11 +106,16 @@ class Plans:
         context = self._context
         key: tuple[object, ...] = (pod.uid, client_ip, original)
         source = view.workload(pod.uid)
+        if source is None and context.names is not None and not view.is_absent(pod.uid):
+            return Plan(Party(join_address(*original)), refusal=unanswered((pod.uid,)))
         if source is None:
             detail = f"this pod's workload {pod.uid} is not in the state; its source has removed it or not sent it yet"
             return self._keep(key, Plan(Party(join_address(*original)), refusal=Refusal(Reason.UNKNOWN_WORKLOAD, detail)))
-        hbone = context.same_node_hbone
-        route = outbound(view, source, *original, context.balancer, context.is_local, same_node_hbone=hbone)
+        hbone, names = context.same_node_hbone, context.names
+        if names is None:
+            route = outbound(view, source, *original, context.balancer, context.is_local, same_node_hbone=hbone)
+        else:
+            route = outbound_on_demand(view, source, *original, context.balancer, context.is_local, names, same_node_hbone=hbone)
         if isinstance(route, Refusal):
             return Plan(Party(join_address(*original)), source, route)
         if route.balanced:

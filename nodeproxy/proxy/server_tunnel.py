@@ -7,6 +7,7 @@ import ssl
 from functools import partial
 from typing import ClassVar
 
+from nodeproxy.decide.demand import Unanswered
 from nodeproxy.decide.inbound import Admission, status_for
 from nodeproxy.identity.tls import verify_client
 from nodeproxy.model.address import join_address
@@ -21,6 +22,7 @@ from nodeproxy.proxy.session import Session
 from nodeproxy.proxy.tunnel import Headers, Tunnel
 from nodeproxy.proxy.tunnel_stream import TunnelStream
 from nodeproxy.proxy.verdicts import Verdict, Verdicts
+from nodeproxy.proxy.waiting import Parked
 from nodeproxy.wire.connection import Role
 from nodeproxy.wire.frames import ErrorCode
 from nodeproxy.wire.hbone import status_block
@@ -134,6 +136,10 @@ class ServerTunnel(Tunnel):
         session = Session(context.sessions, self._pod, record)
         session.source = half = ServerStream(self, session, stream)
         refusal = (_LEAVING if self._pod.leaving else context.over_limit(self._pod)) or verdict.refusal
+        if isinstance(refusal, Unanswered):
+            again = partial(self._judge_again, half, headers)
+            context.waiting.park(session, f"to {self._uid}", refusal.names, again)
+            return
         if refusal is not None or admission is None:
             session.refuse(refusal or NO_RESULT)
             return
@@ -141,6 +147,23 @@ class ServerTunnel(Tunnel):
             self._admit(session, half, verdict, admission)
         except Exception as error:
             session.failed(error)
+
+    def _judge_again(self, half: ServerStream, headers: Headers, parked: Parked) -> None:
+        session, verdicts = parked.session, self._verdicts
+        if verdicts is None:  # never: as above
+            raise LookupError("a request before the handshake's end")
+        verdict = verdicts.get(headers)
+        admission = verdict.admission
+        record = session.record
+        record.source, record.destination = verdict.source, verdict.destination
+        record.service = admission.service if admission is not None else None
+        refusal = _LEAVING if self._pod.leaving else verdict.refusal
+        if isinstance(refusal, Unanswered):
+            self._context.waiting.park_again(parked, refusal.names)
+        elif refusal is not None or admission is None:
+            session.refuse(refusal or NO_RESULT)
+        else:
+            self._admit(session, half, verdict, admission)
 
     def _admit(self, session: Session, half: ServerStream, verdict: Verdict, admission: Admission) -> None:
         context = self._context

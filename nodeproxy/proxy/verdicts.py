@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 
+from nodeproxy.decide.demand import Unanswered
 from nodeproxy.decide.inbound import Admission, admit_hbone
 from nodeproxy.model.address import join_address
 from nodeproxy.model.connection import Party
@@ -81,7 +82,7 @@ class Verdicts:
         except Exception as error:
             log.exception("a defect, which ended one connection")
             return Verdict(self._source(None), self._destination(view, self._local[1]), defect(error))
-        if sum(map(len, key)) <= MAX_KEY_BYTES:
+        if sum(map(len, key)) <= MAX_KEY_BYTES and not isinstance(verdict.refusal, Unanswered):
             if len(self._verdicts) >= MAX_VERDICTS:
                 self._verdicts.clear()  # cheaper than to know which is the oldest
             self._verdicts[key] = verdict
@@ -107,6 +108,7 @@ class Verdicts:
             self._identity,
             self._peer[0],
             forwarded_host=request.forwarded_host,
+            names=self._context.names,
         )
         if isinstance(admission, Refusal):
             # What it wanted, for the log: a policy that denied it may be about the port.

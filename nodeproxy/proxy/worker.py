@@ -22,11 +22,15 @@ from nodeproxy.model.connection import Connection, Direction
 from nodeproxy.model.messages import (
     CONNECTIONS_A_PAGE,
     MAX_MESSAGE_BYTES,
+    NAMES_A_MESSAGE,
     CertificateDropped,
     CertificateIssued,
     Connections,
     ConnectionsWanted,
     Drain,
+    NamesAnswered,
+    NamesUsed,
+    NamesWanted,
     PodAdded,
     PodReleased,
     PodRemoved,
@@ -49,6 +53,7 @@ from nodeproxy.proxy.outbound import Outbound
 from nodeproxy.proxy.pods import Listener, Pod, Spare
 from nodeproxy.proxy.poller import IN, OUT, Poller
 from nodeproxy.proxy.sessions import Sessions
+from nodeproxy.proxy.waiting import Waiting
 from nodeproxy.state.balance import Balancer
 from nodeproxy.state.reader import StateReader
 
@@ -61,6 +66,9 @@ _DESCRIPTOR_SHARE = 8
 # Unasked reports: what is lost of the counters when a worker is killed.
 _REPORT_INTERVAL_S = 1.0
 _POOL_SWEEP_S = 10.0
+# On demand: how often the agent is told which names are in use.  It asks anew about what is used each minute.
+_USED_INTERVAL_S = 20.0
+_MAX_QUESTIONS = 1024
 # The records of a page of connections; its envelope takes the rest.
 _PAGE_BYTES = MAX_MESSAGE_BYTES - 1024
 _NO_DESCRIPTORS = Refusal(Reason.NO_DESCRIPTORS, "the worker has no file descriptor left; raise its limit of open files")
@@ -86,6 +94,8 @@ class Worker:
             sessions=Sessions(self._counters, self._write_log, self._write_dry_run),
             certificates=Certificates(),
             same_node_hbone=settings.same_node_hbone,
+            waiting=Waiting(self._poller, self._ask),
+            names=set() if settings.on_demand else None,
             max_pod_connections=min(MAX_POD_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _DESCRIPTOR_SHARE),
         )
         originals = OriginalDestination(settings.original_destination_fd)
@@ -101,6 +111,8 @@ class Worker:
         self._poller.add(self._channel.sock.fileno(), self, IN)
         self._poller.later(_REPORT_INTERVAL_S, self._report_regularly)
         self._poller.later(_POOL_SWEEP_S, self._sweep)
+        if self._context.names is not None:
+            self._poller.later(_USED_INTERVAL_S, self._tell_used)
         self._send(Ready())
         self._poller.run()
         self._log.close()
@@ -140,6 +152,11 @@ class Worker:
             case StateChanged():
                 view = self._context.renewed_view()
                 self._context.sessions.recheck(view, self._state.take_touched())
+            case NamesAnswered():
+                if message.refusal:
+                    self._context.waiting.refused(message.names, message.pod, message.refusal)
+                else:
+                    self._context.waiting.answered(message.names)
             case ReportWanted():
                 self._report(message.request)
             case ConnectionsWanted():
@@ -270,6 +287,21 @@ class Worker:
     def _sweep(self) -> None:
         self._poller.later(_POOL_SWEEP_S, self._sweep)
         self._outbound.pool.release_idle()
+
+    # ── names that are asked for on demand ──
+
+    def _ask(self, owner: str, names: tuple[str, ...]) -> None:
+        if len(self._outbox) < _MAX_QUESTIONS:  # an agent that does not read: those who wait end by their own deadline
+            self._send(NamesWanted(owner, names))
+
+    def _tell_used(self) -> None:
+        """Tell the agent, and decide anew, so that what is used next is noted again."""
+        self._poller.later(_USED_INTERVAL_S, self._tell_used)
+        names = tuple(self._context.take_names())
+        self._outbound.forget()
+        if not self._outbox:  # an agent that does not read can do without: what waits for it must not grow
+            for start in range(0, len(names), NAMES_A_MESSAGE):
+                self._send(NamesUsed(names[start : start + NAMES_A_MESSAGE]))
 
     # ── the end ──
 

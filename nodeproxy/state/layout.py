@@ -9,6 +9,7 @@ Tables (LMDB's named databases); indexes are multi-valued and sorted, so that eq
     about       "schema" -> version                 scopes      scope and group -> policy keys
                 "epoch" -> number, big-endian       shapes      scope, group and shape -> policy keys
     changes     see `changes`                       rules       digest of scope, group, shape and values -> policy keys
+    asked       on demand: name -> ABSENT, PRESENT
 
 An index may name what is not there yet (an endpoint before its service): readers skip it.
 A scope is a namespace, or "/" for all; a group is what a policy does, see `group`; shapes and values: `nodeproxy.policy.index`.
@@ -30,7 +31,7 @@ from nodeproxy.model.policy import Action, Policy, PolicyScope
 from nodeproxy.model.workload import Service, Workload
 
 # Raise it with every change of a table or of a stored struct that an older reader would misread.
-SCHEMA = b"2"
+SCHEMA = b"3"
 # LMDB's own limit of a key and of an index's value (MDB_MAXKEYSIZE, compiled in).
 MAX_KEY_BYTES = 511
 # Address space, not memory: pages are used as they are needed.  100,000 workloads take some 60 MiB.
@@ -39,10 +40,12 @@ MAP_SIZE_BYTES = 4 << 30
 _MAX_READERS = 512
 
 DATA_FILE = "data.mdb"
-PLAIN_TABLES = ("workloads", "services", "policies", "meta", "about", "changes")
+PLAIN_TABLES = ("workloads", "services", "policies", "meta", "about", "changes", "asked")
 INDEXES = ("addresses", "vips", "hosts", "endpoints", "scopes", "shapes", "rules")
 GLOBAL_SCOPE = "/"  # no namespace is named so
 GROUPS = (b"D", b"A", b"d", b"a")
+# What a source answered that was asked for a name: nobody has it, or somebody (who is in the tables, or has gone since).
+ABSENT, PRESENT = b"-", b"+"
 
 encode = msgspec.msgpack.Encoder().encode
 decode_workload = msgspec.msgpack.Decoder(Workload).decode

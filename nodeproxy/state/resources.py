@@ -37,8 +37,10 @@ class Table:
         decode: Callable[[bytes], Any],
         entries: Callable[[Any, bytes], Iterable[Entry]],
         touch: Callable[[Any, Touched], None],
+        names: Callable[[Any], Iterable[str]],
     ) -> None:
-        self.name, self.key, self.decode, self.entries, self.touch = name, key, decode, entries, touch
+        """names: under which a resource of this kind may have been asked for."""
+        self.name, self.key, self.decode, self.entries, self.touch, self.names = name, key, decode, entries, touch, names
 
 
 def _workload_entries(workload: Workload, key: bytes) -> Iterable[Entry]:
@@ -80,6 +82,20 @@ def _touch_policy(policy: Policy, touched: Touched) -> None:
         touched.scopes.add(scope)
 
 
+def workload_names(workload: Workload) -> list[str]:
+    """Names that this workload answers to, in asking on demand."""
+    return [workload.uid, *(key.decode() for key in address_keys(workload))]
+
+
+def service_names(service: Service) -> list[str]:
+    """Names that this service answers to, in asking on demand."""
+    return [service.key, *service.vips]
+
+
+def _no_names(policy: Policy) -> tuple[str, ...]:
+    return ()
+
+
 def _policy_key(policy: Policy) -> str:
     return policy.key
 
@@ -92,6 +108,6 @@ def _workload_key(workload: Workload) -> str:
     return workload.uid
 
 
-WORKLOADS = Table("workloads", _workload_key, decode_workload, _workload_entries, _touch_workload)
-SERVICES = Table("services", _service_key, decode_service, _service_entries, _touch_service)
-POLICIES = Table("policies", _policy_key, decode_policy, _policy_entries, _touch_policy)
+WORKLOADS = Table("workloads", _workload_key, decode_workload, _workload_entries, _touch_workload, workload_names)
+SERVICES = Table("services", _service_key, decode_service, _service_entries, _touch_service, service_names)
+POLICIES = Table("policies", _policy_key, decode_policy, _policy_entries, _touch_policy, _no_names)

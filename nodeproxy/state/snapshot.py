@@ -89,6 +89,11 @@ class Snapshot:
         """How much the table has in all."""
         return int(self._txn.stat(self._tables[table])["entries"])
 
+    def _keys(self, table: str) -> Iterator[str]:
+        """All keys of the table, in their order."""
+        with self._txn.cursor(self._tables[table]) as cursor:
+            yield from (key.decode() for key in cast("Iterator[bytes]", cursor.iternext(keys=True, values=False)))
+
     def _raw(self, table: str) -> Iterator[bytes]:
         """All values of the table, in the order of keys."""
         with self._txn.cursor(self._tables[table]) as cursor:

@@ -23,9 +23,11 @@ from nodeproxy.errors import ConfigError, StateError, UnstorableError
 from nodeproxy.model.delta import Delta, Everything
 from nodeproxy.state.changes import MAX_NAMES, Touched, epoch_of, record
 from nodeproxy.state.layout import (
+    ABSENT,
     DATA_FILE,
     MAP_SIZE_BYTES,
     MAX_KEY_BYTES,
+    PRESENT,
     SCHEMA,
     Environment,
     acquire,
@@ -121,6 +123,13 @@ class StateWriter:
         """Keep each value for the agent under its key, or forget it (None)."""
         self._write(lambda change: None, meta)
 
+    def forget_asked(self) -> None:
+        """Forget which names were asked for on demand, and what the answers were."""
+        with self._environment.env.begin() as txn:
+            names = [key.decode() for key in txn.cursor(self._environment.tables["asked"]).iternext(values=False)]
+        if names:
+            self.apply(Delta(forgotten=tuple(names)))
+
     def get_meta(self, key: str) -> bytes | None:
         """What was put under `key`."""
         with self._environment.env.begin() as txn:
@@ -197,6 +206,7 @@ class _Change:
         self._meta = False
         self._txn = txn
         self._tables = tables
+        self._on_demand = bool(txn.stat(tables["asked"])["entries"])
 
     @property
     def made(self) -> bool:
@@ -215,6 +225,10 @@ class _Change:
                     self._remove(table, key.encode())
             for resource in sorted(given, key=table.key):  # as in `_differences`
                 self._put(table, resource)
+        for name in delta.forgotten:
+            self._forget(name)
+        self._answer(delta.present, PRESENT)
+        self._answer(delta.absent, ABSENT)
 
     def replace(self, everything: Everything) -> None:
         for table, given in (
@@ -298,6 +312,8 @@ class _Change:
         for index, index_key, value in entries - stale:
             self._txn.put(index_key, value, db=self._tables[index])
         self._txn.put(key, raw, db=self._tables[table.name])
+        if self._on_demand:
+            self._arrived(table, resource)
         self._touch(table, resource)
         if old is not None:
             self._touch(table, old)
@@ -312,6 +328,33 @@ class _Change:
         for index, index_key, value in entries:
             self._txn.delete(index_key, value, db=self._tables[index])
         self._touch(table, old)
+
+    # ── names that were asked for ──
+
+    def _answer(self, names: Iterable[str], answer: bytes) -> None:
+        """No change of the state: who finds nobody under a name looks here, and keeps nothing of "not asked yet"."""
+        asked = self._tables["asked"]
+        for name in names:
+            key = name.encode()
+            if 0 < len(key) <= MAX_KEY_BYTES and self._txn.get(key, db=asked) != answer:
+                self._meta |= self._txn.put(key, answer, db=asked)
+                self._on_demand = True
+
+    def _forget(self, name: str) -> None:
+        """That nobody has a name is kept by readers with what follows from it, so that to forget it is a change."""
+        key = name.encode()
+        answer = self._txn.pop(key, db=self._tables["asked"]) if 0 < len(key) <= MAX_KEY_BYTES else None
+        if answer is not None:
+            self._meta = True
+        if answer == ABSENT and not self.touched.everything:
+            self.touched.addresses.add(name)
+
+    def _arrived(self, table: Table, resource: msgspec.Struct) -> None:
+        """Whoever comes is not absent, under none of its names, and not when it has gone again either."""
+        asked = self._tables["asked"]
+        for name in table.names(resource):
+            if self._txn.get(name.encode(), db=asked) == ABSENT:
+                self._txn.put(name.encode(), PRESENT, db=asked)
 
     def _touch(self, table: Table, resource: msgspec.Struct) -> None:
         if not self.touched.everything:

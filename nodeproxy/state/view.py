@@ -23,6 +23,7 @@ from nodeproxy.policy.match import Facts, Subject
 from nodeproxy.state.changes import epoch_of
 from nodeproxy.state.kept import MAX_CACHED_POLICIES, Endpoint, Kept, Many, keep
 from nodeproxy.state.layout import (
+    ABSENT,
     GLOBAL_SCOPE,
     GROUPS,
     decode_policy,
@@ -103,6 +104,17 @@ class View(Snapshot):
             ]
             best = max(found, key=lambda service: (service.namespace == client_namespace, service.canonical), default=None)
             return keep(self._kept.services_by_host, (hostname, client_namespace), best)
+
+    def is_absent(self, name: str) -> bool:
+        """On demand: whether a source has said that nobody has this name ("network/ip", uid or service key).  Not cached.
+
+        What is there wins over it: ask for that first.
+        """
+        return self._get("asked", name.encode()) == ABSENT
+
+    def asked(self) -> Iterator[str]:
+        """On demand: all names that a source has answered for, not cached."""
+        return self._keys("asked")
 
     def _all(self, look_up: Callable[[str], _V | None], index: str, key: str) -> list[_V]:
         """What the index names, in the order of the keys, without what is not there (any more, or yet)."""

@@ -156,13 +156,13 @@ def _rules(value: Any, namespace: str, action: Action, notes: Notes) -> tuple[Ru
             notes.add("spec.rules", "is empty", "the policy denies nothing")
         return ()
     if not isinstance(value, list):
-        allow = action is Action.ALLOW
-        notes.add(
-            "spec.rules", f"is {quoted(value)}, not a list", f"{'nothing is allowed' if allow else 'every connection is denied'}"
+        rules, consequence = (
+            ((), "nothing is allowed") if action is Action.ALLOW else (_EVERY_CONNECTION, "every connection is denied")
         )
-        return () if allow else _EVERY_CONNECTION
-    rules = (_RuleReader(f"spec.rules[{index}]", namespace, action, notes).read(rule) for index, rule in enumerate(value))
-    return tuple(rule for rule in rules if rule is not None)
+        notes.add("spec.rules", f"is {quoted(value)}, not a list", consequence)
+        return rules
+    read = (_RuleReader(f"spec.rules[{index}]", namespace, action, notes).read(rule) for index, rule in enumerate(value))
+    return tuple(rule for rule in read if rule is not None)
 
 
 class _RuleReader:

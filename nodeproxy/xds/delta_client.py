@@ -47,6 +47,15 @@ class _Watch:
         self.answered = False
         self.added: set[str] = set()  # subscribed or unsubscribed, and not told yet
         self.dropped: set[str] = set()
+        self.again: set[str] = set()  # the server knows that they are subscribed, and is to answer for them once more
+
+    def untold(self) -> bool:
+        return bool(self.added or self.dropped or self.again)
+
+    def told(self) -> None:
+        self.added.clear()
+        self.dropped.clear()
+        self.again.clear()
 
 
 class DeltaClient:
@@ -67,8 +76,7 @@ class DeltaClient:
         self._is_first = True
         for watch in self._watches.values():
             watch.begun = watch.answered = False
-            watch.added.clear()
-            watch.dropped.clear()
+            watch.told()
 
     def due(self) -> str | None:
         """The type whose first request is to be made now, by `begin`; None: all have begun, or the last one has not answered."""
@@ -88,8 +96,7 @@ class DeltaClient:
             # A first request without names would be one for all: "*" is subscribed and let go at once.
             request.resource_names_subscribe.extend([WILDCARD, *sorted(watch.names)])
             request.resource_names_unsubscribe.append(WILDCARD)
-            watch.added.clear()
-            watch.dropped.clear()
+            watch.told()
         self._replies.append(request.SerializeToString() + known)
 
     def answered(self, type_url: str) -> bool:
@@ -132,13 +139,18 @@ class DeltaClient:
         replies, self._replies = self._replies, []
         yield from replies
         for watch in self._watches.values():
-            if watch.begun and (watch.added or watch.dropped):
+            if watch.begun and watch.untold():
+                added, dropped, again = sorted(watch.added), sorted(watch.dropped | watch.again), sorted(watch.again)
+                watch.told()  # now: who sends takes its time, and more may come meanwhile
                 request = self._request(watch.type_url)
-                request.resource_names_subscribe.extend(sorted(watch.added))
-                request.resource_names_unsubscribe.extend(sorted(watch.dropped))
-                watch.added.clear()
-                watch.dropped.clear()
+                request.resource_names_subscribe.extend(added)
+                request.resource_names_unsubscribe.extend(dropped)
                 yield request.SerializeToString()
+                if again:
+                    # istiod answers only for names that are new to it, so they are let go first, in a request of its own.
+                    request = self._request(watch.type_url)
+                    request.resource_names_subscribe.extend(again)
+                    yield request.SerializeToString()
 
     # ── names, for types on demand ──
 
@@ -147,6 +159,7 @@ class DeltaClient:
         watch = self._watches[type_url]
         new = set(names) - watch.names
         watch.names |= new
+        watch.again |= new & watch.dropped
         watch.added |= new - watch.dropped
         watch.dropped -= new
 
@@ -157,6 +170,13 @@ class DeltaClient:
         watch.names -= old
         watch.dropped |= old - watch.added
         watch.added -= old
+        watch.again -= old
+
+    def ask_again(self, type_url: str, names: Iterable[str]) -> None:
+        """Have those of these that are watched answered once more."""
+        watch = self._watches[type_url]
+        if watch.begun:  # else they are asked for in any case
+            watch.again |= set(names) & watch.names - watch.added
 
     def subscribed(self, type_url: str) -> frozenset[str] | None:
         """The names that are watched; None: all are."""

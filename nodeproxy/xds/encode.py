@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import sys
 from collections.abc import Iterable
 from socket import AF_INET, AF_INET6, inet_pton
 
@@ -63,7 +64,9 @@ def encode_workload(workload: Workload) -> Encoded:
     body = workload_proto.Address(workload=message).SerializeToString(deterministic=True)
     # Pods of the host's network share the node's address; whoever asks for it gets all of them, as from istiod.
     aliases = tuple(f"{workload.network}/{address}" for address in workload.addresses)
-    return _encoded(ADDRESS, workload.uid, body, aliases, tuple(workload.services), workload.node)
+    # The same few strings for many workloads.
+    services, node = tuple(map(sys.intern, workload.services)), sys.intern(workload.node)
+    return _encoded(ADDRESS, workload.uid, body, aliases, services, node)
 
 
 def encode_service(service: Service) -> Encoded:

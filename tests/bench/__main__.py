@@ -7,7 +7,8 @@ import importlib.util
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -16,7 +17,9 @@ from tests.bench import report
 from tests.bench.agent_rows import AGENT, AgentRow
 from tests.bench.compare import told
 from tests.bench.contestant import Contestant
-from tests.bench.plot import draw
+from tests.bench.control_plane import report as control_plane_report
+from tests.bench.control_plane import run as control_plane
+from tests.bench.plot import PANELS, draw
 from tests.bench.record import Record, about_this_machine
 from tests.bench.rows import MEMORY, TRAFFIC, Row
 from tests.bench.run import AGENT_OF, Clock, Plan, measure, measure_agent, start
@@ -41,6 +44,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--against", type=Path, metavar="DIR", help="a second one that takes part: a checkout, or its build/compiled")
     add("--plugin", action="append", type=Path, default=[], metavar="FILE", help="a further contestant: see contestant.py")
     add("--workers", type=int, default=2, help="of nodeproxy, a node (2)")
+    add(
+        "--control-plane",
+        action="store_true",
+        help="control planes on a large cluster instead: half an hour, and Go once",
+    )
+    control_plane.add_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -99,16 +108,32 @@ def run(asked: argparse.Namespace, clock: Clock) -> Record:
     return record
 
 
-def write(record: Record, out: Path, clock: Clock) -> None:
+@dataclass(frozen=True)
+class Form:
+    """How a kind of record is written down: the files' name, the document, the README's part, the picture's panels."""
+
+    stem: str
+    document: Callable[[Record], str]
+    write_readme: Callable[[Path, Record], bool]
+    panels: Sequence[tuple[str, str]]
+
+
+TRAFFIC_FORM = Form("bench", report.document, report.write_readme, PANELS)
+CONTROL_PLANE_FORM = Form(
+    "control-plane", control_plane_report.document, control_plane_report.write_readme, control_plane_report.PANELS
+)
+
+
+def write(record: Record, form: Form, out: Path, clock: Clock) -> None:
     """The record, its table and its picture; what changed since the record that is kept; and, beside that one, the README."""
-    kept = Record.read(KEPT / "bench.json")
+    kept = Record.read(KEPT / f"{form.stem}.json")
     out.mkdir(parents=True, exist_ok=True)
-    record.write(out / "bench.json")
-    text = report.document(record)
-    (out / "bench.md").write_text(text, encoding="utf-8")
-    draw(record, out)
+    record.write(out / f"{form.stem}.json")
+    text = form.document(record)
+    (out / f"{form.stem}.md").write_text(text, encoding="utf-8")
+    draw(record, out, form.stem, form.panels)
     if out.resolve() == KEPT:
-        report.write_readme(ROOT / "README.md", record)
+        form.write_readme(ROOT / "README.md", record)
     print(text)
     if kept is not None:
         print(told(kept, record))
@@ -120,11 +145,14 @@ def main() -> int:
     asked = arguments()
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     partial = asked.quick or asked.only or asked.contestants or asked.against or asked.plugin
+    if asked.control_plane:
+        partial = partial or asked.nodes or asked.pods or asked.services
     clock = Clock()
-    record = run(asked, clock)
+    record = (control_plane.run if asked.control_plane else run)(asked, clock)
     if "the run was interrupted" in record.failures and asked.out is None:
         partial = True  # it must not replace the record that is kept
-    write(record, asked.out or (PARTIAL if partial else KEPT), clock)
+    form = CONTROL_PLANE_FORM if asked.control_plane else TRAFFIC_FORM
+    write(record, form, asked.out or (PARTIAL if partial else KEPT), clock)
     return 1 if record.failures else 0
 
 

@@ -30,6 +30,16 @@ KINDS = {
     "added_mb": Kind("memory added", "MB"),
     "peak_added_mb": Kind("memory added, peak while loading", "MB"),
     "mb": Kind("memory (PSS)", "MB"),
+    "cpu_s": Kind("CPU", "s"),
+    "cpu": Kind("CPU", "cores", digits=2),
+    "peak_mb": Kind("memory (RSS), peak", "MB"),
+    "peak_pss_mb": Kind("memory (PSS), peak", "MB"),
+    "bytes_mb": Kind("received", "MB"),
+    "p50_ms": Kind("p50", "ms"),
+    "p99_ms": Kind("p99", "ms"),
+    "max_ms": Kind("longest", "ms"),
+    "messages_each": Kind("messages for a change and subscriber", "", digits=3),
+    "bytes_each_change": Kind("received for a change and subscriber", "bytes", digits=0),
     "bytes_each": Kind("memory of a connection, both sides", "bytes", digits=0),
 }
 

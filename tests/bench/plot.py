@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -25,15 +26,15 @@ PANELS = (
     ("memory_1000.bytes_each", "an idle connection, both sides"),
 )
 _COLUMNS = 3
-_COLOURS = {"direct": "#9aa0a6", "envoy": "#c58af9", "nodeproxy": "#1a73e8"}
+_COLOURS = {"direct": "#9aa0a6", "envoy": "#c58af9", "istiod": "#c58af9", "nodeproxy": "#1a73e8"}
 _OTHER = "#e37400"
 # So that the same record gives the same file.
 _SALT = "nodeproxy bench"
 
 
-def draw(record: Record, folder: Path) -> None:
-    """Write bench.svg and bench.png."""
-    panels = [(metric, title) for metric, title in PANELS if any(record.summary(name, metric) for name in record.contestants)]
+def draw(record: Record, folder: Path, stem: str = "bench", panels: Sequence[tuple[str, str]] = PANELS) -> None:
+    """Write STEM.svg and STEM.png."""
+    panels = [(metric, title) for metric, title in panels if any(record.summary(name, metric) for name in record.contestants)]
     if not panels:
         return
     matplotlib.rcParams.update({"svg.hashsalt": _SALT, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
@@ -44,7 +45,7 @@ def draw(record: Record, folder: Path) -> None:
         _panel(axis, record, metric, title)
     for axis in flat[len(panels) :]:
         axis.set_visible(False)
-    for name in ("bench.svg", "bench.png"):
+    for name in (f"{stem}.svg", f"{stem}.png"):
         metadata = {"Date": None} if name.endswith("svg") else None
         figure.savefig(folder / name, dpi=110, metadata=metadata, facecolor="white")
     pyplot.close(figure)

@@ -54,7 +54,7 @@ def table(record: Record) -> str:
     lines = ["| | " + " | ".join(record.contestants[name]["title"] for name in names) + " |", "|---" * (len(names) + 1) + "|"]
     for metric in record.metrics():
         kind = kind_of(metric)
-        title = f"{record.rows[row_of(metric)]}: {kind.title}, {kind.unit}"
+        title = f"{record.rows[row_of(metric)]}: {kind.title}{kind.unit and ', ' + kind.unit}"
         lines.append(f"| {title} | " + " | ".join(_cell(metric, record.summary(name, metric)) for name in names) + " |")
     return "\n".join(lines) + "\n"
 
@@ -93,26 +93,34 @@ def _headline_cell(record: Record, name: str, metric: str) -> str:
     return text
 
 
+def put_between(readme: Path, begin: str, end: str, between: str) -> bool:
+    """Put a text between its markers; whether they are there."""
+    text = readme.read_text(encoding="utf-8")
+    if begin not in text or end not in text:
+        return False
+    before, _, rest = text.partition(begin)
+    readme.write_text(f"{before}{begin}\n{between}{end}{rest.partition(end)[2]}", encoding="utf-8")
+    return True
+
+
 def write_readme(readme: Path, record: Record) -> bool:
     """Put the table between its markers; whether they are there."""
-    text = readme.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        return False
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
     about = record.about
     where = f"{about['cpus']} × {about['cpu']}, Linux {about['kernel']}, shared by load generators, both nodes and all proxies"
     words = f"{where}; medians of {about['rounds']} rounds. [Everything that was measured](docs/bench/bench.md)"
     between = f"{headline_table(record)}\n{words}\n\n![The same as bars, with their spreads](docs/bench/bench.svg)\n"
-    readme.write_text(f"{before}{BEGIN}\n{between}{END}{after}", encoding="utf-8")
-    return True
+    return put_between(readme, BEGIN, END, between)
 
 
 def _cell(metric: str, summary: Summary | None) -> str:
     if summary is None:
         return ""
+    if summary.count == 1:
+        return written(metric, summary.median)
     return f"{written(metric, summary.median)} [{written(metric, summary.low)}–{written(metric, summary.high)}]"
 
 
 def _ratio_cell(summary: Summary | None) -> str:
-    return "" if summary is None else f"{summary.median:.2f} [{summary.low:.2f}–{summary.high:.2f}]"
+    if summary is None:
+        return ""
+    return f"{summary.median:.2f}" + (f" [{summary.low:.2f}–{summary.high:.2f}]" if summary.count > 1 else "")

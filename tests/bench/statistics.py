@@ -5,6 +5,7 @@ A sample is None where a measurement failed.  Ratios are taken within a round, w
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,3 +42,9 @@ def ratios(samples: Samples, base: Samples) -> list[float]:
 def ratio(samples: Samples, base: Samples) -> Summary | None:
     """Summary of `ratios`."""
     return summary(ratios(samples, base))
+
+
+def percentile(values: Sequence[float], part: float) -> float:
+    """The least value that `part` per cent of the values are not above."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(len(ordered) * part / 100) - 1)]

@@ -72,8 +72,9 @@ class ApiServer:
         self.address = host.address4 if host else "127.0.0.1"
         # etcd writes through to the disk at each change; in memory it is as fast as tests want.
         self.directory = Path(tempfile.mkdtemp(prefix="nodeproxy-apiserver-", dir="/dev/shm"))
-        self.port, self._etcd_port, self._etcd_peer_port = self.free_ports(3)
+        self.port, self.etcd_port, self._etcd_peer_port = self.free_ports(3)
         self.url = f"https://{self.address}:{self.port}"
+        self.start_timeout_s = _START_S
         self.etcd: subprocess.Popen[bytes] | None = None
         self.apiserver: subprocess.Popen[bytes] | None = None
         self.ca_file = self.directory / "ca.pem"
@@ -89,12 +90,12 @@ class ApiServer:
         self.start_apiserver()
 
     def start_etcd(self) -> None:
-        client, peer = f"http://127.0.0.1:{self._etcd_port}", f"http://127.0.0.1:{self._etcd_peer_port}"
+        client, peer = f"http://127.0.0.1:{self.etcd_port}", f"http://127.0.0.1:{self._etcd_peer_port}"
         # An interval that lets a slow machine answer in time: there is only one member to lose touch with.
         argv = [
             "etcd",
             "--data-dir",
-            str(self.directory / "etcd"),
+            str(self.etcd_data),
             "--listen-client-urls",
             client,
             "--advertise-client-urls",
@@ -106,7 +107,7 @@ class ApiServer:
 
     def start_apiserver(self, wait: bool = True) -> None:
         at = self.directory
-        argv = [str(peer_binary("kube-apiserver")), "--etcd-servers", f"http://127.0.0.1:{self._etcd_port}"]
+        argv = [str(peer_binary("kube-apiserver")), "--etcd-servers", f"http://127.0.0.1:{self.etcd_port}"]
         argv += ["--bind-address", self.address, "--advertise-address", self.address if self.host else "10.255.255.1"]
         argv += ["--secure-port", str(self.port), "--tls-cert-file", str(at / "serving.pem")]
         argv += ["--tls-private-key-file", str(at / "serving-key.pem"), "--token-auth-file", str(at / "tokens.csv")]
@@ -141,7 +142,7 @@ class ApiServer:
                 return False
 
         try:
-            wait_until(ready, "the API server is ready", _START_S)
+            wait_until(ready, "the API server is ready", self.start_timeout_s)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log()}") from None
 
@@ -165,13 +166,18 @@ class ApiServer:
         self._forget_connection()
         shutil.rmtree(self.directory)
 
+    @property
+    def etcd_data(self) -> Path:
+        """Where etcd keeps what it is given."""
+        return self.directory / "etcd"
+
     def log(self) -> str:
         path = self.directory / "apiserver.log"
         return path.read_text(errors="replace")[-3000:] if path.exists() else ""
 
     def free_ports(self, count: int) -> list[int]:
         """Ports that nobody listens on, where the server runs."""
-        with contextlib.ExitStack() as stack, self._inside():
+        with contextlib.ExitStack() as stack, self.inside():
             sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
             return [sock.getsockname()[1] for sock in sockets]
 
@@ -299,7 +305,7 @@ class ApiServer:
             return kept
         context = ssl.create_default_context(cafile=str(self.ca_file))
         made = http.client.HTTPSConnection(self.address, self.port, timeout=_REQUEST_S, context=context)
-        with self._inside():
+        with self.inside():
             made.connect()
         self._local.connection, self._local.used = made, False
         return made
@@ -310,20 +316,27 @@ class ApiServer:
             kept.close()
             self._local.connection = None
 
-    # ── inside ──
+    # ── where it is ──
 
     @contextlib.contextmanager
-    def _inside(self) -> Iterator[None]:
+    def inside(self) -> Iterator[None]:
+        """Make sockets there."""
         if self.host is None:
             yield
             return
         with inside(self.host.netns_fd):
             yield
 
+    @property
+    def popen(self) -> Callable[..., subprocess.Popen[bytes]]:
+        """Starts a program there."""
+        return self.host.popen if self.host else subprocess.Popen
+
+    # ── inside ──
+
     def _popen(self, argv: list[str], log: str) -> subprocess.Popen[bytes]:
         with (self.directory / log).open("ab") as output:
-            start: Callable[..., subprocess.Popen[bytes]] = self.host.popen if self.host else subprocess.Popen
-            return start(argv, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=str(self.directory))
+            return self.popen(argv, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=str(self.directory))
 
     def _end(self, process: subprocess.Popen[bytes] | None, number: int) -> None:
         if process is not None:

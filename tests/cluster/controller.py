@@ -15,7 +15,10 @@ from typing import Self
 import grpc
 import yaml
 
+from nodeproxy.controller.ca_service import METHOD, SERVICE
+from nodeproxy.proto.certificate_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from tests.cluster.apiserver import ApiServer
+from tests.cluster.ca import csr
 from tests.cluster.kinds import Object
 from tests.mesh.cluster import wait_until
 from tests.xds_client import XdsClient, channel
@@ -136,6 +139,18 @@ class ControllerProcess:
         found: bytes = wait_until(published, "the roots are published", DEADLINE_S)
         return found
 
+    def certified(self, token: str, identity: str) -> str:
+        """The status that a request for an identity's certificate ends with."""
+        request = IstioCertificateRequest(csr=csr())
+        request.metadata.update({"ImpersonatedIdentity": identity})
+        call = self._channel().unary_unary(f"/{SERVICE}/{METHOD}", response_deserializer=IstioCertificateResponse.FromString)
+        try:
+            answer = call(request.SerializeToString(), metadata=(("authorization", f"Bearer {token}"),), timeout=20)
+        except grpc.RpcError as error:
+            return str(error.code().name)
+        assert len(answer.cert_chain) >= 2
+        return "OK"
+
     def client(self, token: str, node: str) -> XdsClient:
         """A raw xDS client, that checks the controller by the published roots."""
         self._roots_file.write_bytes(self.roots())
@@ -143,7 +158,9 @@ class ControllerProcess:
 
     def client_as_before(self, token: str, node: str) -> XdsClient:
         """Another client with the same roots, as a node has them in a file while the API server is away."""
-        name = {"ssl_target_name_override": SERVER_NAME}
-        made = channel(f"127.0.0.1:{self.port}", self._roots_file, **name)
+        return XdsClient(self._channel(), token=token, node=node)
+
+    def _channel(self) -> grpc.Channel:
+        made = channel(f"127.0.0.1:{self.port}", self._roots_file, ssl_target_name_override=SERVER_NAME)
         self._channels.append(made)
-        return XdsClient(made, token=token, node=node)
+        return made

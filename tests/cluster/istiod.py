@@ -25,13 +25,16 @@ _START_S = 60.0
 class Istiod:
     """`pilot-discovery`, where the API server is: xDS and CA in TLS at `address`, verified by `roots`."""
 
-    def __init__(self, api: ApiServer) -> None:
+    def __init__(self, api: ApiServer, **environment: str) -> None:
+        """environment: istiod's further settings."""
         self.api = api
+        self.environment = environment
         port, self._http_port, self._plaintext_port, self._monitoring_port = api.free_ports(4)
         self.address = f"{api.address}:{port}"
+        self.start_timeout_s = _START_S
         self.process: subprocess.Popen[bytes] | None = None
         self.directory = api.directory / "istiod"
-        self.directory.mkdir()
+        self.directory.mkdir(exist_ok=True)
 
     def start(self) -> None:
         if NAMESPACE not in {item["metadata"]["name"] for item in self.api.list("Namespace")}:
@@ -63,6 +66,7 @@ class Istiod:
             "VALIDATION_WEBHOOK_CONFIG_NAME": "",
             "PILOT_ENABLE_STATUS": "true",
             "TOKEN_AUDIENCES": AUDIENCE,
+            **self.environment,
         }
         with (self.directory / "log").open("ab") as log:
             start = self.api.host.popen if self.api.host else subprocess.Popen
@@ -90,7 +94,7 @@ class Istiod:
                 connection.close()
 
         try:
-            wait_until(ready, "istiod is ready", _START_S)
+            wait_until(ready, "istiod is ready", self.start_timeout_s)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log()}") from None
 

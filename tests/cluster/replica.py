@@ -31,9 +31,10 @@ class Controller:
         self.settings = settings
         port, self._ready_port, self.metrics_port = api.free_ports(3)
         self.address = f"{api.address}:{port}"
+        self.start_timeout_s = _START_S
         self.process: subprocess.Popen[bytes] | None = None
         self.directory = api.directory / name
-        self.directory.mkdir()
+        self.directory.mkdir(exist_ok=True)
 
     def start(self, wait: bool = True) -> None:
         if not any(item["metadata"]["name"] == NODE_AGENT for item in self.api.list("ServiceAccount", NAMESPACE)):
@@ -71,7 +72,7 @@ class Controller:
                 return False
 
         try:
-            wait_until(ready, "the controller is ready", _START_S)
+            wait_until(ready, "the controller is ready", self.start_timeout_s)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log()}") from None
 

@@ -89,6 +89,7 @@ def test_what_is_written_is_what_a_node_is_told(
     home: ApiServer,
     controller: ControllerProcess,
     client: XdsClient,
+    token: str,
     definitions: list[Path],
     unique: Unique,
     record_property: Callable[[str, object], None],
@@ -105,6 +106,9 @@ def test_what_is_written_is_what_a_node_is_told(
         host: [(80, 8080)]
     }
     assert controller.metric("watch_present", kind="AuthorizationPolicy") == 0
+    assert controller.certified(token, f"spiffe://cluster.local/ns/{space}/sa/cart") == "OK"
+    assert controller.certified(token, f"spiffe://cluster.local/ns/{space}/sa/till") == "PERMISSION_DENIED"
+    wait_until(lambda: [each for each in home.list("ConfigMap", space)], "the roots are published in the mesh", 20)
 
     # Istio's definitions come while it runs.
     home.install_definitions(*definitions)
@@ -145,7 +149,8 @@ def test_what_is_known_is_served_while_the_api_server_is_away(
 ) -> None:
     space = unique("shop")
     home.create(*shop(space, 2))
-    client.until(lambda: uid_of(space) in client.resources[ADDRESS])
+    host = f"{space}/cart.{space}.svc.cluster.local"
+    client.until(lambda: {uid_of(space), host} <= set(client.resources[ADDRESS]))
     known = set(client.resources[ADDRESS])
     home.kill_apiserver()
     home.kill_etcd()
@@ -208,6 +213,31 @@ def test_one_replica_leads_and_another_follows(home: ApiServer, tmp_path: Path) 
         other.kill()
         wait_until(leads[leader], "it leads again, when the other has been silent", 40)
         assert home.get("Lease", "nodeproxy-controller", HOME)["spec"]["leaseTransitions"] == spec["leaseTransitions"] + 1
+
+
+def test_it_waits_for_an_api_server_that_comes_later(home: ApiServer, tmp_path: Path, token: str) -> None:
+    kubeconfig = home.kubeconfig(home.token(HOME, "nodeproxy-controller"), "early")
+    home.kill_apiserver()
+    try:
+        with ControllerProcess(home, tmp_path, kubeconfig=kubeconfig) as controller:
+            wait_until(lambda: "nothing is known yet" in controller.log(), "it asks in vain", 40)
+            assert "the CA's key" in controller.pending()
+            home.start_apiserver()
+            controller.wait_ready()
+            with controller.client(token, "n1") as client:
+                client.wildcard()
+                client.until(lambda: uid_of(HOME, "agent") in client.resources[ADDRESS])
+            with ControllerProcess(home, tmp_path, kubeconfig=kubeconfig, name="b") as other:
+                other.kill()
+                other.port = controller.port
+                other.start()
+                assert other.process is not None
+                assert other.process.wait(40) == 1
+                assert f"--listen 127.0.0.1:{controller.port}: the address is in use" in other.log()
+    finally:
+        assert home.apiserver is not None
+        if home.apiserver.poll() is not None:
+            home.start_apiserver()
 
 
 def test_without_rights_it_says_what_to_apply(home: ApiServer, tmp_path: Path, unique: Unique) -> None:

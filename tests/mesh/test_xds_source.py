@@ -160,6 +160,16 @@ def test_token_root_and_certificates_change_under_traffic(mesh: ControlledCluste
         assert (agent.run_dir / "certificates" / "roots").read_bytes() == mesh.server.ca.roots_pem
 
 
+def test_it_ends_in_order(mesh: ControlledCluster) -> None:
+    agent = mesh.agents[0]
+    assert agent.process is not None
+    process = agent.process
+    agent.kill(signal.SIGTERM)
+    assert process.returncode == 0
+    assert "Traceback" not in agent.log()
+    agent.start()
+
+
 def test_a_new_pod_and_a_changed_identity(mesh: ControlledCluster) -> None:
     late = mesh.pod(0, "late")
     mesh.enrol(late)

@@ -66,6 +66,8 @@ def test_several_addresses():
             "--xds-address x:1: means nothing with source file",
         ),
         ({"xds_address": "x:1", "ca": "/ca", "ca_address": "x:2"}, "--ca-address x:2: there is a CA directory, too (--ca /ca)"),
+        ({"mesh": "/m", "ca": "/ca", "xds_on_demand": "on"}, "--xds-on-demand on: a mesh file is read as a whole"),
+        ({"xds_address": "x:1", "xds_on_demand": "perhaps"}, "--xds-on-demand perhaps: must be true or false"),
         ({"source": "dns"}, "--source dns: must be file or xds"),
         (
             {"xds_address": "http://x:1"},
@@ -127,6 +129,7 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path):
         "node": "n2",
         "source": "xds",
         "xds_address": "https://x:1,https://y:2",
+        "xds_on_demand": "true",
         "ca_address": "https://z:3",
         "xds_root_ca": "/roots",
         "ca_root_ca": "/roots-of-ca",
@@ -168,11 +171,19 @@ def test_istio_names_that_charts_set():
         "NETWORK": "n",
         "TRUST_DOMAIN": "td",
         "SECRET_TTL": "1h",
+        "XDS_ON_DEMAND": "true",
     }
     names |= {"POD_NAME": "p", "POD_NAMESPACE": "ns", "INSTANCE_IP": "10.0.0.1", "NODE_NAME": "n"}
     ours = {"xds_address": "https://istiod:15012", "ca_address": "https://ca:15012", "xds_root_ca": "/x", "ca_root_ca": "/c"}
     ours |= {"auth_token": "/t", "cluster_id": "c", "cluster_domain": "d", "network": "n", "trust_domain": "td"}
-    ours |= {"secret_ttl_s": "1h", "pod_name": "p", "pod_namespace": "ns", "pod_ip": "10.0.0.1", "node": "n"}
+    ours |= {
+        "xds_on_demand": "yes",
+        "secret_ttl_s": "1h",
+        "pod_name": "p",
+        "pod_namespace": "ns",
+        "pod_ip": "10.0.0.1",
+        "node": "n",
+    }
     assert load({}, names) == load(ours, {})
     environ = {"NODE_NAME": "n", "LOCAL_XDS_PATH": "/x", "LOG_FORMAT": "plain", "TERMINATION_GRACE_PERIOD_SECONDS": "60"}
     loaded = load({"ca": "/ca"}, environ)

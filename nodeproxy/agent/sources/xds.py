@@ -18,7 +18,6 @@ from typing import Protocol
 
 import grpc
 import grpc.aio
-import msgspec
 
 from nodeproxy.agent.sources.connection import SourceConnection
 from nodeproxy.agent.sources.xds_apply import Applier, Sink, XdsChange
@@ -38,8 +37,12 @@ from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
 METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 # As HBONE's connect timeout.
 CONNECT_TIMEOUT_S = 10.0
+# The controller waits for 30 s until it has read its cluster; who has not answered in twice that may be stuck, another may not.
+ANSWER_TIMEOUT_S = 60.0
 # A server that does not read what it is told for so long is no good; keep-alive finds only those that are dead.
 _SEND_TIMEOUT_S = 60.0
+# gRPC's servers take requests of 4 MiB where nobody has told them otherwise, istiod too: names and versions of 50,000 addresses.
+_ANY_SERVER_TAKES_BYTES = 4_000_000
 # Replies that wait to be sent.
 _MAX_WAITING = 16
 # How often the file of roots is compared with what the connection was checked by.
@@ -68,16 +71,19 @@ class Node(Sink, Protocol):
         """What the source said can't be used."""
 
 
-class Arrived(msgspec.Struct, frozen=True):
-    """What a response was about, after it was applied.  resources: names and aliases ("network/ip"); gone: what is not there (any
-    more), among it what was subscribed and does not exist."""
+class Listener(Protocol):
+    """Who subscribes on demand, and what it is told."""
 
-    resources: list[tuple[str, tuple[str, ...]]]
-    gone: tuple[str, ...]
+    async def arrived(self, keys: Iterable[str], gone: Iterable[str]) -> None:
+        """A response was applied.  keys: of what came.  gone: what is not there (any more), among it what was subscribed and does
+        not exist."""
+
+    def connected(self, connected: bool) -> None:
+        """A server is connected and has answered for every type, or it is not any more."""
 
 
 class XdsSource:
-    """One source.  With on_demand, addresses are watched by name: `subscribe`, `unsubscribe`, and `on_arrived` for what came."""
+    """One source.  With on_demand, addresses are watched by name: `subscribe` and kin, and `listener` is told what came."""
 
     def __init__(
         self,
@@ -89,7 +95,7 @@ class XdsSource:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.name = f"xds {control}"
-        self.on_arrived: Callable[[Arrived], None] | None = None
+        self.listener: Listener | None = None
         self._node = node
         self._control = control
         self._clock = clock
@@ -101,6 +107,8 @@ class XdsSource:
         self._sent = asyncio.Event()
         self._settled = False
         self._let_go_at = 0.0  # in the time of the loop
+        self._tells_known = True  # what is known of addresses, to a server that takes so much
+        self._told_bytes = 0  # in the request that has not been answered
         self._connected_at = 0.0  # in the time of the loop; 0.0: not connected
         self._address, self._since, self._error = str(control.current()), clock(), ""
         self._messages: Counter[str] = Counter()
@@ -110,13 +118,18 @@ class XdsSource:
     # ── on demand ──
 
     def subscribe(self, names: Iterable[str]) -> None:
-        """Watch these addresses, too: "network/ip", a workload's uid or a service's key.  `on_arrived` tells what comes of it."""
+        """Watch these addresses, too: "network/ip", a workload's uid or a service's key.  `listener` is told what comes of it."""
         self._client.subscribe(ADDRESS, names)
         self._to_send.set()
 
     def unsubscribe(self, names: Iterable[str]) -> None:
         """Watch these no more.  What is in the store of them stays there: the caller's to remove."""
         self._client.unsubscribe(ADDRESS, names)
+        self._to_send.set()
+
+    def ask_again(self, names: Iterable[str]) -> None:
+        """Have these, which are watched, answered once more."""
+        self._client.ask_again(ADDRESS, names)
         self._to_send.set()
 
     # ── what can be asked ──
@@ -177,8 +190,11 @@ class XdsSource:
             self._node.refuse(exc)
             return "state", str(exc)
         except TimeoutError:
-            return "timeout", f"no answer within {CONNECT_TIMEOUT_S:.0f} s, or nothing read within {_SEND_TIMEOUT_S:.0f} s"
+            return "timeout", f"it did not connect within {CONNECT_TIMEOUT_S:.0f} s, or not answer or read within a minute"
         except grpc.aio.AioRpcError as exc:
+            if exc.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and self._told_bytes > _ANY_SERVER_TAKES_BYTES:
+                self._tells_known = False
+                return "request_too_large", f"what is known of {ADDRESS} is not told from now on: {describe(exc)}"
             return _reason(exc), describe(exc)
 
     async def _follow(self, stream: _Stream, roots: bytes) -> tuple[str, str]:
@@ -187,6 +203,7 @@ class XdsSource:
         self._connected()
         self._client.open()
         self._applier.forget_gone()
+        self._told_bytes = 0
         return await _first(self._read(stream), self._send(stream), self._watch_trust(roots))
 
     async def _read(self, stream: _Stream) -> tuple[str, str]:
@@ -195,7 +212,8 @@ class XdsSource:
             while self._client.waiting > _MAX_WAITING:  # a server that does not read is not listened to either
                 self._sent.clear()
                 await self._sent.wait()
-            raw = await self._next(stream)
+            async with asyncio.timeout(None if self._client.all_answered else ANSWER_TIMEOUT_S):
+                raw = await self._next(stream)
             if not isinstance(raw, bytes):  # grpc.aio.EOF
                 return "complete", "the server ended the stream"
             response = Response(raw) if len(raw) < _LARGE_BYTES else await asyncio.to_thread(Response, raw)
@@ -230,19 +248,23 @@ class XdsSource:
             return
         self._messages[url] += 1
         self._bytes[url] += response.bytes
-        tell = self.on_arrived if url == ADDRESS and self._client.subscribed(url) is not None else None
+        by_name = self._client.subscribed(url) is not None
+        listener = self.listener if by_name else None
+        is_all = url == ADDRESS and not by_name and not self._tells_known and not self._client.answered(url)
         held = self._applier.holds
-        outcome = await self._applier.apply(response, tell_names=tell is not None)
+        outcome = await self._applier.apply(response, tell_names=listener is not None, is_all=is_all)
         if self._applier.holds and not held:
             self._let_go_at = asyncio.get_running_loop().time() + HOLD_S
+        self._told_bytes = 0  # it was taken, if it was all that was told
         self._client.reply(url, response.nonce, outcome.rejected, outcome.count)
         self._to_send.set()
         if self._client.all_answered:
             if url == ADDRESS and self._applier.holds:
                 await self._applier.let_go()
             await self._settle()
-        if tell is not None:
-            tell(Arrived(outcome.arrived, outcome.removed))
+        if listener is not None:
+            await listener.arrived(outcome.arrived, outcome.removed)
+            listener.connected(self.connected)
 
     async def _settle(self) -> None:
         """Everything has been answered once: the node can serve by it."""
@@ -253,7 +275,11 @@ class XdsSource:
 
     async def _begin_due(self) -> None:
         while (type_url := self._client.due()) is not None:
-            self._client.begin(type_url, await self._node.reading(partial(_encode_known, type_url)))
+            told = b""
+            if type_url != ADDRESS or self._tells_known:
+                told = await self._node.reading(partial(_encode_known, type_url))
+            self._told_bytes = len(told)
+            self._client.begin(type_url, told)
             self._to_send.set()
 
     async def _send(self, stream: _Stream) -> tuple[str, str]:
@@ -290,6 +316,8 @@ class XdsSource:
         if self._connected_at:
             self._since = self._clock()
         self._connected_at, self._error = 0.0, error
+        if self.listener is not None:
+            self.listener.connected(False)
         self._address = str(self._control.current())
 
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol, TypeVar
 
 import msgspec
 
 from nodeproxy.agent.sources.change import Change
-from nodeproxy.agent.sources.xds_kept import version_meta
+from nodeproxy.agent.sources.xds_kept import known, version_meta
 from nodeproxy.agent.sources.xds_rejected import RejectedResources
 from nodeproxy.errors import ResourceError, UnstorableError
 from nodeproxy.model.delta import Delta, PodSpec
@@ -72,13 +73,12 @@ class XdsChange:
 class Outcome(msgspec.Struct):
     """What has become of a response.  rejected: the first few; count: how many in all.
 
-    arrived: names of what was applied, each with what else it is called; removed: what is not there (any more).  Both only if
-    they were wanted.
+    arrived: names of what was applied; removed: what is not there (any more).  Both only if they were wanted.
     """
 
     rejected: list[Rejected] = []
     count: int = 0
-    arrived: list[tuple[str, tuple[str, ...]]] = []
+    arrived: list[str] = []
     removed: tuple[str, ...] = ()
 
 
@@ -103,6 +103,10 @@ class _Batch:
     def remove(self, name: str) -> None:
         self.removed.append(name)
         self.versions[name] = None
+
+    def move(self, name: str, to: _Batch) -> None:
+        """What came under this name goes with another batch."""
+        to.put(name, self.resources.pop(name), self.versions.pop(name), 0)
 
     def change(self) -> XdsChange:
         resources = self.resources.values()
@@ -159,8 +163,11 @@ class Applier:
                 batch = _Batch(AUTHORIZATION)
         await self._write(batch, Outcome())
 
-    async def apply(self, response: Response, *, tell_names: bool = False) -> Outcome:
-        """Apply what can be used.  tell_names: fill `arrived` and `removed`.  Raises StateError if nothing can be written."""
+    async def apply(self, response: Response, *, tell_names: bool = False, is_all: bool = False) -> Outcome:
+        """Apply what can be used.  Raises StateError if nothing can be written.
+
+        tell_names: fill `arrived` and `removed`.  is_all: what is not in it is gone, as the server was not told what was there.
+        """
         outcome = Outcome()
         self._roots = frozenset()
         # Policies of one response belong together, as soon as there is anybody whom they hold for.
@@ -170,15 +177,19 @@ class Applier:
             and self._sink.view().counts()["workloads"] > 0
         )
         batch = _Batch(response.type_url)
+        # On demand a connection waits for a service, and must not find it without the endpoints that came with it.
+        services = _Batch(response.type_url)
         given: set[str] = set()
         turn_bytes = 0
         for index, resource in enumerate(response.resources(), 1):
             name = self._take(resource, batch, outcome)
             self._gone.pop(name, None)
-            if response.removed:
+            if response.removed or is_all:
                 given.add(name)
-            if tell_names and name in batch.resources and not isinstance(resource, ResourceError):
-                outcome.arrived.append((name, tuple(resource.aliases)))
+            if tell_names and name in batch.resources:
+                outcome.arrived.append(name)
+                if isinstance(batch.resources[name], Service):
+                    batch.move(name, services)
             turn_bytes += 0 if isinstance(resource, ResourceError) else len(resource.resource.value)
             if index % MAX_BATCH == 0 or turn_bytes >= MAX_BATCH_BYTES:
                 turn_bytes = 0
@@ -186,7 +197,13 @@ class Applier:
             if batch.is_full() and not at_once:
                 await self._write(batch, outcome)
                 batch = _Batch(response.type_url)
-        for name in response.removed:
+        if services.versions:
+            await self._write(batch, outcome)
+            batch = services
+        removed: Iterable[str] = response.removed
+        if is_all:
+            removed = await self._sink.reading(partial(_not_given, response.type_url, given))
+        for name in removed:
             self._rejected.clear(response.type_url, name)
             # What is both given and removed stays, as with ztunnel.
             if name in given or not 0 < len(name.encode()) <= MAX_NAME_BYTES:
@@ -261,6 +278,10 @@ class Applier:
         outcome.count += 1
         if len(outcome.rejected) < MAX_NAMED:
             outcome.rejected.append(rejected)
+
+
+def _not_given(type_url: str, given: set[str], state: StateWriter) -> list[str]:
+    return [name for name, _ in known(state, type_url) if name not in given]
 
 
 def _decode(type_url: str, resource: discovery_pb2.Resource) -> Workload | Service | Policy:

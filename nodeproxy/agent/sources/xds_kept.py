@@ -13,6 +13,7 @@ from itertools import islice
 
 from nodeproxy.agent.remembered import SOURCE
 from nodeproxy.agent.sources import mesh_index
+from nodeproxy.model.delta import Delta
 from nodeproxy.state.store import Meta, StateWriter
 from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
 
@@ -53,3 +54,17 @@ def taking_over(state: StateWriter, source: str) -> Iterator[Meta]:
                 yield dict.fromkeys([prefix + name for name in names])
     # Last, so that an agent which dies on the way begins again.
     yield {SOURCE: source.encode(), mesh_index.META: None}  # what is known of a mesh file's pieces is void
+
+
+class DemandChange:
+    """As `Change`: what asking on demand answers and lets go of.  The versions of what goes are forgotten with it."""
+
+    pods = None
+
+    def __init__(self, delta: Delta) -> None:
+        self._delta = delta
+
+    async def write(self, state: StateWriter, meta: Meta) -> None:
+        """As `Change`."""
+        gone = (*self._delta.removed_workloads, *self._delta.removed_services)
+        state.apply(self._delta, {**meta, **dict(version_meta(ADDRESS, name, None) for name in gone)})

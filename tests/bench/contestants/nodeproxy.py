@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,8 +31,8 @@ class TreeAgent(Agent):
 
     def start(self, wait: bool = True) -> None:
         node = self.cluster.lab.nodes[self.number]
-        argv = [sys.executable, "-m", self.module, "run", "--node", self.name, "--mesh", str(self.mesh)]
-        argv += ["--ca", str(self.cluster.ca), "--instance", self.instance, "--cgroup-root", str(self.cluster.cgroup)]
+        argv = [sys.executable, "-m", self.module, "run", "--node", self.name, *self.source]
+        argv += ["--instance", self.instance, "--cgroup-root", str(self.cluster.cgroup)]
         argv += ["--run-dir", str(self.run_dir), "--log-format", "json", "--grace-s", "6", *self.arguments]
         environment = {**os.environ, "PYTHONPATH": str(self.tree)}
         with self.log_path.open("ab") as log:
@@ -39,6 +40,10 @@ class TreeAgent(Agent):
             self.process = node.popen(argv, cwd=self.tree, env=environment, **options)
         if wait:
             self.wait_ready()
+
+    def forget_state(self) -> None:
+        """What an earlier one has kept is gone; while none runs."""
+        shutil.rmtree(self.run_dir, ignore_errors=True)
 
     def end(self) -> None:
         """SIGKILL, so that it takes no time; its pins stay."""

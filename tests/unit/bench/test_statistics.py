@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.bench.statistics import Summary, ratio, ratios, summary
+from tests.bench.statistics import Summary, percentile, ratio, ratios, summary
 
 
 def test_few_samples_have_extremes_many_have_quartiles() -> None:
@@ -26,3 +26,9 @@ def test_a_slow_round_of_the_machine_does_not_show_in_a_ratio() -> None:
     found = ratio(ours, theirs)
     assert found is not None
     assert (found.median, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_a_percentile_is_one_of_the_values() -> None:
+    values = [float(number) for number in range(100, 0, -1)]
+    assert [percentile(values, part) for part in (0, 50, 99, 100)] == [1.0, 50.0, 99.0, 100.0]
+    assert percentile([7.0], 99) == 7.0

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from nodeproxy.controller import ads
+from nodeproxy.controller import ads, xds_stream
 from nodeproxy.controller.ads import Metadata
 from nodeproxy.errors import CallerError
 from nodeproxy.model.delta import Delta
@@ -16,7 +16,7 @@ from nodeproxy.model.policy import Action, Policy, PolicyScope
 from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
 from tests.unit.state.builders import pod, service
 from tests.xds_client import XdsClient, channel
-from tests.xds_service import Somebody, XdsServer
+from tests.xds_service import Somebody, XdsServer, wait_until
 
 POLICY = Policy(name="p", namespace="ns", scope=PolicyScope.NAMESPACE, action=Action.DENY)
 
@@ -82,7 +82,7 @@ def test_ztunnel_on_demand(server: XdsServer, connection: grpc.Channel) -> None:
 
 def test_who_makes_it_work_has_to_wait(connection: grpc.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("MIN_WORK_S", 0.0), ("REST", 1e6), ("MAX_REST_S", 0.1)):
-        monkeypatch.setattr(ads, name, value)
+        monkeypatch.setattr(xds_stream, name, value)
     began = time.monotonic()
     with XdsClient(connection, token="n1") as client:
         client.begin(ADDRESS, on_demand=True)
@@ -133,7 +133,7 @@ def test_nacks_and_pushes_are_counted(server: XdsServer, connection: grpc.Channe
         client.send(ADDRESS, ["none"])
         client.take()  # so the server has read all that was sent before
     assert server.metric("nacks_total", kind="address") == nacks + 1
-    assert server.metric("pushes_total", kind="address") == pushes + 3
+    wait_until(lambda: server.metric("pushes_total", kind="address") == pushes + 3)  # counted when it is written
     assert server.metric("ack_seconds_count", kind="address") == acks + 1
     assert server.metric("requests_passed_over_total", why="type") == 1
     assert server.metric("push_bytes_total", kind="address") > 0
@@ -177,13 +177,13 @@ def test_before_the_state_is_whole_nobody_is_answered(monkeypatch: pytest.Monkey
 
 
 def test_who_says_nothing_is_sent_away(monkeypatch: pytest.MonkeyPatch, connection: grpc.Channel) -> None:
-    monkeypatch.setattr(ads, "FIRST_REQUEST_WAIT_S", 0.05)
+    monkeypatch.setattr(xds_stream, "FIRST_REQUEST_WAIT_S", 0.05)
     with XdsClient(connection, token="n1") as client:
         assert client.ended().code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_who_does_not_acknowledge_is_sent_away(monkeypatch: pytest.MonkeyPatch, connection: grpc.Channel) -> None:
-    monkeypatch.setattr(ads, "ACK_WAIT_S", 0.05)
+    monkeypatch.setattr(xds_stream, "ACK_WAIT_S", 0.05)
     with XdsClient(connection, token="n1") as client:
         client.begin(ADDRESS)
         client.receive()
@@ -196,3 +196,32 @@ def test_a_client_that_ends_its_side_ends_the_stream(server: XdsServer, connecti
         client.take()
         client.finish()
         assert client.ended().code is grpc.StatusCode.OK
+
+
+def test_streams_begin_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xds_stream, "MAX_STARTING", 1)
+    with XdsServer() as server, channel(server.target) as connection:
+        with XdsClient(connection) as first, XdsClient(connection) as second:
+            first.begin(ADDRESS)
+            first.take()
+            second.wildcard()
+            with pytest.raises(TimeoutError):
+                second.receive(0.1)
+            first.begin(AUTHORIZATION)  # now all is said that it may have much to say of
+            second.take()
+            second.take()
+        monkeypatch.setattr(xds_stream, "STARTING_S", 0.1)
+        with XdsClient(connection) as first, XdsClient(connection) as second:
+            first.begin(ADDRESS)
+            first.take()
+            second.begin(ADDRESS)
+            second.take()
+
+
+def test_a_connection_ends_when_it_is_old() -> None:
+    options = {"grpc.max_connection_age_ms": 100, "grpc.max_connection_age_grace_ms": 50}
+    with XdsServer(options=options) as server, channel(server.target) as connection, XdsClient(connection) as client:
+        client.begin(ADDRESS)
+        client.take()
+        assert client.ended().code is grpc.StatusCode.UNAVAILABLE
+        wait_until(lambda: server.ads.streams == 0)

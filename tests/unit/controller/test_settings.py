@@ -51,7 +51,7 @@ def test_lists() -> None:
     [
         ("listen", "off", "is not ADDR:PORT"),
         ("node_accounts", "nodeproxy", "'nodeproxy' is not NAMESPACE/ACCOUNT"),
-        ("serving_names", "a,b c", "'b c' is no DNS name"),
+        ("serving_names", "a,b c", "'b c' is neither a DNS name nor an address"),
         ("serving_names", ",".join(f"n{n}" for n in range(65)), "at most 64"),
         ("ca_secret", "nodeproxy-ca", "is the controller's own"),
         ("trust_domain", "a/b", "a name has letters"),

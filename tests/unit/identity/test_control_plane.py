@@ -30,9 +30,9 @@ def test_servers_take_turns(tmp_path: Path) -> None:
 def test_root_and_token_are_read_each_time(tmp_path: Path) -> None:
     made = control(tmp_path)
     for text in ("one", "two"):
-        (tmp_path / "root").write_text(text)
+        (tmp_path / "root").write_text(f"-----BEGIN CERTIFICATE-----{text}")
         (tmp_path / "token").write_text(f"{text}\n")
-        assert made.roots() == text.encode()
+        assert made.roots().decode() == f"-----BEGIN CERTIFICATE-----{text}"
         assert made.metadata() == (("clusterid", "c"), ("authorization", f"Bearer {text}"))
 
 
@@ -48,6 +48,12 @@ def test_what_is_no_token(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "token").write_bytes(content)
     with pytest.raises(IdentityError, match="token"):
         control(tmp_path).metadata()
+
+
+def test_an_empty_file_of_roots_is_none(tmp_path: Path) -> None:
+    (tmp_path / "root").touch()
+    with pytest.raises(IdentityError, match="holds no certificate"):
+        control(tmp_path).roots()
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

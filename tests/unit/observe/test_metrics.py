@@ -15,6 +15,7 @@ from nodeproxy.model.reason import Reason
 from nodeproxy.observe.counters import Counters, Totals
 from nodeproxy.observe.labels import LABELS, tcp_labels
 from nodeproxy.observe.metrics import Metrics, StateStatistics
+from nodeproxy.observe.on_demand_metrics import OnDemandStatistics
 
 Make = Callable[..., Connection]
 PARSERS: dict[bool, Any] = {False: parse_text, True: parse_openmetrics}
@@ -74,6 +75,31 @@ def test_names_and_values_as_a_scraper_reads_them(openmetrics: bool, connection:
     }
     assert {key: value for key, value in found.items() if not key[0].startswith("process_")} == expected
     assert any(name == "process_resident_memory_bytes" for name, _ in found)
+
+
+@pytest.mark.parametrize("openmetrics", [False, True])
+def test_asking_on_demand(openmetrics: bool, connection: Make) -> None:
+    metrics = full(connection)
+    metrics.on_demand = lambda: OnDemandStatistics(
+        names={"present": 2, "absent": 3, "pending": 0},
+        asked=9,
+        asked_again=4,
+        answers={"present": 5, "absent": 6},
+        refused={"pace": 7},
+        let_go={"idle": 8},
+    )
+    found = samples(metrics, openmetrics)
+    assert {key: value for key, value in found.items() if key[0].startswith("nodeproxy_on_demand_")} == {
+        ("nodeproxy_on_demand_names", (("answer", "present"),)): 2,
+        ("nodeproxy_on_demand_names", (("answer", "absent"),)): 3,
+        ("nodeproxy_on_demand_names", (("answer", "pending"),)): 0,
+        ("nodeproxy_on_demand_asked_total", ()): 9,
+        ("nodeproxy_on_demand_asked_again_total", ()): 4,
+        ("nodeproxy_on_demand_answers_total", (("answer", "present"),)): 5,
+        ("nodeproxy_on_demand_answers_total", (("answer", "absent"),)): 6,
+        ("nodeproxy_on_demand_refused_total", (("reason", "pace"),)): 7,
+        ("nodeproxy_on_demand_let_go_total", (("reason", "idle"),)): 8,
+    }
 
 
 @pytest.mark.parametrize("openmetrics", [False, True])

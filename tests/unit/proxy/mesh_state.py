@@ -8,6 +8,7 @@ from nodeproxy.model.delta import Everything
 from nodeproxy.model.policy import Action, Match, Policy, PolicyScope
 from nodeproxy.proxy.certificates import Certificates
 from nodeproxy.proxy.context import Context
+from nodeproxy.proxy.waiting import Waiting
 from nodeproxy.state.balance import Balancer
 from nodeproxy.state.reader import StateReader
 from nodeproxy.state.store import StateWriter
@@ -32,6 +33,7 @@ class State:
     """The whole of it is what was `put` last."""
 
     def __init__(self, bench: Bench, path: Path) -> None:
+        self.asked: list[tuple[str, tuple[str, ...]]] = []  # of the agent
         self.writer = StateWriter(path)
         self.put()
         self.reader = StateReader(path)
@@ -43,6 +45,7 @@ class State:
             certificates=Certificates(),
             same_node_hbone=False,
             max_pod_connections=1000,
+            waiting=Waiting(bench.poller, lambda owner, names: self.asked.append((owner, names))),
         )
 
     def put(self, *policies: Policy, workloads: tuple[object, ...] = (CLIENT, SERVER, OTHER)) -> None:

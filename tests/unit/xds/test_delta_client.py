@@ -118,3 +118,57 @@ def test_on_demand_subscribes_to_nothing_and_then_by_name() -> None:
     state.reply(AUTHORIZATION, "n1")
     state.begin(ADDRESS)
     assert list(sent(state)[-1].resource_names_subscribe) == ["*", "/10.0.0.1"]
+
+
+def test_a_name_is_answered_once_more_after_it_was_let_go() -> None:
+    """istiod answers only for names that are new to it."""
+    state = client(on_demand=True)
+    state.subscribe(ADDRESS, ["/10.0.0.1"])
+    state.ask_again(ADDRESS, ["/10.0.0.1"])  # nobody was asked yet
+    state.begin(AUTHORIZATION)
+    state.reply(AUTHORIZATION, "n1")
+    state.begin(ADDRESS)
+    sent(state)
+    state.subscribe(ADDRESS, ["/10.0.0.2"])
+    state.ask_again(ADDRESS, ["/10.0.0.1", "/10.0.0.2", "never subscribed"])
+    first, second = sent(state)
+    assert list(first.resource_names_subscribe) == ["/10.0.0.2"]
+    assert list(first.resource_names_unsubscribe) == ["/10.0.0.1"]
+    assert list(second.resource_names_subscribe) == ["/10.0.0.1"]
+    assert not second.resource_names_unsubscribe
+    assert sent(state) == []
+    assert state.subscribed(ADDRESS) == {"/10.0.0.1", "/10.0.0.2"}
+
+
+def test_who_lets_go_and_comes_back_at_once_is_answered() -> None:
+    state = client(on_demand=True)
+    state.subscribe(ADDRESS, ["/10.0.0.1"])
+    state.begin(AUTHORIZATION)
+    state.reply(AUTHORIZATION, "n1")
+    state.begin(ADDRESS)
+    sent(state)
+    state.unsubscribe(ADDRESS, ["/10.0.0.1"])
+    state.subscribe(ADDRESS, ["/10.0.0.1"])
+    first, second = sent(state)
+    assert list(first.resource_names_unsubscribe) == ["/10.0.0.1"]
+    assert list(second.resource_names_subscribe) == ["/10.0.0.1"]
+    state.ask_again(ADDRESS, ["/10.0.0.1"])
+    state.unsubscribe(ADDRESS, ["/10.0.0.1"])
+    (request,) = sent(state)
+    assert list(request.resource_names_unsubscribe) == ["/10.0.0.1"]
+    assert state.subscribed(ADDRESS) == set()
+
+
+def test_what_comes_while_a_request_is_sent_is_sent_next() -> None:
+    state = client(on_demand=True)
+    state.begin(AUTHORIZATION)
+    state.reply(AUTHORIZATION, "n1")
+    state.begin(ADDRESS)
+    sent(state)
+    state.subscribe(ADDRESS, ["/10.0.0.1"])
+    requests = state.take()
+    next(requests)
+    state.subscribe(ADDRESS, ["/10.0.0.2"])
+    assert list(requests) == []
+    (request,) = sent(state)
+    assert list(request.resource_names_subscribe) == ["/10.0.0.2"]

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-from nodeproxy.agent.sources import xds
+from nodeproxy.agent.sources import xds, xds_apply
+from nodeproxy.agent.sources.change import Change
 from nodeproxy.proto import discovery_pb2
+from nodeproxy.proto.workload_pb2 import PortList, Service
 from nodeproxy.xds import backoff
 from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
 from tests.unit.agent.sources.xds_agent import control, following, until
@@ -231,6 +233,45 @@ def test_too_large_a_message(tmp_path: Path, server: ControlPlaneServer, monkeyp
     asyncio.run(scenario())
 
 
+def test_a_server_that_cannot_be_told_what_is_known(
+    tmp_path: Path, server: ControlPlaneServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As istiod, which takes 4 MiB.  Then its first answer is all that there is."""
+
+    async def scenario() -> None:
+        server.put(*(pod(f"p{number}", f"10.0.0.{number}") for number in range(20)), policy("p"))
+        server.max_request_bytes = 500
+        async with following(tmp_path / "s", control(server.start())) as (agent, source):
+            await until(lambda: agent.settled, "both types are answered")
+            for number in range(5, 20):
+                del server.resources[ADDRESS][f"Kubernetes//Pod/ns/p{number}"]  # nobody is told
+            server.end_streams()
+            await until(lambda: source.statistics().terminations.get("request_too_large"), "it was too much")
+            await until(lambda: source.connected, "it is back")
+            assert not server.requests(ADDRESS)[0].initial_resource_versions
+            assert agent.view().counts() == {"workloads": 5, "services": 0, "policies": 1}
+            server.put(pod("late", "10.0.0.30"))
+            await until(lambda: agent.view().counts()["workloads"] == 6, "later answers are changes")
+
+    monkeypatch.setattr(xds, "_ANY_SERVER_TAKES_BYTES", 500)
+    asyncio.run(scenario())
+
+
+def test_a_server_that_is_stuck_is_left(tmp_path: Path, server: ControlPlaneServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        stuck = ControlPlaneServer()
+        stuck.resources.clear()  # it knows no type
+        try:
+            async with following(tmp_path / "s", control(stuck.start(), server.start())) as (agent, source):
+                await until(lambda: agent.settled, "the other one answers")
+                assert source.statistics().terminations == {"timeout": 1}
+        finally:
+            stuck.stop()
+
+    monkeypatch.setattr(xds, "ANSWER_TIMEOUT_S", 0.2)
+    asyncio.run(scenario())
+
+
 def test_the_next_address_is_tried_and_the_state_stays(tmp_path: Path, server: ControlPlaneServer) -> None:
     async def scenario() -> None:
         second = ControlPlaneServer()
@@ -306,21 +347,66 @@ def test_a_source_that_flaps_is_asked_less_and_less(
     assert waits == [min(0.01 * 2**count, 15.0) for count in range(15)]
 
 
+class Listener:
+    def __init__(self) -> None:
+        self.told: list[tuple[list[str], list[str]]] = []
+        self.connections: list[bool] = []
+
+    async def arrived(self, keys: Iterable[str], gone: Iterable[str]) -> None:
+        self.told.append((list(keys), list(gone)))
+
+    def connected(self, connected: bool) -> None:
+        if self.connections[-1:] != [connected]:
+            self.connections.append(connected)
+
+
 def test_on_demand(tmp_path: Path, server: ControlPlaneServer) -> None:
     async def scenario() -> None:
-        arrived: list[xds.Arrived] = []
+        listener = Listener()
         server.put(pod("a", "10.0.0.1"), pod("b", "10.0.0.2"), policy("p"))
         async with following(tmp_path / "s", control(server.start()), on_demand=True) as (agent, source):
-            source.on_arrived = arrived.append
+            source.listener = listener
             await until(lambda: agent.settled, "both types are answered")
             assert agent.view().counts() == {"workloads": 0, "services": 0, "policies": 1}
             source.subscribe(["/10.0.0.1", "/10.0.0.9"])
             await until(lambda: agent.view().workload_at("", "10.0.0.1"), "it has come")
-            await until(lambda: len(arrived) == 2, "it was told")
-            assert arrived[1] == xds.Arrived([("Kubernetes//Pod/ns/a", ("/10.0.0.1",))], ("/10.0.0.9",))
+            await until(lambda: len(listener.told) == 2, "it was told")
+            assert listener.told[1] == (["Kubernetes//Pod/ns/a"], ["/10.0.0.9"])
+            source.ask_again(["/10.0.0.9"])
+            await until(lambda: len(listener.told) == 4, "it was answered once more, and that it was let go before")
+            assert sorted(listener.told[2:]) == [([], []), ([], ["/10.0.0.9"])]
             server.remove(ADDRESS, "Kubernetes//Pod/ns/a")
-            await until(lambda: len(arrived) == 3, "it was told")
-            assert arrived[2] == xds.Arrived([], ("Kubernetes//Pod/ns/a",))
+            await until(lambda: len(listener.told) == 5, "it was told")
+            assert listener.told[4] == ([], ["Kubernetes//Pod/ns/a"])
             assert agent.view().counts()["workloads"] == 0
+            assert listener.connections == [True]
+            server.end_streams()
+            await until(lambda: listener.connections == [True, False, True], "it came back")
 
+    asyncio.run(scenario())
+
+
+def test_on_demand_a_service_is_not_there_before_its_endpoints(
+    tmp_path: Path, server: ControlPlaneServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with following(tmp_path / "s", control(server.start()), on_demand=True) as (agent, source):
+            source.listener = Listener()
+            await until(lambda: agent.settled, "both types are answered")
+            endpoints = [pod(f"e{number}", f"10.0.1.{number}", services={"ns/web.svc": PortList()}) for number in range(20)]
+            server.put(Service(name="web", namespace="ns", hostname="web.svc"), *endpoints)
+            counts = []
+            apply = agent.apply
+
+            async def applied(change: Change) -> None:
+                await apply(change)
+                if agent.view().service("ns/web.svc") is not None:
+                    counts.append(agent.view().count_endpoints("ns/web.svc"))
+
+            monkeypatch.setattr(agent, "apply", applied)
+            source.subscribe(["ns/web.svc", *(f"/10.0.1.{number}" for number in range(20))])
+            await until(lambda: counts, "it has come")
+            assert counts[0] == 20
+
+    monkeypatch.setattr(xds_apply, "MAX_BATCH", 3)
     asyncio.run(scenario())

@@ -1,0 +1,104 @@
+"""`why`, asked of a running agent.  On demand, what it hangs on is asked for first, as for a connection, and it says so.
+
+Invariant: it waits for the source a bounded time, and asks it on an account of its own.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+
+import msgspec
+
+from nodeproxy.agent.node import Node
+from nodeproxy.agent.on_demand import OnDemand
+from nodeproxy.config import SameNode
+from nodeproxy.decide.demand import Unanswered
+from nodeproxy.decide.trace import Trace, note
+from nodeproxy.errors import ConfigError
+from nodeproxy.observe.explain import Explanation, explain, find_workload
+from nodeproxy.state.view import View
+from nodeproxy.wire.hbone import parse_authority
+
+# An address, a service's waypoint, that one's own service, as a worker waits for them, and the names at both ends.
+_MAX_ROUNDS = 6
+
+
+async def explain_now(node: Node, source: str, destination: str) -> Explanation:
+    """What would become of a connection.  Raises ConfigError as `explain` does."""
+    on_demand = node.on_demand
+    if on_demand is None:
+        return _explain(node, source, destination, None)
+    asked: Trace = []
+    await _ask(node, on_demand, _names_of_source(source), asked)
+    await _ask(node, on_demand, _names_of_destination(node.view(), source, destination, node.cluster_domain), asked)
+    for _ in range(_MAX_ROUNDS):
+        found = _explain(node, source, destination, set())
+        if not isinstance(found.refusal, Unanswered) or not await _ask(node, on_demand, found.refusal.names, asked):
+            break
+    return msgspec.structs.replace(found, steps=(*asked, *found.steps))
+
+
+def _explain(node: Node, source: str, destination: str, names: set[str] | None) -> Explanation:
+    return explain(
+        node.view(),
+        node.balancer,
+        source,
+        destination,
+        node.enrolment.pods.__contains__,
+        same_node_hbone=node.same_node is SameNode.HBONE,
+        direct=node.direct.hindrance,
+        names=names,
+    )
+
+
+async def _ask(node: Node, on_demand: OnDemand, names: tuple[str, ...], asked: Trace) -> bool:
+    """Whether the source has answered for all of them; those that it was asked for already are not asked again."""
+    unknown = tuple([name for name in names if not on_demand.is_answered(name)])
+    if not unknown:
+        return bool(names)
+    began = time.monotonic()
+    refusal = await on_demand.ask(unknown)
+    view = node.view()
+    took = f"within {(time.monotonic() - began) * 1000:.0f} ms"
+    nobody = [name for name in unknown if view.is_absent(name)]
+    said = refusal or (f"nobody, it said {took}" if nobody == list(unknown) else f"it said so {took}")
+    note(asked, f"who has {', '.join(unknown)}?", f"the source was asked: {said}")
+    return not refusal
+
+
+def _names_of_source(source: str) -> tuple[str, ...]:
+    """What a source on another node may be asked for by."""
+    if "//" in source:
+        return (source,)
+    return (f"/{source}",) if _is_ip(source) else ()
+
+
+def _names_of_destination(view: View, source: str, destination: str, domain: str) -> tuple[str, ...]:
+    """What a destination that is given by a name may be asked for by; an address is asked for where it is decided about."""
+    parsed = parse_authority(destination)
+    host = parsed[0] if parsed is not None else destination
+    if "//" in destination:
+        return (destination.rpartition(":")[0] if destination.rpartition(":")[2].isdigit() else destination,)
+    if _is_ip(host) or "/" in host:
+        return ()
+    try:
+        namespace = find_workload(view, source).namespace
+    except ConfigError:
+        return ()  # which `explain` will say
+    labels = host.split(".")
+    if len(labels) == 1:
+        names = [f"{namespace}/{host}.{namespace}.svc.{domain}"]
+    elif len(labels) == 2:
+        names = [f"{labels[1]}/{host}.svc.{domain}"]
+    else:
+        names = [f"{labels[1]}/{host}"] if labels[2] == "svc" else []
+    return (*names, f"{namespace}/{host}")
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
