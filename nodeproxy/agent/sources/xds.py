@@ -28,6 +28,7 @@ from nodeproxy.identity.control_plane import ControlPlane, describe
 from nodeproxy.model.delta import Delta
 from nodeproxy.observe.xds_metrics import XdsStatistics
 from nodeproxy.proto import discovery_pb2
+from nodeproxy.state.layout import PARTIAL
 from nodeproxy.state.store import StateWriter
 from nodeproxy.xds.backoff import Backoff
 from nodeproxy.xds.delta_client import DeltaClient, Rejected, encode_known
@@ -174,6 +175,9 @@ class XdsSource:
         """Versions of another source are not this one's."""
         for meta in await self._node.reading(lambda state: list(taking_over(state, self.name))):
             await self._node.apply(XdsChange(Delta(), meta))
+        if not self._node.has_last_state:
+            # Addresses come in pieces: one that is not there yet must not be taken for one outside the mesh.
+            await self._node.apply(XdsChange(Delta(), {PARTIAL: b"1"}))
 
     async def _attempt(self) -> tuple[str, str]:
         """Connect and follow, until that ends; the reason, and what to tell people."""

@@ -8,6 +8,8 @@ import pytest
 
 from nodeproxy.agent.sources import xds, xds_apply
 from nodeproxy.agent.sources.change import Change
+from nodeproxy.model.delta import Delta
+from nodeproxy.model.workload import Workload
 from nodeproxy.proto import discovery_pb2
 from nodeproxy.proto.workload_pb2 import PortList, Service
 from nodeproxy.xds import backoff
@@ -156,6 +158,30 @@ def test_a_policy_goes_after_the_addresses_that_follow_it(
             monkeypatch.setattr(xds, "HOLD_S", 0.01)
             server.remove(AUTHORIZATION, "ns/q")
             await until(lambda: agent.view().policy("ns/q") is None, "it goes, though no address follows")
+
+    asyncio.run(scenario())
+
+
+def test_the_first_state_is_none_until_it_is_whole(tmp_path: Path, server: ControlPlaneServer) -> None:
+    async def scenario() -> None:
+        server.put(pod("a", "10.0.0.1"))
+        server.silent.add(ADDRESS)
+        url = server.start()
+        async with following(tmp_path / "s", control(url)) as (agent, _):
+            await until(lambda: server.requests(ADDRESS), "policies are answered")
+            server.put(pod("b", "10.0.0.2"), push=False)
+            agent.state.apply(Delta(workloads=(Workload(uid="c", name="c", namespace="ns"),)))  # as a piece of the answer
+            assert agent.view().is_incomplete
+        async with following(tmp_path / "s", control(url)) as (agent, _):
+            assert agent.view().is_incomplete
+            epoch = agent.view().epoch
+            server.silent.clear()
+            server.end_streams()
+            await until(lambda: agent.settled, "both types are answered")
+            assert not agent.view().is_incomplete
+            assert agent.view().epoch > epoch
+        async with following(tmp_path / "s", control(url)) as (agent, _):
+            assert not agent.view().is_incomplete
 
     asyncio.run(scenario())
 
