@@ -103,7 +103,8 @@ def read_manifests(file: str, content: bytes, namespace: str = "default") -> lis
         mark = getattr(exc, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         problem = getattr(exc, "problem", None) or str(exc).splitlines()[0]
-        raise ConfigError(f"{file}{line}: no YAML: {problem}; mend it") from exc
+        advice = "give what `helm template` makes of it" if b"{{" in content else "mend it"
+        raise ConfigError(f"{file}{line}: no YAML: {problem}; {advice}") from exc
     except RecursionError as exc:
         raise ConfigError(f"{file}: nested too deeply; no resource of Kubernetes is") from exc
     return found

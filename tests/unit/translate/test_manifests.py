@@ -75,6 +75,7 @@ def test_null_is_nothing():
     ("text", "words"),
     [
         ("a: [", "no YAML"),
+        ("kind: {{ .Values.kind }}", "give what `helm template` makes of it"),
         ("- 1", "f.yaml:1: a resource must be a map"),
         ("kind: Pod", "needs apiVersion"),
         ("apiVersion: v1", "needs kind"),
