@@ -27,6 +27,7 @@ from nodeproxy.state.layout import (
     DATA_FILE,
     MAP_SIZE_BYTES,
     MAX_KEY_BYTES,
+    PARTIAL,
     PRESENT,
     SCHEMA,
     Environment,
@@ -288,6 +289,8 @@ class _Change:
                 self._meta |= self._txn.delete(key, db=table)
             elif self._txn.get(key, db=table) != value:
                 self._meta |= self._txn.put(key, value, db=table)
+            if name == PARTIAL and self._meta:
+                self.touched.tell_all()  # what is unknown means something else from here on
 
     def _put(self, table: Table, resource: msgspec.Struct) -> None:
         name = table.key(resource)

@@ -4,7 +4,8 @@ Invariants: what can be used of a response is applied, the rest is told; policie
 `MAX_POLICIES_BYTES` of them, so that none is missing while another has gone; of addresses, what comes is written before what
 goes, so that one which changes its owner is never nobody's.  A policy that can't be understood keeps its last good form or,
 without one, has a stand-in (`nodeproxy.xds.decode.stand_in`).  Where the store has no room, nothing more of a response is
-written: to go on with what is smaller could remove a policy whose successor did not fit.
+written: to go on with what is smaller could remove a policy whose successor did not fit.  A policy that has gone stays until
+`let_go`: workloads list it that are to list its successor, and are told of on their own.
 """
 
 from __future__ import annotations
@@ -140,6 +141,27 @@ class Applier:
         self._sink = sink
         self._rejected = rejected
         self._roots: frozenset[str] = frozenset()  # namespaces of global policies
+        self._gone: dict[str, None] = {}  # policies that are to be removed
+
+    @property
+    def holds(self) -> bool:
+        """Whether there are policies to let go."""
+        return bool(self._gone)
+
+    def forget_gone(self) -> None:
+        """A new stream begins: the server tells again what has gone."""
+        self._gone.clear()
+
+    async def let_go(self) -> None:
+        """Remove the policies that have gone.  Raises StateError."""
+        gone, self._gone = self._gone, {}
+        batch = _Batch(AUTHORIZATION)
+        for name in gone:
+            batch.remove(name)
+            if batch.is_full():  # without it, less is denied, and by those that stay no more is allowed than before
+                await self._write(batch, Outcome())
+                batch = _Batch(AUTHORIZATION)
+        await self._write(batch, Outcome())
 
     async def apply(self, response: Response, *, tell_names: bool = False, is_all: bool = False) -> Outcome:
         """Apply what can be used.  Raises StateError if nothing can be written.
@@ -161,6 +183,7 @@ class Applier:
         turn_bytes = 0
         for index, resource in enumerate(response.resources(), 1):
             name = self._take(resource, batch, outcome)
+            self._gone.pop(name, None)
             if response.removed or is_all:
                 given.add(name)
             if tell_names and name in batch.resources:
@@ -183,8 +206,12 @@ class Applier:
         for name in removed:
             self._rejected.clear(response.type_url, name)
             # What is both given and removed stays, as with ztunnel.
-            if name not in given and 0 < len(name.encode()) <= MAX_NAME_BYTES:
-                batch.remove(name)
+            if name in given or not 0 < len(name.encode()) <= MAX_NAME_BYTES:
+                continue
+            if response.type_url == AUTHORIZATION:
+                self._gone[name] = None
+                continue
+            batch.remove(name)
             if batch.is_full() and not at_once:
                 await self._write(batch, outcome)
                 batch = _Batch(response.type_url)
@@ -217,7 +244,7 @@ class Applier:
         too_long = len(name.encode()) > MAX_NAME_BYTES or len(namespace.encode()) > MAX_NAMESPACE_BYTES
         if not slash or not rest or "/" in rest or too_long:
             return  # it is no policy's name, so nobody can have meant a policy by it
-        before = self._sink.view().policy(name)
+        before = None if name in self._gone else self._sink.view().policy(name)
         if before is None or before.stands_in:
             # Without a version: what the server has is not known here, and is to be sent again.
             batch.put(name, stand_in(name, raw, error, is_root=self._is_root(namespace)), None, len(raw or b""))

@@ -282,7 +282,7 @@ def test_a_damaged_store_is_made_anew(tmp_path: Path, damage: str) -> None:
         os.truncate(data, 8192 if damage == "truncated" else 0)
     again = StateWriter(tmp_path)
     assert damage == "empty" or "damaged" in again.rebuilt
-    assert again.reader().view().is_empty
+    assert again.reader().view().is_incomplete
     again.replace(EVERYTHING)
     assert again.reader().view().workload("web") == WEB
     again.close()
@@ -300,7 +300,7 @@ def test_a_store_of_another_version_is_made_anew_and_not_read(tmp_path: Path) ->
     writer.close()
     again = StateWriter(tmp_path)
     assert "version" in again.rebuilt
-    assert again.reader().view().is_empty
+    assert again.reader().view().is_incomplete
     again.close()
 
 
@@ -321,7 +321,7 @@ def test_a_full_map_refuses_the_change_whole(tmp_path: Path) -> None:
 def test_a_key_that_cannot_be_stored_refuses_the_change_whole(writer: StateWriter, uid: str) -> None:
     with pytest.raises(StateError, match="empty or above 511 bytes"):
         writer.apply(Delta(workloads=(WEB, Workload(uid=uid, name="x", namespace="ns"))))
-    assert writer.reader().view().is_empty
+    assert writer.reader().view().is_incomplete
     writer.apply(Delta(removed_workloads=(uid,)))
 
 
