@@ -1,40 +1,43 @@
-"""What `nodeproxy run` is told, and by whom: command line over environment over configuration file over default.
+"""What `nodeproxy run` is told; how, says `settings`.
 
-Invariants: each setting has one name (`run_dir` is `--run-dir`, `NODEPROXY_RUN_DIR` and the file's key `run-dir`), a wrong or
-unknown one is an error that names the source which gave it, and nothing is half applied.  It must not know what settings are used
-for, nor how a command line is parsed.
+Invariant: what was given fits together, or nothing of it is used.  It must not know what settings are used for.
 """
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nodeproxy.errors import ConfigError
+from nodeproxy.settings import Address as Address
+from nodeproxy.settings import (
+    Given,
+    Reader,
+    Settings,
+    read_address_or_off,
+    read_log_format,
+    read_name,
+    read_number,
+    read_path,
+    read_path_or_off,
+)
+from nodeproxy.settings import LogFormat as LogFormat
+from nodeproxy.settings import address as address
 
-ENVIRONMENT_PREFIX = "NODEPROXY_"
 RUN_ROOT = Path("/run/nodeproxy")
 # A cluster's DNS label has 63 characters; what is left is room for the names that are made of it (pins, cgroups, sockets).
 INSTANCE = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 # More than this many interpreters on one node say that something is mistaken; it is also what the kernel's maps have room for.
 MAX_WORKERS = 16
 MAX_GRACE_S = 86_400
-# A configuration file has some 15 lines; the limit is for a mistake such as naming the mesh file.
-MAX_FILE_BYTES = 1 << 20
 # Before it is killed, a pod's container has grace_s; the agent needs the last of them to end its workers and to write its state.
 DRAIN_RESERVE_S = 5
-
-# Read by this program's other parts, not settings of `run`: the client's token, and the file that settings stand in.
-_OTHER_VARIABLES = frozenset({"NODEPROXY_ADMIN_TOKEN", "NODEPROXY_CONFIG"})
-# Kubernetes sets such variables in every pod of a namespace with a Service whose name begins with "nodeproxy".
-_SERVICE_LINK = re.compile(r"NODEPROXY_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 
 
 # What charts of Istio name the metadata that a node's proxy tells of itself.
@@ -52,29 +55,11 @@ class Source(StrEnum):
     XDS = "xds"
 
 
-class LogFormat(StrEnum):
-    """How log lines are written."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
 class SameNode(StrEnum):
     """How two pods of this node reach one another."""
 
     DIRECT = "direct"
     HBONE = "hbone"
-
-
-class Address(NamedTuple):
-    """Where to listen or connect: a host without brackets, and a port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        """As it is written: "127.0.0.1:15000" or "[::1]:15000"."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class Upstream(NamedTuple):
@@ -162,12 +147,8 @@ class RunConfig:
 
 def load(flags: Mapping[str, str | None], environ: Mapping[str, str], config_path: Path | None = None) -> RunConfig:
     """Put the settings together.  flags: by field name, None is not given.  Raises ConfigError."""
-    if config_path is None and environ.get("NODEPROXY_CONFIG"):
-        config_path = Path(environ["NODEPROXY_CONFIG"])
-    given = {} if config_path is None else _from_file(config_path)
-    given |= _from_environment(environ)
-    given |= {name: _Given(value, f"--{_dashed(name)} {value}") for name, value in flags.items() if value is not None}
-    settings: dict[str, Any] = {name: _READERS[name](value) for name, value in given.items()}
+    given = _SETTINGS.gather(flags, environ, config_path)
+    settings = _SETTINGS.read(given)
     _settle_source(settings, given)
     settings["metadata"] = tuple(
         sorted(
@@ -176,13 +157,13 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str], config_pat
     )
     for name in (field.name for field in fields(RunConfig) if field.default is MISSING):
         if name not in settings:
-            raise _missing(name)
+            raise _SETTINGS.missing(name)
     settings.setdefault("workers", min(2, max(len(os.sched_getaffinity(0)), 1)))
     settings.setdefault("run_dir", RUN_ROOT / settings.get("instance", "default"))
     return RunConfig(**settings)
 
 
-def _settle_source(settings: dict[str, Any], given: Mapping[str, _Given]) -> None:
+def _settle_source(settings: dict[str, Any], given: Mapping[str, Given]) -> None:
     """Where state and certificates come from, so that what was given fits together.  Raises ConfigError."""
     if "source" not in settings:
         if "mesh" in given and "xds_address" in given:
@@ -193,40 +174,15 @@ def _settle_source(settings: dict[str, Any], given: Mapping[str, _Given]) -> Non
     if other in given:
         raise given[other].wrong(f"means nothing with source {settings['source']}; leave it out, or change the source")
     if needed not in given:
-        raise _missing(needed)
+        raise _SETTINGS.missing(needed)
     if settings.get("xds_on_demand") and not is_xds:
         raise given["xds_on_demand"].wrong("a mesh file is read as a whole; leave it out, or change the source")
     if "ca" in given and "ca_address" in given:
         raise given["ca_address"].wrong(f"there is a CA directory, too ({given['ca'].source}); give one of them")
     if "ca" not in given and "ca_address" not in given:
         if not is_xds:
-            raise _missing("ca")
+            raise _SETTINGS.missing("ca")
         settings["ca_address"] = settings["xds_address"]
-
-
-def _missing(name: str) -> ConfigError:
-    variables = " or ".join(_variables(name))
-    return ConfigError(f"{name} is not set: give --{_dashed(name)}, {variables}, or {_dashed(name)!r} in the --config file")
-
-
-def address(text: str) -> Address:
-    """ADDR:PORT or [V6]:PORT, the address an IP or a host's name.  Raises ConfigError."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) <= 65535:
-        raise ConfigError(f"{text!r} is not ADDR:PORT with a port from 1 to 65535")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-        if ":" not in host:
-            raise ConfigError(f"{text!r}: only IPv6 addresses stand in brackets")
-    elif ":" in host:
-        raise ConfigError(f"{text!r}: write an IPv6 address in brackets, [::1]:{port}")
-    elif re.fullmatch(r"[A-Za-z][A-Za-z0-9.-]*", host):
-        return Address(host, int(port))
-    try:
-        return Address(str(ipaddress.ip_address(host)), int(port))
-    except ValueError:
-        advice = f"for all addresses write 0.0.0.0:{port} or [::]:{port}" if not host else "write it like 127.0.0.1:15000"
-        raise ConfigError(f"{text!r} has no valid address; {advice}") from None
 
 
 def instance_name(text: str) -> str:
@@ -236,135 +192,42 @@ def instance_name(text: str) -> str:
     return text
 
 
-class _Given(NamedTuple):
-    """What a source says of a setting.  source: for errors; base: what a relative path is relative to."""
-
-    text: str
-    source: str
-    base: Path = Path()
-
-    def wrong(self, reason: str) -> ConfigError:
-        return ConfigError(f"{self.source}: {reason}")
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
-    """What the environment says; a variable that is empty counts as not set, as charts render absent values."""
-    known = {variable: name for name in _READERS for variable in _variables(name)}
-    for variable in environ:
-        if variable.startswith(ENVIRONMENT_PREFIX) and not (
-            variable in known or variable in _OTHER_VARIABLES or _SERVICE_LINK.fullmatch(variable)
-        ):
-            close = _closest(variable.removeprefix(ENVIRONMENT_PREFIX).lower())
-            advice = f"did you mean {ENVIRONMENT_PREFIX}{close.upper()}?" if close else "unset it"
-            raise ConfigError(f"{variable}: there is no such setting; {advice}")
-    found: dict[str, _Given] = {}
-    for variable, name in known.items():
-        if environ.get(variable):
-            found.setdefault(name, _Given(environ[variable], f"{variable}={environ[variable]}"))
-    return found
-
-
-def _from_file(path: Path) -> dict[str, _Given]:
-    import yaml  # here: 20 ms that most commands need not pay
-
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as exc:
-        raise ConfigError(f"{path}: can't be read: {exc.strerror}") from exc
-    if len(content) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB; is it a configuration file?")
-    try:
-        root = yaml.compose(content, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as exc:
-        mark = getattr(exc, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{path}{where}: not YAML: {getattr(exc, 'problem', None) or exc}; mend the syntax") from exc
-    if root is None:
-        return {}
-    if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(f"{path}:{root.start_mark.line + 1}: must be a map of settings, such as `node: node-1`")
-    found: dict[str, _Given] = {}
-    for key, value in root.value:
-        where = f"{path}:{key.start_mark.line + 1}"
-        name = str(key.value).replace("-", "_") if isinstance(key, yaml.ScalarNode) else ""
-        if name not in _READERS:
-            close = _closest(name)
-            advice = f"did you mean {_dashed(close)}?" if close else "remove it"
-            raise ConfigError(f"{where}: there is no setting {str(key.value)!r}; {advice}")
-        if name in found:
-            raise ConfigError(f"{where}: {key.value} is there twice; remove one")
-        if not isinstance(value, yaml.ScalarNode):
-            raise ConfigError(f"{where}: {key.value} must be a single value")
-        if value.tag != "tag:yaml.org,2002:null":
-            found[name] = _Given(value.value, f"{where}: {key.value}: {value.value}", path.absolute().parent)
-    return found
-
-
-def _closest(name: str) -> str:
-    """The setting that was probably meant, or ""."""
-    return next(iter(difflib.get_close_matches(name, _READERS, n=1)), "")
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def _variables(name: str) -> tuple[str, ...]:
-    """The environment variables of a setting, ours first."""
-    return (ENVIRONMENT_PREFIX + name.upper(), *_ISTIO_VARIABLES.get(name, ()))
-
-
-def _node(given: _Given) -> str:
+def _node(given: Given) -> str:
     # RFC 1123, section 2.1: a name's labels have letters, digits and '-'; Kubernetes joins them with '.', 253 in all.
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", given.text):
         raise given.wrong("a node's name has letters, digits, '-' and '.'")
     return given.text
 
 
-def _path(given: _Given) -> Path:
-    return Path(os.path.normpath((given.base / given.text).absolute()))
-
-
-def _instance(given: _Given) -> str:
+def _instance(given: Given) -> str:
     try:
         return instance_name(given.text)
     except ConfigError as exc:
         raise given.wrong(str(exc)) from exc
 
 
-def _address_or_off(given: _Given) -> Address | None:
-    # YAML takes a bare `off` for a boolean, but its text is kept.
-    if given.text.lower() == "off":
-        return None
-    try:
-        return address(given.text)
-    except ConfigError as exc:
-        raise given.wrong(f"{exc}, nor 'off'") from exc
-
-
-def _address_text(given: _Given) -> str:
+def _address_text(given: Given) -> str:
     try:
         return str(ipaddress.ip_address(given.text))
     except ValueError:
         raise given.wrong("is no IP address") from None
 
 
-def _source(given: _Given) -> Source:
+def _source(given: Given) -> Source:
     try:
         return Source(given.text.lower())
     except ValueError:
         raise given.wrong("must be file or xds") from None
 
 
-def _upstreams(given: _Given) -> tuple[Upstream, ...]:
+def _upstreams(given: Given) -> tuple[Upstream, ...]:
     found = tuple(_upstream(given, text.strip()) for text in given.text.split(","))
     if len(found) > MAX_UPSTREAMS:
         raise given.wrong(f"{len(found)} addresses; at most {MAX_UPSTREAMS}")
     return found
 
 
-def _upstream(given: _Given, text: str) -> Upstream:
+def _upstream(given: Given, text: str) -> Upstream:
     scheme, separator, rest = text.rpartition("://")
     if separator and scheme not in ("https", "http"):
         raise given.wrong(f"{text!r}: must be https://HOST:PORT, or http://127.0.0.1:PORT on this machine")
@@ -384,11 +247,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _path_or_off(given: _Given) -> Path | None:
-    return None if given.text.lower() == "off" else _path(given)
-
-
-def _yes_or_no(given: _Given) -> bool:
+def _yes_or_no(given: Given) -> bool:
     # YAML's words for it, and those of Istio's charts.
     try:
         return {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}[given.text.lower()]
@@ -396,7 +255,7 @@ def _yes_or_no(given: _Given) -> bool:
         raise given.wrong("must be true or false") from None
 
 
-def _duration_s(given: _Given) -> int:
+def _duration_s(given: Given) -> int:
     """Seconds, or Go's way to write a duration: "24h", "1h30m"."""
     text = given.text
     if text.isascii() and text.isdigit():
@@ -410,67 +269,42 @@ def _duration_s(given: _Given) -> int:
     return seconds
 
 
-def _name(given: _Given) -> str:
-    # RFC 1123, section 2.1, and the underscore of trust domains; what is told to a control plane is no place for surprises.
-    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", given.text):
-        raise given.wrong("a name has letters, digits, '-', '_' and '.'")
-    return given.text
-
-
-def _log_format(given: _Given) -> LogFormat:
-    # "plain" is Istio's word for text.
-    text = {"plain": "text"}.get(given.text.lower(), given.text.lower())
-    try:
-        return LogFormat(text)
-    except ValueError:
-        raise given.wrong("must be text or json") from None
-
-
-def _same_node(given: _Given) -> SameNode:
+def _same_node(given: Given) -> SameNode:
     try:
         return SameNode(given.text.lower())
     except ValueError:
         raise given.wrong("must be direct or hbone") from None
 
 
-def _number(low: int, high: int) -> Callable[[_Given], int]:
-    def read(given: _Given) -> int:
-        if not given.text.isascii() or not given.text.isdigit() or not low <= int(given.text) <= high:
-            raise given.wrong(f"must be a number from {low} to {high}")
-        return int(given.text)
-
-    return read
-
-
-_READERS: dict[str, Callable[[_Given], Any]] = {
+_READERS: dict[str, Reader] = {
     "node": _node,
     "source": _source,
-    "mesh": _path,
-    "ca": _path,
+    "mesh": read_path,
+    "ca": read_path,
     "xds_address": _upstreams,
     "xds_on_demand": _yes_or_no,
     "ca_address": _upstreams,
-    "xds_root_ca": _path,
-    "ca_root_ca": _path,
-    "auth_token": _path_or_off,
-    "cluster_id": _name,
-    "cluster_domain": _name,
-    "network": _name,
-    "trust_domain": _name,
+    "xds_root_ca": read_path,
+    "ca_root_ca": read_path,
+    "auth_token": read_path_or_off,
+    "cluster_id": read_name,
+    "cluster_domain": read_name,
+    "network": read_name,
+    "trust_domain": read_name,
     "secret_ttl_s": _duration_s,
-    "pod_name": _name,
-    "pod_namespace": _name,
+    "pod_name": read_name,
+    "pod_namespace": read_name,
     "pod_ip": _address_text,
     "instance": _instance,
-    "cgroup_root": _path,
-    "admin": _address_or_off,
-    "metrics": _address_or_off,
-    "ready": _address_or_off,
-    "workers": _number(1, MAX_WORKERS),
+    "cgroup_root": read_path,
+    "admin": read_address_or_off,
+    "metrics": read_address_or_off,
+    "ready": read_address_or_off,
+    "workers": read_number(1, MAX_WORKERS),
     "same_node": _same_node,
-    "run_dir": _path,
-    "log_format": _log_format,
-    "grace_s": _number(1, MAX_GRACE_S),
+    "run_dir": read_path,
+    "log_format": read_log_format,
+    "grace_s": read_number(1, MAX_GRACE_S),
 }
 # What charts of Istio set for ztunnel; ours win over them.
 _ISTIO_VARIABLES: dict[str, tuple[str, ...]] = {
@@ -493,3 +327,4 @@ _ISTIO_VARIABLES: dict[str, tuple[str, ...]] = {
     "log_format": ("LOG_FORMAT",),
     "grace_s": ("TERMINATION_GRACE_PERIOD_SECONDS",),
 }
+_SETTINGS = Settings(_READERS, _ISTIO_VARIABLES)

@@ -6,9 +6,12 @@
     ├── KernelError            a bpf(2), netlink or namespace call failed
     ├── EnrolmentError         one pod could not be steered; the others are not touched
     ├── SourceError            the source of the state does not answer, or what reads it died: it is asked again
+    ├── ClusterError           the Kubernetes API server refuses, fails or is not reached; `status` says which
+    │   └── OversizedAnswerError  it said more than is read into memory
     ├── ResourceError          one resource that a source sent can't be used; `reason` names how, the others are not touched
     ├── StateError             the state's store is damaged, full or held by somebody else
     ├── IdentityError          a certificate or key can't be made, read or trusted
+    ├── CallerError            who asks the controller for something does not get it; `reason` names why
     └── ProtocolError          a peer broke a protocol; `reason` names how
 
 An expected refusal (a policy says no, no endpoint is there) is a value, `nodeproxy.model.reason.Refusal`; exceptions are for
@@ -55,6 +58,22 @@ class SourceError(NodeproxyError):
     """The source of the state can't be read, through no fault of what it says; the last good state stays in use."""
 
 
+class ClusterError(NodeproxyError):
+    """The Kubernetes API server did not do what it was asked for.
+
+    status: of its HTTP answer, 0 if it was not reached or broke off.  retry_after_s: how long it asks to be left alone, or None.
+    """
+
+    def __init__(self, message: str, status: int = 0, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class OversizedAnswerError(ClusterError):
+    """The API server's answer, or one line of a stream, is larger than is read into memory."""
+
+
 class ResourceError(NodeproxyError):
     """A resource that a source sent can't be understood or can't be kept: the control plane's to mend.
 
@@ -68,6 +87,19 @@ class ResourceError(NodeproxyError):
 
 class IdentityError(NodeproxyError):
     """A certificate, key or root can't be made, read or trusted."""
+
+
+class CallerError(NodeproxyError):
+    """Who calls the controller is not who it says, may not have what it asks for, or can't be answered now.
+
+    reason: what it is called in metric and log.  code: the name of the gRPC status to answer with, as "UNAUTHENTICATED".
+    The text is for the caller: it holds nothing that only others may know.
+    """
+
+    def __init__(self, reason: str, message: str, code: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.code = code
 
 
 class ProtocolError(NodeproxyError):

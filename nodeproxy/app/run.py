@@ -17,6 +17,7 @@ from nodeproxy.agent.admin import Admin
 from nodeproxy.agent.endpoints import Endpoints
 from nodeproxy.agent.node import Node
 from nodeproxy.agent.sources.mesh_watch import MeshFile
+from nodeproxy.app.process import set_up_grpc, set_up_logging
 from nodeproxy.config import RunConfig
 from nodeproxy.errors import ConfigError, NodeproxyError, PrivilegeError, SourceError, StateError
 from nodeproxy.identity.certificate import CertificateAuthority
@@ -35,8 +36,8 @@ STORE = "state"
 
 def run(config: RunConfig) -> int:
     """Serve until SIGTERM or SIGINT.  Raises what makes a start impossible; returns the exit status."""
-    _set_up_logging(config.log_format)
-    _set_up_grpc()
+    set_up_logging(config.log_format)
+    set_up_grpc()
     _require_privileges()
     lock = _own_run_dir(config.run_dir, config.instance)
     authority, kept = _authority(config)
@@ -190,28 +191,3 @@ def _own_run_dir(run_dir: Path, instance: str) -> int:
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
-
-
-def _set_up_logging(log_format: str) -> None:
-    if log_format == "json":
-        text = '{"time":"%(asctime)s","level":"%(levelname)s","scope":"%(name)s","message":%(quoted)s}'
-        logging.basicConfig(level=logging.INFO, format=text)
-        for handler in logging.getLogger().handlers:
-            handler.addFilter(_quote)
-    else:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s\t%(levelname)s\t%(name)s\t%(message)s")
-
-
-def _set_up_grpc() -> None:
-    """What gRPC reads when it is imported, if it is."""
-    # It would write lines of its own between ours, about what we tell anyway.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # Its handlers for fork(2) abort a child now and then before exec [measured: 7% under traffic]; no child of ours uses it.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-
-
-def _quote(record: logging.LogRecord) -> bool:
-    import json  # noqa: PLC0415 - only for this format
-
-    record.quoted = json.dumps(record.getMessage())
-    return True

@@ -5,7 +5,21 @@ from __future__ import annotations
 import click
 
 from nodeproxy import __version__
-from nodeproxy.cli import ca, check, connections, demo, enrolment, run, status, uninstall, version, why
+from nodeproxy.cli import (
+    analyze,
+    ca,
+    check,
+    compile,
+    connections,
+    controller,
+    demo,
+    enrolment,
+    run,
+    status,
+    uninstall,
+    version,
+    why,
+)
 from nodeproxy.cli.options import Group
 
 
@@ -31,7 +45,10 @@ for _command in (
     why.why,
     enrolment.enrol,
     enrolment.leave,
+    compile.compile_,
+    analyze.analyze,
     uninstall.uninstall,
+    controller.controller,
     version.version,
 ):
     nodeproxy.add_command(_command)

@@ -113,7 +113,7 @@ class LocalCA:
                 f"{identity} is not of this CA's trust domain {self.trust_domain}: the workload's trustDomain must be the CA's"
             )
         key = pki.new_key()
-        leaf = pki.make_leaf(identity, key, self.signing_root, self.key, self._clock(), lifetime_s)
+        leaf = pki.make_leaf(identity, key.public_key(), self.signing_root, self.key, self._clock(), lifetime_s)
         return IssuedCertificate(
             identity=identity,
             chain_pem=pki.certificate_pem(leaf) + self._cross_pem,

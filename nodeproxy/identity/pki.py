@@ -1,4 +1,4 @@
-"""Makes the X.509 that the local CA signs, and checks what an operator hands in as a root.
+"""Makes the X.509 that our CAs sign, and checks what an operator hands in as a root or an intermediate.
 
 Profile: ECDSA P-256; a workload's certificate has an empty subject, one critical URI SAN and both extended key usages (it is a
 server's and a client's at once).  It must not know files, directories or the current time: both come in as arguments.
@@ -6,6 +6,7 @@ server's and a client's at once).  It must not know files, directories or the cu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
@@ -19,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from nodeproxy.errors import IdentityError
 
 SigningKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 # Two nodes' clocks may differ: without this a peer whose clock is behind refuses a new certificate as "not yet valid".  Two
 # minutes is what istiod allows; NTP holds clocks within milliseconds, a resumed virtual machine may be behind by a minute until
@@ -37,6 +39,7 @@ _LEAF_USAGE = x509.KeyUsage(
     key_cert_sign=False, crl_sign=False, encipher_only=False, decipher_only=False,
 )  # fmt: skip
 _LEAF_EXTENDED_USAGE = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
+_SERVING_EXTENDED_USAGE = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
 _LEAF_CONSTRAINTS = x509.BasicConstraints(ca=False, path_length=None)
 
 
@@ -129,14 +132,33 @@ def authority_key_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdent
 
 
 def make_leaf(
-    identity: str,
-    key: ec.EllipticCurvePrivateKey,
+    identity: str, key: PublicKey, issuer: x509.Certificate, issuer_key: SigningKey, now_s: float, lifetime_s: float
+) -> x509.Certificate:
+    """A workload's certificate of its public key: valid from a little before `now_s` to `lifetime_s` after it.
+
+    Never longer than its issuer; IdentityError if that has ended.
+    """
+    name = x509.UniformResourceIdentifier(identity)
+    return _end_entity([name], _LEAF_EXTENDED_USAGE, key, issuer, issuer_key, now_s, lifetime_s)
+
+
+def make_serving(
+    dns_names: Sequence[str], key: PublicKey, issuer: x509.Certificate, issuer_key: SigningKey, now_s: float, lifetime_s: float
+) -> x509.Certificate:
+    """A server's certificate for DNS names (ASCII), which no workload's can be taken for: it has no URI.  See `make_leaf`."""
+    names = [x509.DNSName(name) for name in dns_names]
+    return _end_entity(names, _SERVING_EXTENDED_USAGE, key, issuer, issuer_key, now_s, lifetime_s)
+
+
+def _end_entity(
+    names: Sequence[x509.GeneralName],
+    usage: x509.ExtendedKeyUsage,
+    key: PublicKey,
     issuer: x509.Certificate,
     issuer_key: SigningKey,
     now_s: float,
     lifetime_s: float,
 ) -> x509.Certificate:
-    """A workload's certificate: valid from a little before `now_s` to `lifetime_s` after it, never longer than its issuer."""
     begin = max(datetime.fromtimestamp(int(now_s - CLOCK_SKEW_S), UTC), issuer.not_valid_before_utc)
     end = min(datetime.fromtimestamp(int(now_s + lifetime_s), UTC), issuer.not_valid_after_utc)
     if end <= datetime.fromtimestamp(now_s, UTC):
@@ -144,11 +166,11 @@ def make_leaf(
             f"the root certificate ended on {issuer.not_valid_after_utc:%Y-%m-%d}: make a new one (rotation.rotate)"
         )
     return (
-        x509.CertificateBuilder(issuer.subject, x509.Name([]), key.public_key(), x509.random_serial_number(), begin, end)
-        .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)]), critical=True)
+        x509.CertificateBuilder(issuer.subject, x509.Name([]), key, x509.random_serial_number(), begin, end)
+        .add_extension(x509.SubjectAlternativeName(names), critical=True)
         .add_extension(_LEAF_CONSTRAINTS, critical=True)
         .add_extension(_LEAF_USAGE, critical=True)
-        .add_extension(_LEAF_EXTENDED_USAGE, critical=False)
+        .add_extension(usage, critical=False)
         .add_extension(authority_key_identifier(issuer), critical=False)
         .sign(issuer_key, hashes.SHA256())
     )
@@ -158,7 +180,7 @@ def parse_roots(pem: bytes, source: str) -> list[x509.Certificate]:
     """The certificates of a bundle, at least one; IdentityError names `source`."""
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError as exc:
+    except (ValueError, x509.InvalidVersion) as exc:
         raise IdentityError(f"{source} holds no PEM certificate that can be read ({exc})") from exc
 
 
@@ -181,28 +203,45 @@ def parse_key(pem: bytes, source: str) -> SigningKey:
 
 def check_root(root: x509.Certificate, key: SigningKey, now_s: float) -> None:
     """IdentityError unless `root` is a self-signed CA certificate of `key`, valid now."""
+    check_issuer(root, key, now_s, "root certificate")
+    if not self_signed(root):
+        raise IdentityError("the root certificate is not self-signed: an intermediate can't be a root that peers trust")
+
+
+def check_issuer(certificate: x509.Certificate, key: SigningKey, now_s: float, what: str) -> None:
+    """IdentityError, naming it as `what`, unless `certificate` is a CA's, of `key`, valid now."""
     try:
-        constraints = root.extensions.get_extension_for_class(x509.BasicConstraints).value
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
     except x509.ExtensionNotFound:
-        raise IdentityError("the root certificate is not a CA: it has no basic constraints") from None
+        raise IdentityError(f"the {what} is not a CA: it has no basic constraints") from None
     if not constraints.ca:
-        raise IdentityError("the root certificate is not a CA: its basic constraints say CA:FALSE")
+        raise IdentityError(f"the {what} is not a CA: its basic constraints say CA:FALSE")
     try:
-        signs = root.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+        signs = certificate.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
     except x509.ExtensionNotFound:
         signs = True  # RFC 5280, section 4.2.1.3: without the extension any use is allowed
     if not signs:
-        raise IdentityError("the root certificate may not sign certificates: its key usage lacks keyCertSign")
-    try:
-        root.verify_directly_issued_by(root)
-    except (ValueError, TypeError, InvalidSignature) as exc:
-        raise IdentityError("the root certificate is not self-signed: an intermediate can't be a root that peers trust") from exc
-    if not same_key(root, key):
-        raise IdentityError("the private key does not belong to the root certificate")
+        raise IdentityError(f"the {what} may not sign certificates: its key usage lacks keyCertSign")
+    if not same_key(certificate, key):
+        raise IdentityError(f"the private key does not belong to the {what}")
     now = datetime.fromtimestamp(now_s, UTC)
-    if now >= root.not_valid_after_utc:
-        raise IdentityError(f"the root certificate expired on {root.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
-    if now < root.not_valid_before_utc:
+    if now >= certificate.not_valid_after_utc:
+        raise IdentityError(f"the {what} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
+    if now < certificate.not_valid_before_utc:
         raise IdentityError(
-            f"the root certificate is not valid before {root.not_valid_before_utc:%Y-%m-%d %H:%M} UTC: is the clock right?"
+            f"the {what} is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC: is the clock right?"
         )
+
+
+def self_signed(certificate: x509.Certificate) -> bool:
+    """Whether the certificate vouches for itself, as a root does."""
+    return issued_by(certificate, certificate)
+
+
+def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether `issuer`'s name and key stand behind the certificate."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True

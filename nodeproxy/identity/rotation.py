@@ -1,4 +1,4 @@
-"""A new root for a CA directory, without a connection failing.
+"""A new root for a CA, without a connection failing: for a CA directory whole, and what the controller's CA needs of it.
 
 The new root's key is also *cross-signed* by the old root, and workloads send that certificate after their own.  So a peer that
 trusts only the old root follows leaf → cross → old root, one that trusts only the new root follows leaf → new root, and nodes may
@@ -18,26 +18,42 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography import x509
 
-from nodeproxy.errors import ConfigError
+from nodeproxy.errors import ConfigError, IdentityError
 from nodeproxy.identity import pki
 from nodeproxy.identity.local_ca import CROSS_FILE, KEY_FILE, ROOTS_FILE, LocalCA, write_file
+
+
+class Successor(NamedTuple):
+    """The root to come.  cross: its key, vouched for by the root before."""
+
+    root: x509.Certificate
+    key: pki.SigningKey
+    cross: x509.Certificate
+
+
+def successor(trust_domain: str, root: x509.Certificate, key: pki.SigningKey, now_s: float) -> Successor:
+    """A new root after `root`; IdentityError if that may vouch for none."""
+    constraints = root.extensions.get_extension_for_class(x509.BasicConstraints).value
+    if constraints.path_length == 0:
+        raise IdentityError("the root may sign no other CA (path length 0), so nothing can vouch for a new one")
+    new_key = pki.new_key()
+    new_root = pki.make_root(new_key, trust_domain, now_s)
+    return Successor(new_root, new_key, pki.cross_sign(new_root, new_key, root, key))
 
 
 def rotate(directory: Path, *, clock: Callable[[], float] = time.time) -> str:
     """Make a new root that signs from now on, with all roots trusted; returns its name."""
     ca = LocalCA.open(directory, clock=clock)
-    constraints = ca.signing_root.extensions.get_extension_for_class(x509.BasicConstraints).value
-    if constraints.path_length == 0:
+    try:
+        root, key, cross = successor(ca.trust_domain, ca.signing_root, ca.key, clock())
+    except IdentityError as exc:
         raise ConfigError(
-            f"the root in {directory} may sign no other CA (path length 0), so nothing can vouch for a new one: "
-            f"make a new CA directory and add both roots to {ROOTS_FILE} on all nodes first"
-        )
-    key = pki.new_key()
-    root = pki.make_root(key, ca.trust_domain, clock())
-    cross = pki.cross_sign(root, key, ca.signing_root, ca.key)
+            f"{directory}: {exc}: make a new CA directory and add both roots to {ROOTS_FILE} on all nodes first"
+        ) from exc
     try:
         write_file(directory / ROOTS_FILE, pki.certificate_pem(root) + ca.roots_pem, 0o644)
         write_file(directory / CROSS_FILE, pki.certificate_pem(cross), 0o644)

@@ -10,7 +10,7 @@ Knows nothing of policies, workloads or sockets in use.
 from __future__ import annotations
 
 import ipaddress
-from socket import AF_INET, AF_INET6, inet_pton
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 from nodeproxy.errors import ConfigError
 
@@ -26,6 +26,12 @@ def canonical_ip(text: str) -> str:
     Raises ValueError if it is no address.
     """
     if ":" not in text:
+        try:
+            # A tenth of what `ipaddress` takes, for nearly all addresses that come here.
+            if inet_ntop(AF_INET, inet_pton(AF_INET, text)) == text:
+                return text
+        except (OSError, ValueError):
+            pass  # told by `ipaddress`
         return str(ipaddress.IPv4Address(text))
     address = ipaddress.IPv6Address(text.partition("%")[0])
     return str(address.ipv4_mapped or address)

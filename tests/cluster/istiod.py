@@ -53,6 +53,7 @@ class Istiod:
         environment = {
             "PATH": os.environ["PATH"],
             "PILOT_ENABLE_AMBIENT": "true",
+            "AMBIENT_ENABLE_DRY_RUN_AUTHORIZATION_POLICY": "true",  # else it leaves such policies out
             "CA_TRUSTED_NODE_ACCOUNTS": f"{NAMESPACE}/{NODE_AGENT}",
             "POD_NAMESPACE": NAMESPACE,
             "POD_NAME": "istiod-0",

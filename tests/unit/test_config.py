@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeproxy import config
+from nodeproxy import settings
 from nodeproxy.config import Address, LogFormat, RunConfig, SameNode, Source, Upstream, address, load
 from nodeproxy.errors import ConfigError
 
@@ -268,7 +268,7 @@ def test_a_file_that_is_not_there_or_is_something_else(tmp_path: Path):
     with pytest.raises(ConfigError, match="not YAML"):
         load(FLAGS, {}, written(tmp_path, "\x00"))
     large = written(tmp_path, "")
-    os.truncate(large, config.MAX_FILE_BYTES + 1)
+    os.truncate(large, settings.MAX_FILE_BYTES + 1)
     with pytest.raises(ConfigError, match="larger than 1 MiB; is it a configuration file"):
         load(FLAGS, {}, large)
 

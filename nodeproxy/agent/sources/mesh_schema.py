@@ -296,7 +296,8 @@ def _match(node: Node) -> Match:
         ("serviceAccounts", "service_accounts", _service_account),
         ("sourceIps", "source_ips", _cidr),
         ("destinationIps", "destination_ips", _cidr),
-        ("destinationPorts", "destination_ports", lambda item: item.integer(1, MAX_PORT)),
+        # Istio takes 0, to which nobody connects.
+        ("destinationPorts", "destination_ports", lambda item: item.integer(0, MAX_PORT)),
     )
     for name, attribute, read in readers:
         found[attribute] = tuple(read(item) for item in fields.items(name, of=f"an item of {name}"))

@@ -41,8 +41,8 @@ def test_every_help_ends_with_examples_that_parse(path: tuple[str, ...], command
     assert isinstance(command, Command)
     assert result.out.rstrip().endswith(command.examples[-1])
     assert any(f"nodeproxy {' '.join(path)}" in example for example in command.examples)
-    if path not in {("run",), ("demo",), ("check",)}:
-        assert "--output [text|json]" in result.out
+    if path not in {("run",), ("controller", "run"), ("demo",), ("check",)}:
+        assert f"--output [{'yaml' if path == ('compile',) else 'text'}|json]" in result.out
 
 
 def test_every_command_and_option_is_explained():
@@ -53,7 +53,7 @@ def test_every_command_and_option_is_explained():
 
 
 def test_the_json_of_every_command_is_documented():
-    assert {" ".join(path) for path, _ in commands()} - {"run"} == set(examples())
+    assert {" ".join(path) for path, _ in commands()} - {"run", "controller run"} == set(examples())
 
 
 def test_run_has_an_option_for_each_setting():

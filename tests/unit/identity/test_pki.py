@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -37,7 +38,7 @@ def certificate(
 def test_the_profile_of_a_leaf() -> None:
     root_key = pki.new_key()
     root = pki.make_root(root_key, "cluster.local", NOW)
-    leaf = pki.make_leaf(IDENTITY, pki.new_key(), root, root_key, NOW, 3600.0)
+    leaf = pki.make_leaf(IDENTITY, pki.new_key().public_key(), root, root_key, NOW, 3600.0)
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     assert names.critical
     assert list(names.value) == [x509.UniformResourceIdentifier(IDENTITY)]
@@ -55,7 +56,7 @@ def test_the_profile_of_a_leaf() -> None:
 def test_an_independent_verifier_accepts_the_chain() -> None:
     root_key = pki.new_key()
     root = pki.make_root(root_key, "cluster.local", NOW)
-    leaf = pki.make_leaf(IDENTITY, pki.new_key(), root, root_key, NOW, 3600.0)
+    leaf = pki.make_leaf(IDENTITY, pki.new_key().public_key(), root, root_key, NOW, 3600.0)
     PolicyBuilder().store(Store([root])).build_client_verifier().verify(leaf, [])
 
 
@@ -63,7 +64,7 @@ def test_an_independent_verifier_follows_the_cross_certificate() -> None:
     old_key, new_key = pki.new_key(), pki.new_key()
     old, new = pki.make_root(old_key, "cluster.local", NOW), pki.make_root(new_key, "cluster.local", NOW)
     cross = pki.cross_sign(new, new_key, old, old_key)
-    leaf = pki.make_leaf(IDENTITY, pki.new_key(), new, new_key, NOW, 3600.0)
+    leaf = pki.make_leaf(IDENTITY, pki.new_key().public_key(), new, new_key, NOW, 3600.0)
     for trusted in (old, new):
         PolicyBuilder().store(Store([trusted])).build_client_verifier().verify(leaf, [cross])
 
@@ -71,10 +72,10 @@ def test_an_independent_verifier_follows_the_cross_certificate() -> None:
 def test_a_leaf_does_not_outlive_its_root() -> None:
     key = pki.new_key()
     root = certificate(key)
-    leaf = pki.make_leaf(IDENTITY, pki.new_key(), root, key, NOW, 1e7)
+    leaf = pki.make_leaf(IDENTITY, pki.new_key().public_key(), root, key, NOW, 1e7)
     assert leaf.not_valid_after_utc == root.not_valid_after_utc
     with pytest.raises(IdentityError, match="ended on"):
-        pki.make_leaf(IDENTITY, pki.new_key(), root, key, NOW + 2 * 86400, 3600.0)
+        pki.make_leaf(IDENTITY, pki.new_key().public_key(), root, key, NOW + 2 * 86400, 3600.0)
 
 
 def test_roots_of_one_trust_domain_differ_in_name() -> None:
@@ -117,6 +118,30 @@ def test_a_good_root_passes() -> None:
 def pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey, password: bytes = b"") -> bytes:
     encryption = BestAvailableEncryption(password) if password else NoEncryption()
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+
+
+def test_a_certificate_of_no_known_version() -> None:
+    """Which cryptography tells of by an error that is no ValueError."""
+    der = (
+        pki.make_root(pki.new_key(), "td", NOW)
+        .public_bytes(Encoding.DER)
+        .replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x42", 1)
+    )
+    text = b"-----BEGIN CERTIFICATE-----\n" + b64encode(der) + b"\n-----END CERTIFICATE-----\n"
+    with pytest.raises(IdentityError, match="no PEM certificate"):
+        pki.parse_roots(text, "root-cert.pem")
+
+
+def test_the_profile_of_a_serving_certificate() -> None:
+    key = pki.new_key()
+    root = pki.make_root(key, "cluster.local", NOW)
+    leaf = pki.make_serving(["a.svc", "b.svc"], pki.new_key().public_key(), root, key, NOW, 3600.0)
+    assert list(leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value) == [
+        x509.DNSName("a.svc"),
+        x509.DNSName("b.svc"),
+    ]
+    assert list(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [ExtendedKeyUsageOID.SERVER_AUTH]
+    PolicyBuilder().store(Store([root])).build_server_verifier(x509.DNSName("b.svc")).verify(leaf, [])
 
 
 def test_keys_that_can_not_sign_for_peers() -> None:

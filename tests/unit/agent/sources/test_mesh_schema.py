@@ -242,7 +242,7 @@ def test_scopes_and_empty_rules(scope: str, expected: PolicyScope) -> None:
     ("match", "error"),
     [
         ("{sourceIps: [10.0.0.0/33]}", "'10.0.0.0/33' is not a CIDR block"),
-        ("{destinationPorts: [0]}", "an item of destinationPorts must be a number from 1 to 65535"),
+        ("{destinationPorts: [65536]}", "an item of destinationPorts must be a number from 0 to 65535"),
         ("{principals: [web]}", "an item of principals must say how to compare; write {exact: TEXT}"),
         ("{principals: [{exact: a, prefix: b}]}", "an item of principals must have one key"),
         ("{principals: [{regex: a}]}", "an item of principals must have one key"),
