@@ -92,6 +92,7 @@ class Stream:
         self.nonce += 1
         table = self.server.resources[type_url]
         response = Response(type_url=type_url, nonce=f"n{self.nonce}", removed_resources=sorted(removed))
+        response.control_plane.identifier = self.server.identifier
         for name in names:
             raw, version, aliases = table[name]
             resource = response.resources.add(name=name, version=version, aliases=aliases)
@@ -149,6 +150,7 @@ class ControlPlaneServer:
         self._lock = threading.RLock()
         self._server: grpc.Server | None = None
         self.stream_type = Stream
+        self.identifier = ""
 
     # ── life ──
 

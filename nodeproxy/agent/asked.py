@@ -91,6 +91,12 @@ class AskedNames:
             self._leave_owner(asked)
         return asked
 
+    def restore(self, asked: Asked) -> None:
+        """It could not be let go, and stays, unless it was asked for anew meanwhile."""
+        if asked.name not in self._names:
+            self._names[asked.name] = asked
+            self._owners.setdefault(asked.owner, {})[asked.name] = None
+
     def to_make_room(self) -> list[str]:
         """The names that must go before another one comes: mostly none."""
         if sum(map(len, self._owners.values())) < MAX_NAMES:

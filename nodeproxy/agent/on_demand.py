@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
@@ -21,13 +22,14 @@ from typing import Protocol
 
 from nodeproxy.agent.asked import Asked, AskedNames
 from nodeproxy.agent.asking import Asking
+from nodeproxy.errors import StateError
 from nodeproxy.model.delta import Delta
 from nodeproxy.model.messages import NAMES_A_MESSAGE, NamesAnswered
 from nodeproxy.model.workload import Service, Workload
 from nodeproxy.observe.on_demand_metrics import OnDemandStatistics
-from nodeproxy.state.layout import MAX_KEY_BYTES
 from nodeproxy.state.resources import service_names, workload_names
 from nodeproxy.state.view import View
+from nodeproxy.xds.names import MAX_NAME_BYTES
 
 # How long a question of the agent's own waits, which is what a worker's connection waits; and how long the source may be away
 # before who asks is refused at once, as a wait would most likely be in vain.
@@ -46,6 +48,8 @@ _MAX_RECHECKS = 1000
 # On whose account: what an agent before this one asked for, and what commands do.
 RESTORED, COMMANDS = "before", "command"
 _AGENT = -1  # the place of workers' slots for the agent's own questions
+
+log = logging.getLogger(__name__)
 
 
 class Subscriber(Protocol):
@@ -190,7 +194,7 @@ class OnDemand:
             )
             return
         for name in waiting:
-            if not 0 < len(name.encode()) <= MAX_KEY_BYTES:
+            if not 0 < len(name.encode()) <= MAX_NAME_BYTES:
                 self._refuse(slot, [name], owner, "too_long", f"{name[:80]}… is too long for a name")
             elif self._asking.put(owner, name):
                 self._queued.setdefault(name, set()).add(slot)
@@ -250,10 +254,14 @@ class OnDemand:
                 async with asyncio.timeout(max(0.0, self._swept + SWEEP_S - self._clock())):
                     await self._crowded.wait()
             self._crowded.clear()
-            while names := self._names.to_make_room():
-                await self._release(names, "room")
-            if self._clock() >= self._swept + SWEEP_S:
-                await self.sweep()
+            try:
+                while names := self._names.to_make_room():
+                    await self._release(names, "room")
+                if self._clock() >= self._swept + SWEEP_S:
+                    await self.sweep()
+            except StateError as exc:
+                log.error("names can't be let go, and are asked for until they can: %s", exc)
+                await asyncio.sleep(SWEEP_S)
 
     async def sweep(self) -> None:
         """Ask again for what is in use, let go of what is not."""
@@ -358,7 +366,13 @@ class OnDemand:
         gone = [uid for uid in workloads if uid not in kept]
         forgotten = [asked.name for asked in released]
         delta = Delta(removed_services=tuple(services), removed_workloads=tuple(gone), forgotten=tuple(forgotten))
-        await self._write(delta)
+        try:
+            await self._write(delta)
+        except StateError:
+            # Still in the store, so that it must still be told of.
+            for asked in released:
+                self._names.restore(asked)
+            raise
         if self._subscriber is not None:
             # What was asked for anew meanwhile stays subscribed, and all that comes with it.
             over = forgotten if any(name in self._names for name in forgotten) else [*forgotten, *services, *gone]

@@ -15,6 +15,7 @@ from nodeproxy.controller.xds_limits import MAX_FOREIGN_REQUESTS, StreamEnd, end
 from nodeproxy.controller.xds_subscription import Push, Subscription
 from nodeproxy.controller.xds_tables import Table
 from nodeproxy.proto import discovery_pb2 as discovery
+from nodeproxy.xds.request import Request, parse
 
 # What is said of a client in logs and errors comes from the client.
 _MAX_TEXT = 1000
@@ -75,7 +76,7 @@ class Session:
     def receive(self, data: bytes) -> list[Event]:
         """A request.  CallerError: the stream ends."""
         try:
-            request = discovery.DeltaDiscoveryRequest.FromString(data)
+            request = parse(data)
         except DecodeError as exc:
             raise end(StreamEnd.MALFORMED, "this is no DeltaDiscoveryRequest") from exc
         if not self.client and request.node.id:
@@ -128,14 +129,14 @@ class Session:
         if not self.node:
             self.node = node.metadata.fields["NODE_NAME"].string_value
 
-    def _begin(self, table: Table, request: discovery.DeltaDiscoveryRequest) -> list[Event]:
+    def _begin(self, table: Table, request: Request) -> list[Event]:
         subscription = Subscription(table, self.node)
-        versions = request.initial_resource_versions
-        subscription.begin(request.resource_names_subscribe, request.resource_names_unsubscribe, versions)
+        had = request.initial_resource_versions
+        subscription.begin(request.resource_names_subscribe, request.resource_names_unsubscribe, had)
         self.subscriptions[table.type_url] = subscription
-        return [Begun(table.type_url, subscription.wildcard, len(versions))]
+        return [Begun(table.type_url, subscription.wildcard, len(had))]
 
-    def _settle(self, subscription: Subscription, request: discovery.DeltaDiscoveryRequest) -> list[Event]:
+    def _settle(self, subscription: Subscription, request: Request) -> list[Event]:
         type_url = request.type_url
         if not request.response_nonce:
             return []

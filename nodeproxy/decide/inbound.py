@@ -167,6 +167,8 @@ def _tell(
     for item in considered:
         policy = item.policy
         outcome = "does not match" if item.rule < 0 else f"matches with rule {item.rule}"
+        if policy.stands_in:
+            outcome += f"; it holds the place of one that can't be understood: {policy.stands_in}"
         dry_run = " (dry run)" if policy.dry_run else ""
         note(trace, f"{'allowed' if policy.action is Action.ALLOW else 'denied'} by policy?{dry_run}", outcome, policy.key)
     if refusal is not None:

@@ -27,6 +27,8 @@ KIND = "PeerAuthentication"
 STATIC_STRICT = "istio_converted_static_strict"
 _CONVERTED = "converted_peer_authentication_"
 
+_ALL_STRICT = "STRICT holds for all ports"
+
 _NO_IDENTITY: Clause = (Match(not_principals=(StringMatch(presence=True),)),)
 
 
@@ -169,36 +171,36 @@ def read_peer_authentication(key: str, resource: objects.PolicyResource, root_na
 
 
 def _without(mode: Mode) -> str:
-    return "STRICT holds for all ports" if mode is Mode.STRICT else "it is left out"
+    return _ALL_STRICT if mode is Mode.STRICT else "it is left out"
 
 
 def _read_spec(spec: Any, notes: Notes) -> tuple[Selector | None, Mode, dict[int, Mode]]:
-    """(selector, mode, modes of ports)."""
+    """(selector, mode, modes of ports).  A port whose own mode can't be read is STRICT; with anything else, all of them are."""
     if spec is None:
         spec = {}
     if not isinstance(spec, dict):
-        notes.add("spec", f"is {quoted(spec)}, not an object", "STRICT holds for all ports")
+        notes.add("spec", f"is {quoted(spec)}, not an object", _ALL_STRICT)
         return None, Mode.STRICT, {}
     selector = read_selector(spec.get("selector"), notes)
     sure = selector is None or selector.sure
     for name in spec:
         if name not in ("selector", "mtls", "portLevelMtls"):
-            notes.add(member("spec", name), "is not known", "STRICT holds for all ports")
+            notes.add(member("spec", name), "is not known", _ALL_STRICT)
             sure = False
-    mode = Mode.UNSET if spec.get("mtls") is None else _read_mode(spec["mtls"], "spec.mtls", notes)
-    ports, ports_sure = _read_ports(spec.get("portLevelMtls"), notes)
-    if not sure:
+    mode = _read_mode(spec.get("mtls"), "spec.mtls", notes)
+    ports = _read_ports(spec.get("portLevelMtls"), notes)
+    if not sure or mode is None or ports is None:
         return selector, Mode.STRICT, {}
-    return selector, mode if ports_sure else Mode.STRICT, ports
+    return selector, mode, ports
 
 
-def _read_ports(value: Any, notes: Notes) -> tuple[dict[int, Mode], bool]:
-    """(modes by port, whether that is all)."""
+def _read_ports(value: Any, notes: Notes) -> dict[int, Mode] | None:
+    """The modes by port; None: there are ports that can't be read."""
     if value is None:
-        return {}, True
+        return {}
     if not isinstance(value, dict):
-        notes.add("spec.portLevelMtls", f"is {quoted(value)}, not an object", "STRICT holds for all other ports")
-        return {}, False
+        notes.add("spec.portLevelMtls", f"is {quoted(value)}, not an object", _ALL_STRICT)
+        return None
     ports: dict[int, Mode] = {}
     sure = True
     for name, written in value.items():
@@ -206,32 +208,32 @@ def _read_ports(value: Any, notes: Notes) -> tuple[dict[int, Mode], bool]:
         port = parse_port(quoted(name) if isinstance(name, int) else name) if isinstance(name, int | str) else None
         field = member("spec.portLevelMtls", name)
         if not port:
-            notes.add(field, "is no port", "STRICT holds for all other ports")
+            notes.add(field, "is no port", _ALL_STRICT)
             sure = False
             continue
-        mode = _read_mode(written, field, notes)
+        mode = _read_mode(written, field, notes) or Mode.STRICT
         if ports.setdefault(port, mode) is not mode:  # "80" and 80, or "080"
             notes.add(field, "is given twice", "STRICT holds for it")
             ports[port] = Mode.STRICT
-    return ports, sure
+    return ports if sure else None
 
 
-def _read_mode(value: Any, field: str, notes: Notes) -> Mode:
-    """`mtls` of a workload or a port."""
+def _read_mode(value: Any, field: str, notes: Notes) -> Mode | None:
+    """`mtls` of a workload or a port; None: it can't be read."""
     if value is None:
         return Mode.UNSET
     if not isinstance(value, dict):
         notes.add(field, f"is {quoted(value)}, not an object", "STRICT holds")
-        return Mode.STRICT
+        return None
     unknown = [name for name in value if name != "mode"]
     for name in unknown:
         notes.add(member(field, name), "is not known", "STRICT holds")
     written = value.get("mode")
     if unknown:
-        return Mode.STRICT
+        return None
     if written is None:
         return Mode.UNSET
     if not isinstance(written, str) or written not in Mode.__members__:
         notes.add(f"{field}.mode", f"is {quoted(written)}, which is not known", "STRICT holds")
-        return Mode.STRICT
+        return None
     return Mode(written)

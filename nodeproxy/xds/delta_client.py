@@ -67,6 +67,7 @@ class DeltaClient:
         self._watches = {type_url: _Watch(type_url, wildcard=type_url not in on_demand) for type_url in types}
         self._replies: list[bytes] = []
         self._is_first = True
+        self.lets_go_first = False  # names that are to be answered once more
 
     # ── a stream ──
 
@@ -140,17 +141,19 @@ class DeltaClient:
         yield from replies
         for watch in self._watches.values():
             if watch.begun and watch.untold():
-                added, dropped, again = sorted(watch.added), sorted(watch.dropped | watch.again), sorted(watch.again)
+                # xDS, "How the client specifies what resources to return": a name that is subscribed again is sent again.  istiod
+                # answers only for names that are new to it: they are let go first, in a request of its own.
+                if self.lets_go_first:
+                    changes = [(sorted(watch.added), sorted(watch.dropped | watch.again)), (sorted(watch.again), [])]
+                else:
+                    changes = [(sorted(watch.added | watch.again), sorted(watch.dropped))]
                 watch.told()  # now: who sends takes its time, and more may come meanwhile
-                request = self._request(watch.type_url)
-                request.resource_names_subscribe.extend(added)
-                request.resource_names_unsubscribe.extend(dropped)
-                yield request.SerializeToString()
-                if again:
-                    # istiod answers only for names that are new to it, so they are let go first, in a request of its own.
-                    request = self._request(watch.type_url)
-                    request.resource_names_subscribe.extend(again)
-                    yield request.SerializeToString()
+                for subscribe, unsubscribe in changes:
+                    if subscribe or unsubscribe:
+                        request = self._request(watch.type_url)
+                        request.resource_names_subscribe.extend(subscribe)
+                        request.resource_names_unsubscribe.extend(unsubscribe)
+                        yield request.SerializeToString()
 
     # ── names, for types on demand ──
 

@@ -40,13 +40,10 @@ class Response:
         self._raw = raw
         self.bytes = len(raw)
         rest = bytearray()
-        self.count = 0  # of its resources
         for index, (tag, _, end, part_begin) in enumerate(_parts(raw)):
             if index >= MAX_PARTS:
                 raise ResourceError("malformed", f"the message has more than {MAX_PARTS} parts")
-            if tag == _RESOURCE_TAG:
-                self.count += 1
-            else:
+            if tag != _RESOURCE_TAG:
                 rest += memoryview(raw)[part_begin:end]
         header = discovery_pb2.DeltaDiscoveryResponse()
         try:
@@ -55,6 +52,7 @@ class Response:
             raise ResourceError("malformed", f"the message is no DeltaDiscoveryResponse: {exc}") from exc
         self.type_url, self.nonce = header.type_url, header.nonce
         self.removed = tuple(header.removed_resources)
+        self.server = header.control_plane.identifier  # who it says that it is, "" if it does not
 
     def resources(self) -> Iterator[discovery_pb2.Resource | ResourceError]:
         """Each resource, or why it can't be read, with its name if that much can be."""

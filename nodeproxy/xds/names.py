@@ -18,8 +18,3 @@ WILDCARD = "*"
 MAX_NAME_BYTES = 480
 # A policy's namespace stands in a key beside what its rules name (`nodeproxy.state.layout`).  Kubernetes' longest has 63.
 MAX_NAMESPACE_BYTES = 253
-
-
-def address_name(network: str, ip: str) -> str:
-    """What an address is asked for by, on demand; ip: text in canonical form."""
-    return f"{network}/{ip}"

@@ -31,7 +31,7 @@ class Istiod:
         self.environment = environment
         port, self._http_port, self._plaintext_port, self._monitoring_port = api.free_ports(4)
         self.address = f"{api.address}:{port}"
-        self.start_timeout_s = _START_S
+        self.start_timeout_s, self.start_poll_s = _START_S, 0.01
         self.process: subprocess.Popen[bytes] | None = None
         self.directory = api.directory / "istiod"
         self.directory.mkdir(exist_ok=True)
@@ -94,7 +94,7 @@ class Istiod:
                 connection.close()
 
         try:
-            wait_until(ready, "istiod is ready", self.start_timeout_s)
+            wait_until(ready, "istiod is ready", self.start_timeout_s, self.start_poll_s)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log()}") from None
 

@@ -31,7 +31,7 @@ class Controller:
         self.settings = settings
         port, self._ready_port, self.metrics_port = api.free_ports(3)
         self.address = f"{api.address}:{port}"
-        self.start_timeout_s = _START_S
+        self.start_timeout_s, self.start_poll_s = _START_S, 0.01
         self.process: subprocess.Popen[bytes] | None = None
         self.directory = api.directory / name
         self.directory.mkdir(exist_ok=True)
@@ -72,7 +72,7 @@ class Controller:
                 return False
 
         try:
-            wait_until(ready, "the controller is ready", self.start_timeout_s)
+            wait_until(ready, "the controller is ready", self.start_timeout_s, self.start_poll_s)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log()}") from None
 

@@ -181,6 +181,7 @@ def istiod_leaves_open(mesh: str | None, namespace: str | None, workload: str | 
     return workload != "STRICT" and namespace == "UNSET" and not {"PERMISSIVE", "DISABLE"}.isdisjoint(ports.values())
 
 
+@pytest.mark.timeout(300)  # some 800 objects, and five starts of istiod: 25 s on an idle machine, 100 on a busy one
 def test_every_mixture_of_modes(emptied: ApiServer, istiod: Istiod, unique: Callable[[str], str]) -> None:
     emptied.create(node("n1"))
     spaces = {mode: unique("space") for mode in MODES}

@@ -33,7 +33,7 @@ TIMEOUT_S = 10.0
 ENTRY = ["-m", "nodeproxy"]
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S, interval_s: float = 0.01) -> Any:
     """Poll `condition` until it is true; what it returned."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -42,7 +42,7 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = TIMEO
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s} s: {what}")
-        time.sleep(0.01)
+        time.sleep(interval_s)
 
 
 def exactly(sock: socket.socket, count: int) -> bytes:

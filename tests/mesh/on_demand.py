@@ -56,6 +56,7 @@ class Istiod(ControlPlaneServer):
     def __init__(self) -> None:
         super().__init__()
         self.stream_type = _NameStream
+        self.identifier = '{"Component":"istiod","ID":"istiod-0","Info":{"version":"unknown"}}'
         self.asked: Counter[str] = Counter()
         self.is_silent = False
         self._names: dict[str, set[str]] = {}  # alias → resources

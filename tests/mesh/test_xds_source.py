@@ -186,3 +186,15 @@ def test_a_new_pod_and_a_changed_identity(mesh: ControlledCluster) -> None:
     wait_until(
         lambda: any(row["src.identity"] == other for row in rows_of(mesh.agents[1], dst_addr=f"{server.ip}:{PORT}")), "it is told"
     )
+
+
+def test_a_ca_directory_beside_a_control_plane(mesh: ControlledCluster) -> None:
+    client, server = pods(mesh)
+    agent = mesh.agents[0]
+    agent.kill()
+    agent.source += ["--ca", str(mesh.ca)]
+    agent.start()
+    asked = len(mesh.server.certificate_requests)
+    wait_until(lambda: not agent.get("/status")["pending"], "certificates are there")
+    greeted(client, server).close()
+    assert len(mesh.server.certificate_requests) == asked

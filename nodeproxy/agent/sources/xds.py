@@ -44,6 +44,7 @@ ANSWER_TIMEOUT_S = 60.0
 _SEND_TIMEOUT_S = 60.0
 # gRPC's servers take requests of 4 MiB where nobody has told them otherwise, istiod too: names and versions of 50,000 addresses.
 _ANY_SERVER_TAKES_BYTES = 4_000_000
+_ISTIOD = "istiod"  # in what it says of itself: JSON with its component, name and version
 # Replies that wait to be sent.
 _MAX_WAITING = 16
 # How often the file of roots is compared with what the connection was checked by.
@@ -168,7 +169,7 @@ class XdsSource:
             lived_s = loop.time() - self._connected_at if self._connected_at else 0.0
             self._terminations[reason] += 1
             self._control.turn()
-            self._disconnected(reason, why, lived_s)
+            self._disconnected(reason, why)
             await asyncio.sleep(self._backoff.wait_s(lived_s, random.random()))
 
     async def _take_over(self) -> None:
@@ -188,11 +189,6 @@ class XdsSource:
                 return await self._follow(channel.stream_stream(METHOD)(metadata=metadata), roots)
         except IdentityError as exc:
             return "credentials", str(exc)
-        except ResourceError as exc:
-            return exc.reason, f"the server broke the protocol: {exc}"
-        except StateError as exc:
-            self._node.refuse(exc)
-            return "state", str(exc)
         except TimeoutError:
             return "timeout", f"it did not connect within {CONNECT_TIMEOUT_S:.0f} s, or not answer or read within a minute"
         except grpc.aio.AioRpcError as exc:
@@ -220,10 +216,17 @@ class XdsSource:
                 raw = await self._next(stream)
             if not isinstance(raw, bytes):  # grpc.aio.EOF
                 return "complete", "the server ended the stream"
-            response = Response(raw) if len(raw) < _LARGE_BYTES else await asyncio.to_thread(Response, raw)
-            del raw
-            await self._take(response)
-            del response
+            # Errors are caught here, for their tracebacks hold the message, and a task holds what it has ended with.
+            try:
+                response = Response(raw) if len(raw) < _LARGE_BYTES else await asyncio.to_thread(Response, raw)
+                del raw
+                await self._take(response)
+                del response
+            except ResourceError as exc:
+                return exc.reason, f"the server broke the protocol: {exc}"
+            except StateError as exc:
+                self._node.refuse(exc)
+                return "state", str(exc)
             await self._begin_due()
 
     async def _next(self, stream: _Stream) -> object:
@@ -252,6 +255,7 @@ class XdsSource:
             return
         self._messages[url] += 1
         self._bytes[url] += response.bytes
+        self._client.lets_go_first = _ISTIOD in response.server
         by_name = self._client.subscribed(url) is not None
         listener = self.listener if by_name else None
         is_all = url == ADDRESS and not by_name and not self._tells_known and not self._client.answered(url)
@@ -300,20 +304,23 @@ class XdsSource:
 
     async def _watch_trust(self, roots: bytes) -> tuple[str, str]:
         """A server that is trusted no more must not go on because it was once."""
+        unreadable = ""
         while True:
             await asyncio.sleep(TRUST_POLL_S)
             try:
                 if self._control.roots() != roots:
                     return "trust_changed", "the file of roots has changed"
             except IdentityError as exc:
-                log.warning("%s; the connection stays", exc)
+                if str(exc) != unreadable:  # once for each failure, not at each look
+                    unreadable = str(exc)
+                    log.warning("%s; the connection stays", exc)
 
     def _connected(self) -> None:
         self._connected_at = asyncio.get_running_loop().time()
         self._address, self._since, self._error = str(self._control.current()), self._clock(), ""
         log.info("connected to the control plane at %s", self._address)
 
-    def _disconnected(self, reason: str, why: str, lived_s: float) -> None:
+    def _disconnected(self, reason: str, why: str) -> None:
         error = f"{reason}: {why}"
         if self._connected_at or error != self._error:
             log.warning("the control plane at %s: %s; the last state stays in use", self._address, error)

@@ -201,7 +201,7 @@ class Applier:
             await self._write(batch, outcome)
             batch = services
         removed: Iterable[str] = response.removed
-        if is_all:
+        if is_all and "" not in given:  # which could be the name of anything
             removed = await self._sink.reading(partial(_not_given, response.type_url, given))
         for name in removed:
             self._rejected.clear(response.type_url, name)

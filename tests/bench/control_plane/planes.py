@@ -24,6 +24,7 @@ class ControlPlane(Protocol):
     address: str
     process: subprocess.Popen[bytes] | None
     start_timeout_s: float
+    start_poll_s: float
 
     def start(self) -> None:
         """Returns when it is ready: it has read the cluster and answers."""

@@ -11,6 +11,7 @@ import pytest
 
 from nodeproxy.agent import asked, on_demand
 from nodeproxy.agent.on_demand import IDLE_S, RECHECK_S, UNANSWERED_S, WAIT_S, OnDemand
+from nodeproxy.errors import StateError
 from nodeproxy.model.delta import Delta
 from nodeproxy.model.messages import NamesAnswered
 from nodeproxy.model.workload import Service, Workload
@@ -232,7 +233,7 @@ def test_what_is_answered_while_it_waits_for_its_turn(bench: Bench) -> None:
 
 
 def test_a_name_that_no_store_can_keep(bench: Bench) -> None:
-    bench.wanted("ns/" + "x" * 600)
+    bench.wanted("ns/" + "x" * 480)
     [(slot, _, refusal)] = bench.take_told()
     assert (slot, "too long" in refusal) == (0, True)
     assert bench.source.take() == []
@@ -319,6 +320,47 @@ def test_a_name_of_its_own_stays_subscribed_while_another_brings_it(bench: Bench
     bench.sweep(200)
     assert [told for told in bench.source.take() if told[0] == "unsubscribe"] == []
     assert "other" in bench.knows()[0]
+
+
+def test_what_can_not_be_forgotten_stays_asked_for(bench: Bench) -> None:
+    """A nobody that the store still tells of, and that the source would not tell of any more, would be open for ever."""
+    bench.wanted("/192.0.2.1")
+    bench.say(gone=("/192.0.2.1",))
+    bench.source.take()
+
+    async def full(delta: Delta) -> None:
+        raise StateError("the disk is full")
+
+    bench.demand._write, write = full, bench.demand._write
+    with pytest.raises(StateError):
+        bench.sweep(RECHECK_S + 1)
+    assert bench.source.take() == []
+    bench.demand._write = write
+    bench.sweep(10)
+    assert bench.source.take() == [("unsubscribe", {"/192.0.2.1"})]
+    assert bench.knows() == (set(), set())
+
+
+def test_a_disk_that_is_full_does_not_end_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(on_demand, "SWEEP_S", 0.01)
+
+    async def full(delta: Delta) -> None:
+        raise StateError("the disk is full")
+
+    async def until_twice() -> None:
+        bench.demand._write = full
+        task = asyncio.get_running_loop().create_task(bench.demand.run())
+        while caplog.text.count("the disk is full") < 2:
+            bench.now += RECHECK_S + 1
+            await asyncio.sleep(0.001)
+        assert not task.done()
+        task.cancel()
+
+    bench.wanted("/192.0.2.1")
+    bench.say(gone=("/192.0.2.1",))
+    bench.run(until_twice())
 
 
 def test_what_connections_use_unseen_is_in_use(bench: Bench) -> None:

@@ -15,10 +15,13 @@ from nodeproxy.decide.inbound import (
     status_for,
 )
 from nodeproxy.decide.trace import Trace
+from nodeproxy.errors import ResourceError
 from nodeproxy.model.policy import Action, Match, Policy, PolicyScope, StringMatch
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.model.workload import ApplicationTunnel, Gateway, WeightedGateway, Workload
+from nodeproxy.proto.authorization_pb2 import Authorization
 from nodeproxy.state.view import View
+from nodeproxy.xds.decode import stand_in
 from tests.unit.state.builders import pod, service
 
 Build = Callable[..., View]
@@ -224,3 +227,26 @@ def test_of_many_policies_the_trace_tells_those_that_can_match(build: Build) -> 
         ("allowed by policy?", "matches with rule 0"),
         ("what does policy say?", "allowed"),
     ]
+
+
+NOT_UNDERSTOOD = ResourceError("extension", "an extension")
+ALLOW_OF_WHICH_NO_MORE_IS_READ = Authorization(name="odd", namespace="ns", scope=1).SerializeToString()
+
+
+@pytest.mark.parametrize("others", [0, 40])  # 40 are looked up by the index
+def test_in_place_of_a_policy_that_is_not_understood_everything_is_denied(build: Build, others: int) -> None:
+    many = tuple(policy(Action.ALLOW, f"p{n:02}", namespaces=(StringMatch(exact="clients"),)) for n in range(others))
+    view = build(POD, policies=(stand_in("ns/odd", b"\xff", NOT_UNDERSTOOD, is_root=False), *many))
+    trace: Trace = []
+    answer = admit_hbone(view, POD, "10.0.0.2:80", "10.0.0.2", CLIENT_ID, "10.0.0.1", trace)
+    assert isinstance(answer, Refusal)
+    assert (answer.reason, answer.resource) == (Reason.POLICY_DENY, "ns/odd")
+    assert "matches with rule 0; it holds the place of one that can't be understood: an extension" in {s.outcome for s in trace}
+
+
+@pytest.mark.parametrize("others", [0, 40])
+def test_in_place_of_an_allow_policy_others_may_allow(build: Build, others: int) -> None:
+    many = tuple(policy(Action.ALLOW, f"p{n:02}", namespaces=(StringMatch(exact="clients"),)) for n in range(others))
+    made = stand_in("ns/odd", ALLOW_OF_WHICH_NO_MORE_IS_READ, NOT_UNDERSTOOD, is_root=False)
+    answer = admit_hbone(build(POD, policies=(made, *many)), POD, "10.0.0.2:80", "10.0.0.2", CLIENT_ID, "10.0.0.1")
+    assert isinstance(answer, Admission) == bool(others)

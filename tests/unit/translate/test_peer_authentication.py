@@ -165,6 +165,14 @@ def test_reading(written: Any, mode: Mode, ports: dict[int, Mode], fields: list[
     assert [note.field for note in found.notes] == fields
 
 
+def test_what_can_t_be_read_lifts_nothing_on_a_port() -> None:
+    for spoilt in ({"mtls": 7}, {"portLevelMtls": {"80": {"mode": "DISABLE"}, "http": {}}}):
+        table = Enforced()
+        table.set(KIND, f"{ROOT}/mesh", spec("STRICT"))
+        table.set(KIND, "ns/p", {"selector": WEB, "portLevelMtls": {"80": {"mode": "DISABLE"}}} | spoilt)
+        assert not table.allows("ns", {"app": "web"}, connection(identity="", port=80))
+
+
 def test_a_selector_without_labels_is_none() -> None:
     for selector in ({}, {"matchLabels": {}}):
         assert read({"selector": selector}).selector is None

@@ -8,6 +8,7 @@ import pytest
 
 from nodeproxy.agent.sources import xds, xds_apply
 from nodeproxy.agent.sources.change import Change
+from nodeproxy.errors import StateError
 from nodeproxy.model.delta import Delta
 from nodeproxy.model.workload import Workload
 from nodeproxy.proto import discovery_pb2
@@ -298,6 +299,27 @@ def test_a_server_that_is_stuck_is_left(tmp_path: Path, server: ControlPlaneServ
     asyncio.run(scenario())
 
 
+def test_a_store_that_is_full_ends_the_stream_and_is_told(
+    tmp_path: Path, server: ControlPlaneServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with following(tmp_path / "s", control(server.start())) as (agent, source):
+            await until(lambda: agent.settled, "both types are answered")
+            real = agent.apply
+
+            async def full(change: object) -> None:
+                raise StateError("no room")
+
+            monkeypatch.setattr(agent, "apply", full)
+            server.put(pod("a", "10.0.0.1"))
+            await until(lambda: source.statistics().terminations.get("state"), "it ended")
+            assert [str(error) for error in agent.refused][:1] == ["no room"]
+            monkeypatch.setattr(agent, "apply", real)
+            await until(lambda: agent.view().counts()["workloads"] == 1, "it is sent again")
+
+    asyncio.run(scenario())
+
+
 def test_the_next_address_is_tried_and_the_state_stays(tmp_path: Path, server: ControlPlaneServer) -> None:
     async def scenario() -> None:
         second = ControlPlaneServer()
@@ -399,11 +421,11 @@ def test_on_demand(tmp_path: Path, server: ControlPlaneServer) -> None:
             await until(lambda: len(listener.told) == 2, "it was told")
             assert listener.told[1] == (["Kubernetes//Pod/ns/a"], ["/10.0.0.9"])
             source.ask_again(["/10.0.0.9"])
-            await until(lambda: len(listener.told) == 4, "it was answered once more, and that it was let go before")
-            assert sorted(listener.told[2:]) == [([], []), ([], ["/10.0.0.9"])]
+            await until(lambda: len(listener.told) == 3, "it was answered once more")
+            assert listener.told[2] == ([], ["/10.0.0.9"])
             server.remove(ADDRESS, "Kubernetes//Pod/ns/a")
-            await until(lambda: len(listener.told) == 5, "it was told")
-            assert listener.told[4] == ([], ["Kubernetes//Pod/ns/a"])
+            await until(lambda: len(listener.told) == 4, "it was told")
+            assert listener.told[3] == ([], ["Kubernetes//Pod/ns/a"])
             assert agent.view().counts()["workloads"] == 0
             assert listener.connections == [True]
             server.end_streams()
