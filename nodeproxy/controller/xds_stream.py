@@ -14,6 +14,7 @@ import time
 
 import grpc.aio
 
+from nodeproxy.controller.memory import Trimming
 from nodeproxy.controller.publisher import Publisher
 from nodeproxy.controller.xds_limits import (
     ACK_WAIT_S,
@@ -43,6 +44,7 @@ class Gates:
     def __init__(self) -> None:
         self.starting = asyncio.Semaphore(MAX_STARTING)
         self.whole_states = asyncio.Semaphore(MAX_WHOLE_STATES)
+        self.memory = Trimming()
 
 
 class Stream:
@@ -134,6 +136,7 @@ class Stream:
             if self.session.owes_whole_state:
                 async with self._gates.whole_states:
                     sent = await self._send()
+                self._gates.memory.soon()
             else:
                 sent = await self._send()
             if not sent:

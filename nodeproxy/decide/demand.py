@@ -18,6 +18,7 @@ from nodeproxy.state.view import View
 # The names, of those that are answered, that decisions have hung on since somebody last looked; None where the state holds all
 # there is, and nothing is asked for.
 Names = set[str] | None
+_DEFAULT = ("",)
 
 
 class Unanswered(Refusal, frozen=True):
@@ -35,7 +36,7 @@ def unanswered(names: tuple[str, ...]) -> Unanswered:
 def missing_at(view: View, network: str, ip: str, names: set[str]) -> tuple[str, ...]:
     """What must be asked to know who has an address for a source in `network`, in the order of `outbound.who_is`."""
     missing = []
-    for each in dict.fromkeys((network, "")):
+    for each in (network, "") if network else _DEFAULT:
         name = f"{each}/{ip}"
         if view.service_at(each, ip) is not None or view.workload_at(each, ip) is not None:
             names.add(name)

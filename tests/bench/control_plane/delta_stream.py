@@ -1,7 +1,7 @@
 """One delta xDS stream of gRPC, as little of HTTP/2 as it takes: bytes in, messages out, each of them acknowledged.
 
 A wildcard subscriber as a node's proxy is one, and so cheap that fifty of them leave the CPUs to the control plane that they
-measure.  Messages are never decoded; a nonce is found from the end.  No I/O.
+measure.  Messages are never decoded; the nonce is looked for at both ends.  No I/O.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _REOPEN_BYTES = 1 << 29
 _DATA, _HEADERS, _RST, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 _END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
 _INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE, _ENABLE_PUSH = 4, 5, 2
-# type_url (field 4) and the tag of nonce (5), which come after the resources (2).
+# type_url (field 4) and the tag of nonce (5): before the resources (2), as nodeproxy writes a message, or after them, as others.
 _BEFORE_NONCE = {url: b"\x22" + bytes([len(url)]) + url.encode() + b"\x2a" for url in TYPES}
 
 
@@ -137,7 +137,7 @@ class DeltaStream:
 def _nonce(message: bytes) -> tuple[str, str]:
     """Type and nonce of a response."""
     for url, before in _BEFORE_NONCE.items():
-        at = message.rfind(before)
+        at = 0 if message.startswith(before) else message.rfind(before)
         if at >= 0:
             at += len(before)
             return url, message[at + 1 : at + 1 + message[at]].decode()

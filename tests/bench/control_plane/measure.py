@@ -20,6 +20,8 @@ from tests.cluster.apiserver import ApiServer
 # What a control plane may take, of 100,000 pods and a busy machine: to be ready, and to tell everybody everything.
 _START_S = 600.0
 _PUSH_S = 300.0
+# What a control plane may take to give back memory that it no longer needs.
+_SETTLE_S = 10.0
 # How often it is asked whether it is ready: an answer costs it about a millisecond.
 _POLL_S = 0.1
 # istiod waits for up to 10 s for changes to cease before it tells any.
@@ -78,6 +80,7 @@ def measure(
             yield "push_1", {"s": full["s"], "bytes_mb": full["bytes"] / 1e6}
         with Group(planes.subscription(api, plane, control, nodes, size.resources), api.popen) as group:
             yield "push_all", _push_to_all(control, group, plan)
+            time.sleep(_SETTLE_S)
             yield "subscribed", {"mb": _pss_mb(control)}
             changes = Changes(api, size)
             try:
