@@ -15,6 +15,7 @@ from nodeproxy.controller.xds_limits import MAX_FOREIGN_REQUESTS, StreamEnd, end
 from nodeproxy.controller.xds_subscription import Push, Subscription
 from nodeproxy.controller.xds_tables import Table
 from nodeproxy.proto import discovery_pb2 as discovery
+from nodeproxy.xds.names import AUTHORIZATION
 from nodeproxy.xds.request import Request, parse
 
 # What is said of a client in logs and errors comes from the client.
@@ -98,13 +99,24 @@ class Session:
 
     def respond(self) -> Push | None:
         """The next response of any type, None if there is none now.  CallerError: the stream ends."""
+        policies = self.subscriptions.get(AUTHORIZATION)
+        if policies is not None and policies.is_behind:
+            # Workloads may list a policy that the client has not been told of; without it they would be open.
+            push = self._respond(AUTHORIZATION, policies)
+            if push is not None or policies.unacknowledged:
+                return push
         for type_url, subscription in self.subscriptions.items():
-            push = subscription.respond()
+            push = self._respond(type_url, subscription)
             if push is not None:
-                self.sent_at[type_url] = self._clock()
-                self._changed_at[type_url] = push.changed_at
                 return push
         return None
+
+    def _respond(self, type_url: str, subscription: Subscription) -> Push | None:
+        push = subscription.respond()
+        if push is not None:
+            self.sent_at[type_url] = self._clock()
+            self._changed_at[type_url] = push.changed_at
+        return push
 
     @property
     def all_begun(self) -> bool:

@@ -64,6 +64,11 @@ class Subscription:
         """Whether the next response is the whole state."""
         return self._whole and not self.unacknowledged
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the client, which has had the whole state, has yet to be told of a change of it."""
+        return self.wildcard and self.seen is not None and not self._whole and self._table.waiting(self.seen) > 0
+
     def waiting(self) -> int:
         """About how many names the client has yet to be told of."""
         queued = len(self._asked) + len(self._due) + len(self._dropped)

@@ -285,11 +285,11 @@ class _Change:
         table = self._tables["meta"]
         for name, value in meta.items():
             key = name.encode()
-            if value is None:
-                self._meta |= self._txn.delete(key, db=table)
-            elif self._txn.get(key, db=table) != value:
-                self._meta |= self._txn.put(key, value, db=table)
-            if name == PARTIAL and self._meta:
+            before = self._txn.get(key, db=table)
+            if before == value:
+                continue
+            self._meta |= self._txn.delete(key, db=table) if value is None else self._txn.put(key, value, db=table)
+            if name == PARTIAL:
                 self.touched.tell_all()  # what is unknown means something else from here on
 
     def _put(self, table: Table, resource: msgspec.Struct) -> None:

@@ -202,7 +202,7 @@ class XdsSource:
             await stream.wait_for_connection()
         self._connected()
         self._client.open()
-        self._applier.forget_gone()
+        self._applier.forget_held()
         self._told_bytes = 0
         return await _first(self._read(stream), self._send(stream), self._watch_trust(roots))
 

@@ -17,6 +17,7 @@ from nodeproxy.model.delta import Delta, Everything
 from nodeproxy.model.policy import Action, Policy, PolicyScope
 from nodeproxy.model.workload import Gateway, LoadBalancer, Scope, Workload
 from nodeproxy.state import layout, store
+from nodeproxy.state.layout import PARTIAL
 from nodeproxy.state.reader import StateReader
 from nodeproxy.state.store import StateWriter
 from tests.unit.state.builders import dump, pod, service
@@ -146,6 +147,24 @@ def test_replace_amounts_to_the_difference(tmp_path: Path, writer: StateWriter) 
     fresh.replace(changed)
     assert dump(tmp_path) == dump(tmp_path / "fresh")
     fresh.close()
+
+
+def test_only_that_the_state_is_partial_is_a_change_of_it(tmp_path: Path) -> None:
+    writer = StateWriter(tmp_path)
+    reader = writer.reader()
+    epochs = []
+    for meta in (
+        {"other": b"1"},
+        {PARTIAL: b"1"},
+        {PARTIAL: b"1"},
+        {"other": b"2", PARTIAL: None},
+        {"other": b"3", PARTIAL: None},
+    ):
+        writer.apply(Delta(services=(service("s", "10.1.0.1"),)), meta)
+        epochs.append((writer.epoch, reader.view().is_incomplete))
+    assert epochs == [(1, False), (2, True), (2, True), (3, False), (3, False)]
+    reader.close()
+    writer.close()
 
 
 def test_meta_is_kept_and_survives_a_restart(tmp_path: Path) -> None:

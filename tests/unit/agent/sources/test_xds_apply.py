@@ -106,6 +106,28 @@ def test_a_policy_that_has_gone_stays_until_workloads_are_told_of(agent: StoreAg
     assert [(each.name, bool(each.stands_in)) for each in agent.view().policies()] == [("b", False), ("c", True), ("d", False)]
 
 
+def test_a_policy_holds_for_all_until_those_are_told_of_that_list_it(agent: StoreAgent) -> None:
+    async def scenario() -> None:
+        applier = Applier(agent, RejectedResources())
+        await applier.apply(response(policy("a"), policy("b"), policy("c"), policy("d", scope="WORKLOAD_SELECTOR")))
+        assert not applier.holds
+        narrow = [policy(name, scope="WORKLOAD_SELECTOR", action="ALLOW") for name in "abcd"]
+        await applier.apply(response(*narrow))
+        scopes = {each.name: each.scope for each in agent.view().policies()}
+        assert scopes == dict.fromkeys("abc", PolicyScope.NAMESPACE) | {"d": PolicyScope.WORKLOAD_SELECTOR}
+        await applier.apply(response(policy("b"), removed=("ns/c",)))
+        await applier.apply(response(policy("a", extensions=[{"name": "x"}])))
+        same_name = workload_pb2.Service(name="a", namespace="ns", hostname="a")
+        await applier.apply(response(named={"ns/a": workload_pb2.Address(service=same_name).SerializeToString()}))
+        assert applier.holds
+        await applier.let_go()
+
+    asyncio.run(scenario())
+    found = {each.name: (each.scope, each.action) for each in agent.view().policies()}
+    narrowed = (PolicyScope.WORKLOAD_SELECTOR, "ALLOW")
+    assert found == {"a": narrowed, "b": (PolicyScope.NAMESPACE, "DENY"), "d": narrowed}
+
+
 def test_what_is_given_and_removed_stays(agent: StoreAgent) -> None:
     apply(agent, response(pod("a", "10.0.0.1"), removed=(f"{UID}a", "", "x" * 1000)))
     assert agent.view().counts()["workloads"] == 1
