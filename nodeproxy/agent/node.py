@@ -11,7 +11,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,7 +40,7 @@ from nodeproxy.observe.counters import Totals
 from nodeproxy.observe.metrics import Metrics, StateStatistics
 from nodeproxy.state.balance import Balancer
 from nodeproxy.state.changes import Touched
-from nodeproxy.state.store import StateWriter
+from nodeproxy.state.store import Meta, StateWriter
 from nodeproxy.state.view import View
 
 # A CA answers in milliseconds, or is away.
@@ -159,17 +159,11 @@ class Node:
 
     async def apply(self, change: Change) -> None:
         """What the source says now.  Policy first: who is put in after it is already judged by it.  Raises StateError."""
-        before, received, pods = self.state.epoch, time.time(), change.pods
+        received, pods = time.time(), change.pods
         if pods is not None and not self._reconciled and pods != self.remembered.pods:
             self.direct.close()  # what the agent before opened was for other pods
-        try:
-            async with self._writing:
-                await change.write(self.state, self.remembered.source(self._source, pods, received))
-        finally:
-            if self.direct.changing:
-                self.direct.changed()
-            if self.state.epoch != before:
-                self.state_changed()
+        async with self._changing():
+            await change.write(self.state, self.remembered.source(self._source, pods, received))
         self.source_error = ""
         if pods is None:
             self._received = received if self._received else 0.0
@@ -183,6 +177,24 @@ class Node:
             ", ".join(f"{count} {kind}" for kind, count in counts.items()),
             len(self.enrolment.pods),
         )
+
+    async def keep(self, meta: Meta) -> None:
+        """Write what the source keeps beside the state, of its own accord: it has not spoken.  Raises StateError."""
+        async with self._changing():
+            self.state.put_meta(meta)
+
+    @contextlib.asynccontextmanager
+    async def _changing(self) -> AsyncIterator[None]:
+        """Write to the store within; then whoever goes by the state is told, if it has changed."""
+        before = self.state.epoch
+        try:
+            async with self._writing:
+                yield
+        finally:
+            if self.direct.changing:
+                self.direct.changed()
+            if self.state.epoch != before:
+                self.state_changed()
 
     async def reading(self, work: Callable[[StateWriter], _T]) -> _T:
         """Do this in a thread, for what takes long; nobody writes meanwhile."""
@@ -270,7 +282,8 @@ class Node:
             self.remembered.keep_commands(self.enrolment.commands)
 
     async def _write_answers(self, delta: Delta) -> None:
-        await self.apply(DemandChange(delta))
+        async with self._changing():  # at times of the agent's own accord: the source has not spoken
+            await DemandChange(delta).write(self.state, {})
 
     def _release(self) -> None:
         self._releasing = False

@@ -107,6 +107,7 @@ class XdsSource:
         self._backoff = Backoff(len(control))
         self._to_send = asyncio.Event()
         self._sent = asyncio.Event()
+        self._taken_over = False
         self._settled = False
         self._let_go_at = 0.0  # in the time of the loop
         self._tells_known = True  # what is known of addresses, to a server that takes so much
@@ -162,7 +163,6 @@ class XdsSource:
         """Follow the control plane until cancelled."""
         if self._node.has_last_state:
             await self._node.go_on_with_last_state()
-        await self._take_over()
         loop = asyncio.get_running_loop()
         while True:
             reason, why = await self._attempt()
@@ -175,20 +175,25 @@ class XdsSource:
     async def _take_over(self) -> None:
         """Versions of another source are not this one's."""
         for meta in await self._node.reading(lambda state: list(taking_over(state, self.name))):
-            await self._node.apply(XdsChange(Delta(), meta))
+            await self._node.keep(meta)
         if not self._node.has_last_state:
             # Addresses come in pieces: one that is not there yet must not be taken for one outside the mesh.
-            await self._node.apply(XdsChange(Delta(), {PARTIAL: b"1"}))
+            await self._node.keep({PARTIAL: b"1"})
+        self._taken_over = True
 
     async def _attempt(self) -> tuple[str, str]:
         """Connect and follow, until that ends; the reason, and what to tell people."""
         try:
+            if not self._taken_over:
+                await self._take_over()
             roots = self._control.roots()
             metadata = self._control.metadata()
             async with self._control.channel(roots) as channel:
                 return await self._follow(channel.stream_stream(METHOD)(metadata=metadata), roots)
         except IdentityError as exc:
             return "credentials", str(exc)
+        except StateError as exc:
+            return self._unwritten(exc)
         except TimeoutError:
             return "timeout", f"it did not connect within {CONNECT_TIMEOUT_S:.0f} s, or not answer or read within a minute"
         except grpc.aio.AioRpcError as exc:
@@ -225,9 +230,12 @@ class XdsSource:
             except ResourceError as exc:
                 return exc.reason, f"the server broke the protocol: {exc}"
             except StateError as exc:
-                self._node.refuse(exc)
-                return "state", str(exc)
+                return self._unwritten(exc)
             await self._begin_due()
+
+    def _unwritten(self, error: StateError) -> tuple[str, str]:
+        self._node.refuse(error)
+        return "state", str(error)
 
     async def _next(self, stream: _Stream) -> object:
         """The next message.  Policies that have gone are removed with the addresses that follow, or without if none do."""

@@ -54,6 +54,9 @@ class Sink(Protocol):
     def view(self) -> View:
         """The state as it is now."""
 
+    async def keep(self, meta: Meta) -> None:
+        """Write this beside the state, though the source has not spoken.  Raises StateError."""
+
     async def reading(self, work: Callable[[StateWriter], _T]) -> _T:
         """Do this in a thread, while nobody writes."""
 

@@ -13,9 +13,10 @@ from nodeproxy.model.delta import Delta
 from nodeproxy.model.workload import Workload
 from nodeproxy.proto import discovery_pb2
 from nodeproxy.proto.workload_pb2 import PortList, Service
+from nodeproxy.state.store import Meta
 from nodeproxy.xds import backoff
 from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
-from tests.unit.agent.sources.xds_agent import control, following, until
+from tests.unit.agent.sources.xds_agent import StoreAgent, control, following, until
 from tests.xds_server import ControlPlaneServer, Root, pod, policy, write_root
 
 
@@ -147,7 +148,7 @@ def test_a_policy_goes_after_the_addresses_that_follow_it(
 
     async def scenario() -> None:
         server.put(pod("a", "10.0.0.1", authorization_policies=["ns/p"]), policy("p"), policy("r"))
-        async with following(tmp_path / "s", control(server.start())) as (agent, _):
+        async with following(tmp_path / "s", control(server.start())) as (agent, source):
             await until(lambda: agent.settled, "both types are answered")
             server.remove(AUTHORIZATION, "ns/p")
             server.put(policy("q"))
@@ -157,8 +158,37 @@ def test_a_policy_goes_after_the_addresses_that_follow_it(
             await until(lambda: agent.view().policy("ns/p") is None, "it goes")
             assert agent.view().workload("Kubernetes//Pod/ns/a").policies == ("ns/q",)  # type: ignore[union-attr]
             monkeypatch.setattr(xds, "HOLD_S", 0.01)
+            full = [StateError("no room")]
+            real = agent.apply
+
+            async def fails_once(change: Change) -> None:
+                if full:
+                    raise full.pop()
+                await real(change)
+
+            monkeypatch.setattr(agent, "apply", fails_once)
             server.remove(AUTHORIZATION, "ns/q")
             await until(lambda: agent.view().policy("ns/q") is None, "it goes, though no address follows")
+            assert source.statistics().terminations == {"state": 1}
+
+    asyncio.run(scenario())
+
+
+def test_who_takes_over_has_not_heard_of_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        full = [StateError("no room")]
+        real = StoreAgent.keep
+
+        async def keep(agent: StoreAgent, meta: Meta) -> None:
+            if full:
+                raise full.pop()
+            await real(agent, meta)
+
+        monkeypatch.setattr(StoreAgent, "keep", keep)
+        async with following(tmp_path / "s", control("http://127.0.0.1:1")) as (agent, source):
+            await until(lambda: agent.state.get_meta("source") == source.name.encode(), "it has taken over")
+            assert source.statistics().terminations["state"] == 1
+            assert (agent.remembered.received, agent.writes) == (0.0, 0)
 
     asyncio.run(scenario())
 

@@ -16,7 +16,7 @@ from nodeproxy.config import Address, Upstream
 from nodeproxy.errors import NodeproxyError
 from nodeproxy.identity.control_plane import ControlPlane
 from nodeproxy.proto import discovery_pb2
-from nodeproxy.state.store import StateWriter
+from nodeproxy.state.store import Meta, StateWriter
 from nodeproxy.state.view import View
 
 _T = TypeVar("_T")
@@ -48,6 +48,9 @@ class StoreAgent:
 
     def view(self) -> View:
         return self.reader.view()
+
+    async def keep(self, meta: Meta) -> None:
+        self.state.put_meta(meta)
 
     async def reading(self, work: Callable[[StateWriter], _T]) -> _T:
         return await asyncio.to_thread(work, self.state)
