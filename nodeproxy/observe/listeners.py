@@ -1,4 +1,4 @@
-"""HTTP listeners of a process: its metrics, and whether it is ready.  They must not know what is measured, nor what is waited for."""
+"""HTTP listeners of a process: metrics, and whether it is ready.  They must not know what is measured, nor what is waited for."""
 
 from __future__ import annotations
 
