@@ -8,8 +8,8 @@ import logging
 import pytest
 from prometheus_client import CollectorRegistry
 
-from nodeproxy.controller import publisher as module
 from nodeproxy.controller.bucket import Bucket
+from nodeproxy.controller.xds import publisher as module
 from nodeproxy.controller.xds.metrics import XdsMetrics
 from nodeproxy.controller.xds.publisher import Publisher
 from nodeproxy.controller.xds.session import Session
