@@ -367,7 +367,7 @@ def test_a_broken_edit_is_refused_whole(mesh: Cluster, policies: list[Policy], w
     state = agent.get("/status")["state"]
     assert {**state, "error": ""} == before
     assert agent.get("/status")["ready"]
-    assert f"The last edit was refused, the state before it stays: {agent.mesh}:{told}:" in agent.nodeproxy("status").stdout
+    assert f"The last change was refused, the state before it stays: {agent.mesh}:{told}:" in agent.nodeproxy("status").stdout
     agent.mesh.write_text(good)
     wait_until(lambda: not agent.get("/status")["state"]["error"], "the mended file is taken")
     still_denied(mesh)
