@@ -14,9 +14,9 @@ import msgspec
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from nodeproxy.controller.ads import SERVER_OPTIONS, Ads, Authenticate, Metadata
-from nodeproxy.controller.publisher import Publisher
-from nodeproxy.controller.xds_metrics import XdsMetrics
+from nodeproxy.controller.xds.ads import SERVER_OPTIONS, Ads, Authenticate, Metadata
+from nodeproxy.controller.xds.metrics import XdsMetrics
+from nodeproxy.controller.xds.publisher import Publisher
 from nodeproxy.model.delta import Delta
 
 _T = TypeVar("_T")

@@ -19,18 +19,18 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from nodeproxy import __version__
 from nodeproxy.app.process import set_up_logging
 from nodeproxy.controller import status
-from nodeproxy.controller.ads import SERVER_OPTIONS, Ads
-from nodeproxy.controller.ca import DEFAULT_SECRET, Ca
-from nodeproxy.controller.ca_settings import CaSettings
+from nodeproxy.controller.ca.authority import DEFAULT_SECRET, Ca
+from nodeproxy.controller.ca.serving import dns_names
+from nodeproxy.controller.ca.settings import CaSettings
 from nodeproxy.controller.endpoints import Endpoints
 from nodeproxy.controller.leader import Leader
 from nodeproxy.controller.metrics import ControllerCollector, ControllerParts
 from nodeproxy.controller.placement import PodPlacement
-from nodeproxy.controller.publisher import Publisher
-from nodeproxy.controller.serving import dns_names
 from nodeproxy.controller.settings import ControllerConfig
 from nodeproxy.controller.watches import Watches
-from nodeproxy.controller.xds_metrics import XdsMetrics
+from nodeproxy.controller.xds.ads import SERVER_OPTIONS, Ads
+from nodeproxy.controller.xds.metrics import XdsMetrics
+from nodeproxy.controller.xds.publisher import Publisher
 from nodeproxy.kube.client import KubeClient
 from nodeproxy.translate import objects
 from nodeproxy.translate.names import AMBIENT, DATAPLANE_MODE

@@ -89,7 +89,7 @@ async def _serve(config: RunConfig, steering: Steering, authority: CertificateAu
     if config.metrics is not None:
         await endpoints.serve_metrics(node, config.metrics)
     if config.ready is not None:
-        await endpoints.serve_ready(node, config.ready)
+        await endpoints.serve_ready(node.pending, config.ready)
     await node.start()
     tasks = [
         loop.create_task(node.identities.manager.run(), name="certificates"),

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nodeproxy.controller.ca import DEFAULT_SECRET
-from nodeproxy.controller.ca_settings import CaSettings
+from nodeproxy.controller.ca.authority import DEFAULT_SECRET
+from nodeproxy.controller.ca.settings import CaSettings
 from nodeproxy.controller.callers import DEFAULT_AUDIENCE
 from nodeproxy.errors import ConfigError
 from nodeproxy.settings import (

@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from nodeproxy.controller.ca import Ca
-from nodeproxy.controller.ca_keys import CaKeys
-from nodeproxy.controller.ca_service import METHOD, SERVICE
-from nodeproxy.controller.ca_settings import CaSettings
+from nodeproxy.controller.ca.authority import Ca
+from nodeproxy.controller.ca.keys import CaKeys
+from nodeproxy.controller.ca.service import METHOD, SERVICE
+from nodeproxy.controller.ca.settings import CaSettings
 from nodeproxy.identity import pki
 from nodeproxy.kube.client import KubeClient
 from nodeproxy.kube.reflector import Reflector

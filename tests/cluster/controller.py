@@ -15,7 +15,7 @@ from typing import Self
 import grpc
 import yaml
 
-from nodeproxy.controller.ca_service import METHOD, SERVICE
+from nodeproxy.controller.ca.service import METHOD, SERVICE
 from nodeproxy.proto.certificate_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.ca import csr

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import pytest
 from cryptography import x509
 
-from nodeproxy.controller.ca_keys import Phase
-from nodeproxy.controller.ca_rotation import ASKED, FOLLOW_S
-from nodeproxy.controller.ca_settings import CaSettings
-from nodeproxy.controller.ca_store import CaStore
+from nodeproxy.controller.ca.keys import Phase
+from nodeproxy.controller.ca.rotation import ASKED, FOLLOW_S
+from nodeproxy.controller.ca.settings import CaSettings
+from nodeproxy.controller.ca.store import CaStore
 from nodeproxy.identity import pki
 from nodeproxy.kube.client import KubeClient
 from tests.cluster.apiserver import ApiServer

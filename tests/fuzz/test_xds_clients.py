@@ -12,7 +12,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from nodeproxy.controller import ads, xds_stream
+from nodeproxy.controller.xds import ads
+from nodeproxy.controller.xds import stream as xds_stream
 from nodeproxy.model.delta import Delta
 from nodeproxy.model.policy import Action, Match, Policy, PolicyScope, StringMatch
 from nodeproxy.proto import discovery_pb2 as discovery

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from nodeproxy.controller.xds_limits import StreamEnd
-from nodeproxy.controller.xds_session import PassedOver, Rejected, Session
-from nodeproxy.controller.xds_tables import Table
+from nodeproxy.controller.xds.limits import StreamEnd
+from nodeproxy.controller.xds.session import PassedOver, Rejected, Session
+from nodeproxy.controller.xds.tables import Table
 from nodeproxy.errors import CallerError
 from nodeproxy.proto import discovery_pb2 as discovery
 from nodeproxy.xds.encode import encode_service, encode_workload

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from nodeproxy.cli.commands import nodeproxy
-from nodeproxy.controller import leader, root_publisher, status
-from nodeproxy.controller.ca import DEFAULT_SECRET
-from nodeproxy.controller.serving import SERVICE
+from nodeproxy.controller import leader, status
+from nodeproxy.controller.ca import root_publisher
+from nodeproxy.controller.ca.authority import DEFAULT_SECRET
+from nodeproxy.controller.ca.serving import SERVICE
 from nodeproxy.controller.settings import DEFAULT_NAMESPACE, ControllerConfig
 from nodeproxy.translate.objects import KINDS
 

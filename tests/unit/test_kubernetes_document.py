@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from nodeproxy import config
 from nodeproxy.cli.commands import nodeproxy as cli
-from nodeproxy.controller.xds_limits import StreamEnd
+from nodeproxy.controller.xds.limits import StreamEnd
 from nodeproxy.kube.statistics import Trouble
 
 ROOT = Path(__file__).parents[2]

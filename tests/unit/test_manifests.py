@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from nodeproxy import config
-from nodeproxy.controller import root_publisher, serving
-from nodeproxy.controller.ca_settings import CaSettings
+from nodeproxy.controller.ca import root_publisher, serving
+from nodeproxy.controller.ca.settings import CaSettings
 from nodeproxy.controller.callers import DEFAULT_AUDIENCE
 from nodeproxy.controller.settings import DEFAULT_NAMESPACE
 

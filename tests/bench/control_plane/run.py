@@ -101,8 +101,12 @@ def _node(tree: Path, workers: int) -> Iterator[TreeAgent]:
     try:
         # Cluster moves this process below the cgroup that is steered; only programs in its pods belong there.
         (home / "cgroup.procs").write_text(str(os.getpid()))
-        cluster.agents = [TreeAgent(cluster, 0, tree, ["--workers", str(workers)])]
-        yield cluster.agents[0]
+        agent = TreeAgent(cluster, 0, tree, ["--workers", str(workers)])
+        cluster.agents = [agent]
+        # From here on its eBPF programs are pinned, so that what is measured of it is its state alone.
+        cluster.start()
+        agent.end()
+        yield agent
     finally:
         cluster.close()
 

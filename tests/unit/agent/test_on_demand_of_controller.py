@@ -11,7 +11,7 @@ import pytest
 from nodeproxy.agent.on_demand import OnDemand
 from nodeproxy.agent.sources.xds import XdsSource
 from nodeproxy.agent.sources.xds_kept import DemandChange
-from nodeproxy.controller.ads import Metadata
+from nodeproxy.controller.xds.ads import Metadata
 from nodeproxy.model.delta import Delta
 from nodeproxy.model.messages import NamesAnswered
 from tests.unit.agent.sources.xds_agent import ABOUT, StoreAgent, control, until

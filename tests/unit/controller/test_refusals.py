@@ -6,8 +6,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from nodeproxy.controller.ca_keys import OPTIONAL, Phase
-from nodeproxy.controller.ca_rotation import ASKED
+from nodeproxy.controller.ca.keys import OPTIONAL, Phase
+from nodeproxy.controller.ca.rotation import ASKED
 from nodeproxy.controller.refusals import Refused, passes, refuse
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "ca.md").read_text()

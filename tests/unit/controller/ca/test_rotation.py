@@ -8,10 +8,10 @@ from dataclasses import replace as changed
 import pytest
 from cryptography import x509
 
-from nodeproxy.controller import ca_keys
-from nodeproxy.controller.ca_keys import CaKeys, Phase
-from nodeproxy.controller.ca_rotation import FOLLOW_S, Rotation, next_step
-from nodeproxy.controller.ca_settings import CaSettings
+from nodeproxy.controller.ca import keys as ca_keys
+from nodeproxy.controller.ca.keys import CaKeys, Phase
+from nodeproxy.controller.ca.rotation import FOLLOW_S, Rotation, next_step
+from nodeproxy.controller.ca.settings import CaSettings
 from nodeproxy.identity import pki
 from tests.unit.controller.material import DAY_S, KEYS, NOW, ca_certificate, verifies
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nodeproxy.controller.xds_log import ChangeLog
-from nodeproxy.controller.xds_tables import Table
+from nodeproxy.controller.xds.log import ChangeLog
+from nodeproxy.controller.xds.tables import Table
 from nodeproxy.proto import discovery_pb2
 from nodeproxy.xds.encode import Encoded, encode_service, encode_workload
 from nodeproxy.xds.names import ADDRESS

@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from nodeproxy.controller import xds_session, xds_subscription
-from nodeproxy.controller.xds_session import Acknowledged, Begun, Changed, PassedOver, Rejected, Session
-from nodeproxy.controller.xds_tables import Table
+from nodeproxy.controller.xds import session as xds_session
+from nodeproxy.controller.xds import subscription as xds_subscription
+from nodeproxy.controller.xds.session import Acknowledged, Begun, Changed, PassedOver, Rejected, Session
+from nodeproxy.controller.xds.tables import Table
 from nodeproxy.errors import CallerError
 from nodeproxy.model.policy import Action, Policy, PolicyScope
 from nodeproxy.model.workload import Service, Workload

@@ -11,16 +11,17 @@ from collections.abc import Callable, Sequence
 
 import grpc
 
-from nodeproxy.controller import callers, root_publisher
-from nodeproxy.controller.ca_metrics import CaCollector, CaParts
-from nodeproxy.controller.ca_rotation import Rotation
-from nodeproxy.controller.ca_service import CertificateService
-from nodeproxy.controller.ca_settings import CaSettings
-from nodeproxy.controller.ca_store import POLL_S, CaStore
+from nodeproxy.controller import callers
+from nodeproxy.controller.ca import root_publisher
+from nodeproxy.controller.ca.metrics import CaCollector, CaParts
+from nodeproxy.controller.ca.root_publisher import RootConfigMap, RootPublisher
+from nodeproxy.controller.ca.rotation import Rotation
+from nodeproxy.controller.ca.service import CertificateService
+from nodeproxy.controller.ca.serving import ServingCertificate
+from nodeproxy.controller.ca.settings import CaSettings
+from nodeproxy.controller.ca.store import POLL_S, CaStore
 from nodeproxy.controller.callers import Callers
 from nodeproxy.controller.placement import Placement
-from nodeproxy.controller.root_publisher import RootConfigMap, RootPublisher
-from nodeproxy.controller.serving import ServingCertificate
 from nodeproxy.errors import ConfigError
 from nodeproxy.kube.client import KubeClient
 from nodeproxy.kube.reflector import Reflector

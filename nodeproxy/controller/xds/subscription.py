@@ -20,8 +20,8 @@ from collections.abc import Collection, Iterable, Mapping
 import msgspec
 from google.protobuf.message import DecodeError
 
-from nodeproxy.controller.xds_limits import MAX_ANSWER_BYTES, MAX_NAMES, MAX_PUSH_BYTES, StreamEnd, end
-from nodeproxy.controller.xds_tables import Inventory, Snapshot, Table
+from nodeproxy.controller.xds.limits import MAX_ANSWER_BYTES, MAX_NAMES, MAX_PUSH_BYTES, StreamEnd, end
+from nodeproxy.controller.xds.tables import Inventory, Snapshot, Table
 from nodeproxy.xds import request
 from nodeproxy.xds.encode import Encoded, encode_response
 from nodeproxy.xds.names import MAX_NAME_BYTES, WILDCARD

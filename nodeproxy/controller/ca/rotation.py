@@ -20,8 +20,8 @@ from typing import Protocol
 import msgspec
 from cryptography import x509
 
-from nodeproxy.controller.ca_keys import CaKeys, Phase
-from nodeproxy.controller.ca_settings import CaSettings
+from nodeproxy.controller.ca.keys import CaKeys, Phase
+from nodeproxy.controller.ca.settings import CaSettings
 from nodeproxy.errors import IdentityError
 from nodeproxy.identity import pki
 from nodeproxy.identity.rotation import successor
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 # With this annotation on the Secret a change of root begins now; it is taken away when it has.
 ASKED = "nodeproxy.io/rotate-root"
-# No replica signs with keys that it has not seen confirmed for so long (`ca_store`): then what was replaced signs no more.
+# No replica signs with keys that it has not seen confirmed for so long (`store`): then what was replaced signs no more.
 FOLLOW_S = 600.0
 
 
 class Store(Protocol):
-    """Where the keys are kept: `ca_store.CaStore`."""
+    """Where the keys are kept: `store.CaStore`."""
 
     def confirmed(self) -> CaKeys | None:
         """The keys as they were read last, None if what was read is of no use."""

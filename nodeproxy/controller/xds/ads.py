@@ -1,7 +1,7 @@
 """The gRPC shell of delta xDS: AggregatedDiscoveryService/DeltaAggregatedResources over a `Publisher`.
 
 Invariants: nothing is read of a stream whose caller is not authenticated; before the publisher has started nobody is answered;
-whoever is refused is told why, by a status and its text.  What becomes of an admitted stream is `xds_stream`'s.
+whoever is refused is told why, by a status and its text.  What becomes of an admitted stream is `stream`'s.
 
 Messages are bytes to gRPC, so that a response is not serialized for each client.
 """
@@ -18,8 +18,7 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
-from nodeproxy.controller.publisher import Publisher
-from nodeproxy.controller.xds_limits import (
+from nodeproxy.controller.xds.limits import (
     END_WAIT_S,
     MAX_CLIENTS,
     MAX_REQUEST_BYTES,
@@ -28,7 +27,8 @@ from nodeproxy.controller.xds_limits import (
     StreamEnd,
     end,
 )
-from nodeproxy.controller.xds_stream import Context, Gates, Stream
+from nodeproxy.controller.xds.publisher import Publisher
+from nodeproxy.controller.xds.stream import Context, Gates, Stream
 from nodeproxy.errors import CallerError
 from nodeproxy.linux import own_connections
 

@@ -9,8 +9,8 @@ import grpc
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from nodeproxy.controller.ca import Ca
-from nodeproxy.controller.ca_settings import CaSettings
+from nodeproxy.controller.ca.authority import Ca
+from nodeproxy.controller.ca.settings import CaSettings
 from nodeproxy.errors import ConfigError, IdentityError
 from tests.unit.controller.fakes import Pods
 from tests.unit.controller.secrets import Secrets

@@ -17,10 +17,10 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
-from nodeproxy.controller import ca_keys
 from nodeproxy.controller.api import Api
-from nodeproxy.controller.ca_keys import CaKeys
-from nodeproxy.controller.ca_rotation import ASKED, FOLLOW_S
+from nodeproxy.controller.ca import keys as ca_keys
+from nodeproxy.controller.ca.keys import CaKeys
+from nodeproxy.controller.ca.rotation import ASKED, FOLLOW_S
 from nodeproxy.errors import ClusterError, IdentityError
 
 log = logging.getLogger(__name__)
@@ -95,11 +95,11 @@ class CaStore:
         return self._keys if self._monotonic() - self._read_at < FOLLOW_S else None
 
     def confirmed(self) -> CaKeys | None:
-        """See `ca_rotation.Store`."""
+        """See `rotation.Store`."""
         return None if self._fault else self._keys
 
     def asked(self) -> bool:
-        """See `ca_rotation.Store`."""
+        """See `rotation.Store`."""
         return self._asked
 
     def statistics(self) -> StoreStatistics:
@@ -146,7 +146,7 @@ class CaStore:
         self._take(body)
 
     async def replace(self, keys: CaKeys) -> bool:
-        """See `ca_rotation.Store`."""
+        """See `rotation.Store`."""
         data: dict[str, str | None] = dict.fromkeys(ca_keys.OPTIONAL)
         metadata = {"resourceVersion": self._version, "annotations": {ASKED: None}}
         body = msgspec.json.encode({"metadata": metadata, "data": data | _base64(ca_keys.encode(keys))})

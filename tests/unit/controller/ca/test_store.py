@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from nodeproxy.controller import ca_keys, ca_store
-from nodeproxy.controller.ca_keys import Phase
-from nodeproxy.controller.ca_rotation import ASKED, FOLLOW_S, Rotation
-from nodeproxy.controller.ca_settings import CaSettings
-from nodeproxy.controller.ca_store import CaStore
+from nodeproxy.controller.ca import keys as ca_keys
+from nodeproxy.controller.ca import store as ca_store
+from nodeproxy.controller.ca.keys import Phase
+from nodeproxy.controller.ca.rotation import ASKED, FOLLOW_S, Rotation
+from nodeproxy.controller.ca.settings import CaSettings
+from nodeproxy.controller.ca.store import CaStore
 from nodeproxy.errors import ClusterError
 from tests.unit.controller.material import KEYS, NOW, ca_certificate, pem, sec1
 from tests.unit.controller.secrets import Secrets

@@ -15,7 +15,7 @@ from typing import cast
 
 import grpc
 
-from nodeproxy.controller.ca_keys import CaKeys
+from nodeproxy.controller.ca.keys import CaKeys
 from nodeproxy.errors import IdentityError
 from nodeproxy.identity import pki
 from nodeproxy.identity.local_ca import LIFETIME_S

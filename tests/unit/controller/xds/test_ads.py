@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from nodeproxy.controller import ads, xds_stream
-from nodeproxy.controller.ads import Metadata
+from nodeproxy.controller.xds import ads
+from nodeproxy.controller.xds import stream as xds_stream
+from nodeproxy.controller.xds.ads import Metadata
 from nodeproxy.errors import CallerError
 from nodeproxy.model.delta import Delta
 from nodeproxy.model.policy import Action, Policy, PolicyScope

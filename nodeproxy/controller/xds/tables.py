@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from weakref import ref
 
-from nodeproxy.controller.xds_limits import MAX_REMOVED
-from nodeproxy.controller.xds_log import ChangeLog
+from nodeproxy.controller.xds.limits import MAX_REMOVED
+from nodeproxy.controller.xds.log import ChangeLog
 from nodeproxy.xds import request
 from nodeproxy.xds.encode import Encoded, encode_response
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from nodeproxy.controller import root_publisher
-from nodeproxy.controller.root_publisher import BURST, CALM_S, KEY, RootConfigMap, RootPublisher
+from nodeproxy.controller.ca import root_publisher
+from nodeproxy.controller.ca.root_publisher import BURST, CALM_S, KEY, RootConfigMap, RootPublisher
 from nodeproxy.errors import ClusterError
 
 NAME = root_publisher.DEFAULT_NAME

@@ -15,8 +15,7 @@ import time
 import grpc.aio
 
 from nodeproxy.controller.memory import Trimming
-from nodeproxy.controller.publisher import Publisher
-from nodeproxy.controller.xds_limits import (
+from nodeproxy.controller.xds.limits import (
     ACK_WAIT_S,
     FIRST_REQUEST_WAIT_S,
     MAX_REST_S,
@@ -29,9 +28,10 @@ from nodeproxy.controller.xds_limits import (
     StreamEnd,
     end,
 )
-from nodeproxy.controller.xds_metrics import KINDS
-from nodeproxy.controller.xds_session import Acknowledged, Begun, Event, PassedOver, Rejected, Session
-from nodeproxy.controller.xds_subscription import Push
+from nodeproxy.controller.xds.metrics import KINDS
+from nodeproxy.controller.xds.publisher import Publisher
+from nodeproxy.controller.xds.session import Acknowledged, Begun, Event, PassedOver, Rejected, Session
+from nodeproxy.controller.xds.subscription import Push
 
 log = logging.getLogger(__name__)
 

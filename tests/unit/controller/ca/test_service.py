@@ -14,13 +14,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from nodeproxy.controller import ca_keys, ca_service
-from nodeproxy.controller.ca_keys import CaKeys
-from nodeproxy.controller.ca_rotation import next_step
-from nodeproxy.controller.ca_service import METHOD, SERVICE, CertificateService
-from nodeproxy.controller.ca_settings import CaSettings
+from nodeproxy.controller.ca import keys as ca_keys
+from nodeproxy.controller.ca import service as ca_service
+from nodeproxy.controller.ca.keys import CaKeys
+from nodeproxy.controller.ca.rotation import next_step
+from nodeproxy.controller.ca.service import METHOD, SERVICE, CertificateService
+from nodeproxy.controller.ca.serving import ServingCertificate
+from nodeproxy.controller.ca.settings import CaSettings
 from nodeproxy.controller.callers import Callers
-from nodeproxy.controller.serving import ServingCertificate
 from nodeproxy.identity import pki
 from nodeproxy.proto.certificate_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from tests.unit.controller.fakes import Pods, Reviewer, review, token

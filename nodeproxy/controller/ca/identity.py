@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from nodeproxy.controller.ca_settings import CaSettings
+from nodeproxy.controller.ca.settings import CaSettings
 from nodeproxy.controller.placement import Placement
 from nodeproxy.controller.refusals import Refused, refuse
 from nodeproxy.controller.token_review import Caller

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 from cryptography import x509
 
-from nodeproxy.controller import ca_keys
-from nodeproxy.controller.ca_keys import CaKeys, Phase
-from nodeproxy.controller.ca_rotation import next_step
-from nodeproxy.controller.ca_settings import CaSettings
+from nodeproxy.controller.ca import keys as ca_keys
+from nodeproxy.controller.ca.keys import CaKeys, Phase
+from nodeproxy.controller.ca.rotation import next_step
+from nodeproxy.controller.ca.settings import CaSettings
 from nodeproxy.errors import IdentityError
 from nodeproxy.identity import pki
 from tests.unit.controller.material import DAY_S, KEYS, NOW, RSA_KEY, ca_certificate, pem, sec1, verifies

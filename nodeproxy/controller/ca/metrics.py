@@ -9,12 +9,12 @@ from cryptography import x509
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from nodeproxy.controller.ca_keys import CaKeys, Phase
-from nodeproxy.controller.ca_service import CertificateService
-from nodeproxy.controller.ca_store import CaStore
+from nodeproxy.controller.ca.keys import CaKeys, Phase
+from nodeproxy.controller.ca.root_publisher import RootPublisher
+from nodeproxy.controller.ca.service import CertificateService
+from nodeproxy.controller.ca.serving import ServingCertificate
+from nodeproxy.controller.ca.store import CaStore
 from nodeproxy.controller.callers import Callers
-from nodeproxy.controller.root_publisher import RootPublisher
-from nodeproxy.controller.serving import ServingCertificate
 
 _PREFIX = "nodeproxy_controller_ca_"
 

@@ -17,9 +17,9 @@ import msgspec
 from google.protobuf.message import DecodeError
 
 from nodeproxy.controller.bucket import Bucket
-from nodeproxy.controller.ca_identity import Authorizer
-from nodeproxy.controller.ca_keys import CaKeys
-from nodeproxy.controller.ca_settings import CaSettings
+from nodeproxy.controller.ca.identity import Authorizer
+from nodeproxy.controller.ca.keys import CaKeys
+from nodeproxy.controller.ca.settings import CaSettings
 from nodeproxy.controller.placement import Placement
 from nodeproxy.controller.refusals import Refused, refuse
 from nodeproxy.controller.token_review import Caller

@@ -7,13 +7,13 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from nodeproxy.controller.ca_metrics import CaCollector, CaParts
-from nodeproxy.controller.ca_service import CertificateService
-from nodeproxy.controller.ca_settings import CaSettings
-from nodeproxy.controller.ca_store import CaStore
+from nodeproxy.controller.ca.metrics import CaCollector, CaParts
+from nodeproxy.controller.ca.root_publisher import RootPublisher
+from nodeproxy.controller.ca.service import CertificateService
+from nodeproxy.controller.ca.serving import ServingCertificate
+from nodeproxy.controller.ca.settings import CaSettings
+from nodeproxy.controller.ca.store import CaStore
 from nodeproxy.controller.callers import Callers
-from nodeproxy.controller.root_publisher import RootPublisher
-from nodeproxy.controller.serving import ServingCertificate
 from nodeproxy.errors import CallerError
 from tests.unit.controller.fakes import Pods, Reviewer, token
 from tests.unit.controller.material import NOW

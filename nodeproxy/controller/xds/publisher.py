@@ -20,9 +20,9 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from nodeproxy.controller.bucket import Bucket
-from nodeproxy.controller.xds_metrics import KINDS, XdsMetrics
-from nodeproxy.controller.xds_session import Session
-from nodeproxy.controller.xds_tables import Table
+from nodeproxy.controller.xds.metrics import KINDS, XdsMetrics
+from nodeproxy.controller.xds.session import Session
+from nodeproxy.controller.xds.tables import Table
 from nodeproxy.errors import StateError
 from nodeproxy.model.delta import Delta
 from nodeproxy.xds.encode import Encoded, encode_policy, encode_service, encode_workload

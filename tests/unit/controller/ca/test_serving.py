@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from nodeproxy.controller import ca_keys
-from nodeproxy.controller.ca_keys import CaKeys
-from nodeproxy.controller.serving import ServingCertificate, dns_names
+from nodeproxy.controller.ca import keys as ca_keys
+from nodeproxy.controller.ca.keys import CaKeys
+from nodeproxy.controller.ca.serving import ServingCertificate, dns_names
 from nodeproxy.errors import IdentityError
 from tests.unit.controller.material import KEYS, NOW, ca_certificate
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from nodeproxy.controller.xds_limits import StreamEnd
+from nodeproxy.controller.xds.limits import StreamEnd
 from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
 
 KINDS = {ADDRESS: "address", AUTHORIZATION: "authorization"}

@@ -8,11 +8,11 @@ import logging
 import pytest
 from prometheus_client import CollectorRegistry
 
-from nodeproxy.controller import publisher as module
 from nodeproxy.controller.bucket import Bucket
-from nodeproxy.controller.publisher import Publisher
-from nodeproxy.controller.xds_metrics import XdsMetrics
-from nodeproxy.controller.xds_session import Session
+from nodeproxy.controller.xds import publisher as module
+from nodeproxy.controller.xds.metrics import XdsMetrics
+from nodeproxy.controller.xds.publisher import Publisher
+from nodeproxy.controller.xds.session import Session
 from nodeproxy.model.delta import Delta
 from nodeproxy.model.policy import Action, Policy, PolicyScope
 from nodeproxy.proto import discovery_pb2

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from nodeproxy.controller import ca_identity
-from nodeproxy.controller.ca_identity import Authorizer
-from nodeproxy.controller.ca_settings import CaSettings
+from nodeproxy.controller.ca import identity as ca_identity
+from nodeproxy.controller.ca.identity import Authorizer
+from nodeproxy.controller.ca.settings import CaSettings
 from nodeproxy.controller.token_review import Caller
 from nodeproxy.errors import CallerError
 from tests.unit.controller.fakes import Pods

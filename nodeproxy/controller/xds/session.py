@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 import msgspec
 from google.protobuf.message import DecodeError
 
-from nodeproxy.controller.xds_limits import MAX_FOREIGN_REQUESTS, StreamEnd, end
-from nodeproxy.controller.xds_subscription import Push, Subscription
-from nodeproxy.controller.xds_tables import Table
+from nodeproxy.controller.xds.limits import MAX_FOREIGN_REQUESTS, StreamEnd, end
+from nodeproxy.controller.xds.subscription import Push, Subscription
+from nodeproxy.controller.xds.tables import Table
 from nodeproxy.proto import discovery_pb2 as discovery
 from nodeproxy.xds.names import AUTHORIZATION
 from nodeproxy.xds.request import Request, parse
