@@ -44,8 +44,11 @@ _V = TypeVar("_V")
 
 
 def _rank(workload: Workload) -> tuple[bool, bool]:
-    """Which of several workloads with one address answers to it, as in ztunnel: pods, as they can't be forged; then members."""
-    return "//Pod/" in workload.uid, workload.protocol is Protocol.HBONE
+    """Which of several workloads with one address answers to it, as in ztunnel: pods, as they can't be forged; then members.
+
+    A pod's uid is "CLUSTER//Pod/NAMESPACE/NAME"; further back, others have what somebody wrote into a ServiceEntry.
+    """
+    return workload.uid.partition("/")[2].startswith("/Pod/"), workload.protocol is Protocol.HBONE
 
 
 class View(Snapshot):

@@ -12,6 +12,7 @@ from typing import Any
 from nodeproxy.policy.address import canonical_ip
 from nodeproxy.translate import names, objects
 from nodeproxy.translate.notes import Note, Notes, quoted
+from nodeproxy.translate.services import is_host
 
 _PASSED = "connections to it pass through as to any address"
 
@@ -38,6 +39,9 @@ def _service(service: objects.Service, notes: Notes) -> None:
 
 def _service_entry(entry: objects.ServiceEntry, notes: Notes) -> None:
     spec = entry.spec
+    for index, host in enumerate(spec.hosts):
+        if not is_host(host):
+            notes.add(f"spec.hosts[{index}]", f"is {quoted(host)}, no host name", "it is left out")
     for index, text in enumerate(spec.addresses):
         address, slash, bits = text.partition("/")
         if not _is_address(address):

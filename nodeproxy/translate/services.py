@@ -5,6 +5,7 @@ Invariant: only TCP.  What a service says that this leaves out is a note, never 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from nodeproxy.model.workload import Balancing, LoadBalancer, Scope, Service
@@ -20,6 +21,8 @@ _PREFERENCES = {"preferclose": _ZONE, "prefersamezone": _ZONE, "prefersamenode":
 _LABELS = (names.USE_WAYPOINT, names.USE_WAYPOINT_NAMESPACE, names.USE_CANARY, names.USE_CANARY_NAMESPACE, names.GATEWAY_MANAGED)
 _ANNOTATIONS = (names.TRAFFIC_DISTRIBUTION, names.CANARY_WEIGHT)
 _NOT_TCP = frozenset({"UDP", "SCTP"})
+# RFC 1035, section 2.3.4: names have 255 octets at most, which leaves 253 characters.
+_HOST = re.compile(r"[A-Za-z0-9*_.-]{1,253}")
 
 
 def hosts_of_service(service: objects.Service, settings: MeshSettings) -> list[Host]:
@@ -48,6 +51,11 @@ def hosts_of_service(service: objects.Service, settings: MeshSettings) -> list[H
     ]
 
 
+def is_host(text: str) -> bool:
+    """Whether a service may be called so.  "/Pod/ns/name" in the namespace "c" would be called as a pod of the cluster "c"."""
+    return _HOST.fullmatch(text) is not None
+
+
 def hosts_of_entry(entry: objects.ServiceEntry, settings: MeshSettings) -> list[Host]:
     """The hosts of a ServiceEntry, in its order."""
     metadata, spec = entry.metadata, entry.spec
@@ -58,7 +66,7 @@ def hosts_of_entry(entry: objects.ServiceEntry, settings: MeshSettings) -> list[
         for item in entry.status.addresses:
             given.setdefault(item.host, []).append(item.value)
     found = []
-    for hostname in dict.fromkeys(spec.hosts):
+    for hostname in dict.fromkeys(filter(is_host, spec.hosts)):
         usable = not hostname.startswith("*") or spec.resolution == "DYNAMIC_DNS"
         found.append(
             Host(

@@ -126,6 +126,8 @@ def _entry(
 
 
 def _address(text: str) -> tuple[tuple[str, ...], str]:
+    if "%" in text:  # a zone means nothing on another machine, and may be any text
+        return (), text
     try:
         return (canonical_ip(text),), ""
     except ValueError:

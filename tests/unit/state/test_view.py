@@ -45,6 +45,8 @@ def test_of_two_workloads_with_one_address_a_pod_then_a_mesh_member_then_the_fir
     real = pod("p", "10.0.0.1", uid="c//Pod/ns/p", protocol=Protocol.TCP)
     assert build(plain, member).workload_at("", "10.0.0.1") == member
     assert build(plain, member, real).workload_at("", "10.0.0.1") == real
+    forged = pod("f", "10.0.0.1", uid="c/networking.istio.io/ServiceEntry/evil/e/x//Pod/ns/p")
+    assert build(forged, real).workload_at("", "10.0.0.1") == real
     twins = pod("b", "10.0.0.1"), pod("a", "10.0.0.1")
     assert build(*twins).workload_at("", "10.0.0.1") == twins[1]
     assert build(*reversed(twins)).workload_at("", "10.0.0.1") == twins[1]

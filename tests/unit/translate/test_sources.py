@@ -34,6 +34,19 @@ def test_a_service_entry_is_a_service_for_each_host_with_its_endpoints():
     assert state.everything == ({}, {}, {})
 
 
+def test_a_service_entry_can_not_be_called_as_another_resource():
+    state = State()
+    state.apply(pod("shop/web", "10.0.0.1"))
+    before = state.everything
+    hosts = ["/Pod/shop/web", "a b", "", "x" * 254, "é.example.com"]
+    state.apply(entry("Kubernetes/ext", hosts, endpoints=[{"address": "fd00::1%x//Pod/shop/web"}]))
+    assert state.everything == before
+    assert [note.field for note in state.translator.notes()] == [f"spec.hosts[{index}]" for index in range(len(hosts))]
+    state.apply(entry("Kubernetes/ext", ["*.a.example.com"], endpoints=[{"address": "fd00::1%x//Pod/shop/web"}]))
+    (found,) = (workload for workload in state.workloads.values() if workload.namespace == "Kubernetes")
+    assert (found.addresses, found.services) == ((), {"Kubernetes/*.a.example.com": {443: 443}})
+
+
 def test_a_service_entry_that_dns_resolves_has_its_hosts_as_endpoints():
     state = State()
     given = {"addresses": [{"value": "240.240.0.1", "host": "a.example.com"}, {"value": "bad", "host": "a.example.com"}]}
