@@ -6,6 +6,7 @@ defect and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from nodeproxy.errors import NodeproxyError
 
 # 128 + SIGINT, what a shell reports for a program that Ctrl-C ended.
 INTERRUPTED = 130
+# Of a write to where standard output goes.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,10 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (`head`, say) has gone.  What is still buffered must not raise once more when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader (`head`, say) has gone
         return 1
+    except OSError as exc:
+        if exc.errno not in _NO_ROOM or exc.filename is not None:
+            raise
+        _drop_output()
+        return _fail(f"the output can't be written: {exc.strerror}; make room for it", 1)
     return status if isinstance(status, int) else 0
+
+
+def _drop_output() -> None:
+    """What is still buffered must not raise once more when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, status: int) -> int:

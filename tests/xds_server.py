@@ -111,6 +111,8 @@ class Stream:
                 self.wildcard.add(request.type_url)
         if request.response_nonce and not first:
             return
+        if request.type_url in self.server.silent:
+            return
         table = self.server.resources[request.type_url]
         known = dict(request.initial_resource_versions)
         if request.type_url in self.wildcard:
@@ -142,6 +144,7 @@ class ControlPlaneServer:
         self.past: list[Stream] = []
         self.certificate_requests: list[tuple[str, dict[str, str]]] = []
         self.unauthenticated = 0
+        self.silent: set[str] = set()  # types for which requests are not answered
         self.address = ""
         self.max_request_bytes = -1
         self._lock = threading.RLock()

@@ -9,6 +9,7 @@ import msgspec
 
 from nodeproxy.errors import StateError
 from nodeproxy.model.delta import PodSpec
+from nodeproxy.state.layout import PARTIAL
 from nodeproxy.state.reader import StateReader
 from nodeproxy.state.store import Meta, StateWriter
 
@@ -50,7 +51,7 @@ class Remembered:
         pods: None if there is more to come; then the state is not yet this source's alone.
         """
         kept = {_RECEIVED: msgspec.msgpack.encode(received)}
-        return kept if pods is None else {**kept, SOURCE: name.encode(), _PODS: msgspec.msgpack.encode(pods)}
+        return kept if pods is None else {**kept, SOURCE: name.encode(), _PODS: msgspec.msgpack.encode(pods), PARTIAL: None}
 
     def keep_commands(self, commands: Commands) -> None:
         """An administrator spoke."""

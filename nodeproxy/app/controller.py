@@ -20,26 +20,20 @@ from nodeproxy import __version__
 from nodeproxy.app.process import set_up_logging
 from nodeproxy.controller import status
 from nodeproxy.controller.ads import SERVER_OPTIONS, Ads
-from nodeproxy.controller.ca_metrics import CaCollector, CaParts
-from nodeproxy.controller.ca_rotation import Rotation
-from nodeproxy.controller.ca_service import CertificateService
+from nodeproxy.controller.ca import DEFAULT_SECRET, Ca
 from nodeproxy.controller.ca_settings import CaSettings
-from nodeproxy.controller.ca_store import CaStore
-from nodeproxy.controller.callers import Callers
 from nodeproxy.controller.endpoints import Endpoints
 from nodeproxy.controller.leader import Leader
 from nodeproxy.controller.metrics import ControllerCollector, ControllerParts
 from nodeproxy.controller.placement import PodPlacement
 from nodeproxy.controller.publisher import Publisher
-from nodeproxy.controller.root_publisher import RootConfigMap, RootPublisher
-from nodeproxy.controller.serving import ServingCertificate, dns_names
-from nodeproxy.controller.settings import OWN_SECRET, ControllerConfig
+from nodeproxy.controller.serving import dns_names
+from nodeproxy.controller.settings import ControllerConfig
 from nodeproxy.controller.watches import Watches
 from nodeproxy.controller.xds_metrics import XdsMetrics
-from nodeproxy.errors import ConfigError
 from nodeproxy.kube.client import KubeClient
-from nodeproxy.kube.reflector import Reflector
-from nodeproxy.translate import names, objects
+from nodeproxy.translate import objects
+from nodeproxy.translate.names import AMBIENT, DATAPLANE_MODE
 from nodeproxy.translate.settings import MeshSettings
 from nodeproxy.translate.translator import Translator
 
@@ -77,25 +71,26 @@ class Controller:
             network=config.network,
             root_namespace=config.root_namespace,
         )
-        ca = CaSettings(
-            trust_domain=config.trust_domain,
-            trusted_node_accounts=config.node_accounts,
-            root_overlap_s=config.root_overlap_s,
-        )
         self._translator = Translator(mesh)
         self._publisher = Publisher(XdsMetrics(self._registry))
         self._placement = PodPlacement()
         self._leader = Leader(client, config.namespace, f"{config.pod_name}_{uuid.uuid4()}")
-        self._callers = Callers(client, audience=config.token_audience)
-        self._store = CaStore(
-            client, config.namespace, config.ca_secret or OWN_SECRET, config.trust_domain, own=not config.ca_secret
+        self._ca = Ca(
+            client,
+            self._placement,
+            CaSettings(
+                trust_domain=config.trust_domain,
+                trusted_node_accounts=config.node_accounts,
+                root_overlap_s=config.root_overlap_s,
+            ),
+            namespace=config.namespace,
+            lists=asyncio.Semaphore(1),
+            secret=config.ca_secret or DEFAULT_SECRET,
+            own=not config.ca_secret,
+            audience=config.token_audience,
         )
-        self._rotation = Rotation(self._store, ca)
-        self._certificates = CertificateService(self._callers, self._placement, self._store.signing_keys, ca)
-        self._roots = RootPublisher(client, lambda: None if self._store.keys is None else self._store.keys.roots_pem())
         # Where node proxies run, in the mesh or not: they check this port by the roots.
-        self._homes = {config.namespace, *(account.partition("/")[0] for account in config.node_accounts)}
-        self._store.on_change.append(lambda _: self._roots.changed())
+        self._homes = {account.partition("/")[0] for account in config.node_accounts}
         self._status = status.StatusWriter(
             client,
             self._translator.notes,
@@ -112,17 +107,7 @@ class Controller:
             },
             synced={"Pod": self._placement.all_told},
         )
-        self._root_maps = Reflector(
-            client,
-            ["/api/v1/configmaps"],
-            RootConfigMap,
-            query=self._roots.query(),
-            on_change=self._roots.observe,
-            on_synced=self._roots.observed_all,
-            lists=asyncio.Semaphore(1),
-        )
         self._endpoints = Endpoints()
-        self._serving: ServingCertificate | None = None
         self._server: grpc.aio.Server | None = None
         self._stopping = asyncio.Event()
 
@@ -132,16 +117,17 @@ class Controller:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         log.info("nodeproxy %s, controller of cluster %s", __version__, self._config.cluster_id)
+        leads = self._leader.leads
         try:
             await self._serve_http()
-            await self._run_until_stopped(self._watches.run(), self._root_maps.run(), self._serve_grpc(), self._write())
+            await self._run_until_stopped(self._watches.run(), self._ca.run(leads), self._status.run(leads), self._serve_grpc())
         finally:
             await self._end()
 
     def pending(self) -> list[str]:
         """What is waited for before this replica is ready."""
         waits = [f"all of kind {kind}" for kind in self._watches.unsynced()]
-        if self._store.keys is None:
+        if self._ca.store.keys is None:
             waits.append("the CA's key")
         elif self._server is None:
             waits.append(f"listening on {self._config.listen}")
@@ -153,9 +139,7 @@ class Controller:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
         self._registry.register(ControllerCollector(ControllerParts(self._watches, self._leader, self._placement, self._status)))
-        self._registry.register(
-            CaCollector(CaParts(self._callers, self._certificates, self._store, self._roots, lambda: self._serving))
-        )
+        self._registry.register(self._ca.collector())
         if self._config.metrics is not None:
             await self._endpoints.serve_metrics(self._registry, self._config.metrics)
         if self._config.ready is not None:
@@ -163,32 +147,16 @@ class Controller:
 
     async def _serve_grpc(self) -> None:
         """As soon as the CA has a key, since the port's certificate is of it; answers wait for the whole state by themselves."""
-        keys = await self._store.load()
-        self._roots.changed()
-        log.info("the CA's key is here: %s", keys.certificate.subject.rfc4514_string() or "without a name")
+        await self._ca.load()
         config = self._config
-        self._serving = ServingCertificate(
-            lambda: self._store.keys,
-            dns_names(config.namespace, cluster_domain=config.cluster_domain, more=config.serving_names),
-        )
+        names = dns_names(config.namespace, cluster_domain=config.cluster_domain, more=config.serving_names)
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        server.add_generic_rpc_handlers((Ads(self._publisher, self._callers.authenticate), self._certificates.handler()))
-        try:
-            server.add_secure_port(str(config.listen), self._serving.credentials())
-        except RuntimeError as exc:
-            raise ConfigError(f"--listen {config.listen}: the address is in use or not this machine's; give another") from exc
+        server.add_generic_rpc_handlers((Ads(self._publisher, self._ca.callers.authenticate),))
+        self._ca.open_port(server, str(config.listen), names)
         await server.start()
         self._server = server
         log.info("xDS and the CA listen on %s", config.listen)
         await server.wait_for_termination()
-
-    async def _write(self) -> None:
-        """What only the leader writes, and the keys that all follow."""
-        leads = self._leader.leads
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._status.run(leads), name="statuses")
-            group.create_task(self._roots.run(leads), name="roots")
-            group.create_task(self._store.run(leads, self._rotation.rotate_if_due), name="CA's key")
 
     async def _run_until_stopped(self, *parts: Coroutine[Any, Any, None]) -> None:
         leading = asyncio.create_task(self._leader.run(), name="leader")
@@ -210,12 +178,12 @@ class Controller:
 
     async def _end(self) -> None:
         self._publisher.close()
-        await self._callers.close()
+        await self._ca.close()
         await self._endpoints.stop()
 
     def _need_roots(self, key: str, namespace: objects.Namespace | None) -> None:
-        in_mesh = namespace is not None and namespace.metadata.labels.get(names.DATAPLANE_MODE) == names.AMBIENT
-        self._roots.need(key, in_mesh or (namespace is not None and key in self._homes))
+        in_mesh = namespace is not None and namespace.metadata.labels.get(DATAPLANE_MODE) == AMBIENT
+        self._ca.need(key, in_mesh or (namespace is not None and key in self._homes))
 
 
 def _status_observer(writer: status.StatusWriter, kind: str) -> Any:

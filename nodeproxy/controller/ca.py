@@ -86,7 +86,7 @@ class Ca:
         try:
             return server.add_secure_port(address, self._serving.credentials())
         except RuntimeError as exc:
-            raise ConfigError(f"can't listen on {address}: {exc}; is the port taken, or the address another host's?") from exc
+            raise ConfigError(f"--listen {address}: the port is taken, or the address is another host's; give another") from exc
 
     def collector(self) -> CaCollector:
         """The metrics."""

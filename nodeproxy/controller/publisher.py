@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
+from nodeproxy.controller.bucket import Bucket
 from nodeproxy.controller.xds_metrics import KINDS, XdsMetrics
 from nodeproxy.controller.xds_session import Session
 from nodeproxy.controller.xds_tables import Table
@@ -35,6 +36,8 @@ ROUND_S = 0.1
 ROUND_S_A_CLIENT = 0.001
 # Rejections that are remembered, so that 1,000 nodes that reject one resource are one line in the log.
 _MAX_REJECTIONS = 4096
+_LOG_LINES_PER_S = 5.0
+_LOG_BURST = 100.0
 
 _Resource = TypeVar("_Resource")
 
@@ -70,6 +73,7 @@ class Publisher:
         self._started = asyncio.Event()
         self._round: asyncio.TimerHandle | None = None
         self._last_round = clock() - ROUND_S
+        self._log_lines = Bucket(_LOG_LINES_PER_S, _LOG_BURST)
         self._rejections: OrderedDict[tuple[str, str, str], None] = OrderedDict()
         metrics.clients.set_function(lambda: len(self._subscribers))
         metrics.pending.set_function(self._pending)
@@ -128,6 +132,8 @@ class Publisher:
             # What names no resource is told apart by what it says.
             key = (kind, name or text, version)
             if key not in self._rejections:
+                if not self._log_lines.take():
+                    continue  # what a hostile client says has no end; the next time it may be told
                 log.warning("client %r rejects of %s: %r; it keeps what it has until that changes", client, kind, text)
             self._rejections[key] = None
             self._rejections.move_to_end(key)

@@ -160,6 +160,8 @@ class RootPublisher:
             },
             "data": {KEY: roots},
         }
+        # Before it is sent, for the watch may tell of what comes after it, a deletion for instance, before the answer is here.
+        self._present[namespace] = hash(roots)
         try:
             await self._api.request(
                 "PATCH",
@@ -170,11 +172,11 @@ class RootPublisher:
             )
         except ClusterError as exc:  # a namespace that is ending, for instance, which its watch tells of sooner or later
             self._writes["failed"] += 1
+            self._present.pop(namespace, None)
             if self._pause(namespace, exc.retry_after_s or 0.0):
                 log.warning("the roots can't be published in namespace %s: %s; it is tried again", namespace, exc)
             return
         self._writes["written"] += 1
-        self._present[namespace] = hash(roots)  # the watch will say the same
         if not self._pause(namespace):
             log.warning("the roots in namespace %s are written again: who else writes ConfigMap %s?", namespace, self._name)
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from nodeproxy.controller.ca import DEFAULT_SECRET
 from nodeproxy.controller.ca_settings import CaSettings
 from nodeproxy.controller.callers import DEFAULT_AUDIENCE
 from nodeproxy.errors import ConfigError
@@ -34,7 +35,6 @@ _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 # A root that does not sign for longer than this is mistaken for a setting in other units.
 MAX_ROOT_OVERLAP_S = 90 * 86_400
 DEFAULT_NAMESPACE = "nodeproxy-system"
-OWN_SECRET = "nodeproxy-ca"
 MAX_NAMES = 64
 
 
@@ -84,9 +84,9 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str], config_pat
     if "namespace" not in settings and _OWN_NAMESPACE.exists():
         settings["namespace"] = _OWN_NAMESPACE.read_text().strip()
     settings.setdefault("pod_name", socket.gethostname())
-    if settings.get("ca_secret") == OWN_SECRET:
+    if settings.get("ca_secret") == DEFAULT_SECRET:
         raise ConfigError(
-            f"--ca-secret {OWN_SECRET} is the controller's own, which needs no setting; name one that somebody else keeps"
+            f"--ca-secret {DEFAULT_SECRET} is the controller's own, which needs no setting; name one that somebody else keeps"
         )
     return ControllerConfig(**settings)
 

@@ -15,6 +15,8 @@ from nodeproxy.controller.xds_limits import MAX_FOREIGN_REQUESTS, StreamEnd, end
 from nodeproxy.controller.xds_subscription import Push, Subscription
 from nodeproxy.controller.xds_tables import Table
 from nodeproxy.proto import discovery_pb2 as discovery
+from nodeproxy.xds.names import AUTHORIZATION
+from nodeproxy.xds.request import Request, parse
 
 # What is said of a client in logs and errors comes from the client.
 _MAX_TEXT = 1000
@@ -75,7 +77,7 @@ class Session:
     def receive(self, data: bytes) -> list[Event]:
         """A request.  CallerError: the stream ends."""
         try:
-            request = discovery.DeltaDiscoveryRequest.FromString(data)
+            request = parse(data)
         except DecodeError as exc:
             raise end(StreamEnd.MALFORMED, "this is no DeltaDiscoveryRequest") from exc
         if not self.client and request.node.id:
@@ -97,13 +99,24 @@ class Session:
 
     def respond(self) -> Push | None:
         """The next response of any type, None if there is none now.  CallerError: the stream ends."""
+        policies = self.subscriptions.get(AUTHORIZATION)
+        if policies is not None and policies.is_behind:
+            # Workloads may list a policy that the client has not been told of; without it they would be open.
+            push = self._respond(AUTHORIZATION, policies)
+            if push is not None or policies.unacknowledged:
+                return push
         for type_url, subscription in self.subscriptions.items():
-            push = subscription.respond()
+            push = self._respond(type_url, subscription)
             if push is not None:
-                self.sent_at[type_url] = self._clock()
-                self._changed_at[type_url] = push.changed_at
                 return push
         return None
+
+    def _respond(self, type_url: str, subscription: Subscription) -> Push | None:
+        push = subscription.respond()
+        if push is not None:
+            self.sent_at[type_url] = self._clock()
+            self._changed_at[type_url] = push.changed_at
+        return push
 
     @property
     def all_begun(self) -> bool:
@@ -128,14 +141,14 @@ class Session:
         if not self.node:
             self.node = node.metadata.fields["NODE_NAME"].string_value
 
-    def _begin(self, table: Table, request: discovery.DeltaDiscoveryRequest) -> list[Event]:
+    def _begin(self, table: Table, request: Request) -> list[Event]:
         subscription = Subscription(table, self.node)
-        versions = request.initial_resource_versions
-        subscription.begin(request.resource_names_subscribe, request.resource_names_unsubscribe, versions)
+        had = request.initial_resource_versions
+        subscription.begin(request.resource_names_subscribe, request.resource_names_unsubscribe, had)
         self.subscriptions[table.type_url] = subscription
-        return [Begun(table.type_url, subscription.wildcard, len(versions))]
+        return [Begun(table.type_url, subscription.wildcard, len(had))]
 
-    def _settle(self, subscription: Subscription, request: discovery.DeltaDiscoveryRequest) -> list[Event]:
+    def _settle(self, subscription: Subscription, request: Request) -> list[Event]:
         type_url = request.type_url
         if not request.response_nonce:
             return []

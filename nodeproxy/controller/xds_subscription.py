@@ -18,9 +18,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
+from google.protobuf.message import DecodeError
 
 from nodeproxy.controller.xds_limits import MAX_ANSWER_BYTES, MAX_NAMES, MAX_PUSH_BYTES, StreamEnd, end
-from nodeproxy.controller.xds_tables import Snapshot, Table
+from nodeproxy.controller.xds_tables import Inventory, Snapshot, Table
+from nodeproxy.xds import request
 from nodeproxy.xds.encode import Encoded, encode_response
 from nodeproxy.xds.names import MAX_NAME_BYTES, WILDCARD
 
@@ -48,6 +50,7 @@ class Subscription:
         self._table = table
         self._node = node
         self._count = 0
+        self._inventory: Inventory | None = None  # for who else begins until this one is answered
         self._explicit: set[str] = set()  # names and addresses that the client asked for
         self._sent: dict[str, str] = {}  # on demand only: names and versions that the client has
         self._owes = False  # a request is to be answered, even with nothing
@@ -61,6 +64,11 @@ class Subscription:
         """Whether the next response is the whole state."""
         return self._whole and not self.unacknowledged
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the client, which has had the whole state, has yet to be told of a change of it."""
+        return self.wildcard and self.seen is not None and not self._whole and self._table.waiting(self.seen) > 0
+
     def waiting(self) -> int:
         """About how many names the client has yet to be told of."""
         queued = len(self._asked) + len(self._due) + len(self._dropped)
@@ -68,8 +76,11 @@ class Subscription:
             return queued + len(self._table.resources)
         return queued + self._table.waiting(self.seen)
 
-    def begin(self, subscribe: Collection[str], unsubscribe: Collection[str], versions: Mapping[str, str]) -> None:
-        """The first request of the stream.  versions: what the client has, of an earlier stream.  CallerError: too many names."""
+    def begin(self, subscribe: Collection[str], unsubscribe: Collection[str], had: Collection[bytes]) -> None:
+        """The first request of the stream.  had: what the client has of an earlier one, as `xds.request` tells it.
+
+        CallerError: too many names, or what it has can't be read.
+        """
         names = set(subscribe).difference(unsubscribe)
         # xDS, "How the client specifies what resources to return": no name at all stands for all.  istiod's clients write "*" as
         # subscribed and as unsubscribed to begin with nothing.
@@ -78,9 +89,10 @@ class Subscription:
         self._owes = True
         if self.wildcard:
             self._want(names)
-            self._resume_wildcard(versions)
+            self._begin_wildcard(had)
             return
-        self._bound(len(versions))
+        self._bound(len(had))
+        versions = _read(had)
         self.seen = self._table.revision
         self._want(names)
         for resource in self._table.on_node(self._node):
@@ -140,22 +152,24 @@ class Subscription:
         if max(len(self._explicit) + more, len(self._sent)) > MAX_NAMES:
             raise end(StreamEnd.NAMES, f"a subscriber may have {MAX_NAMES} names; subscribe to all (*), or unsubscribe from some")
 
-    def _resume_wildcard(self, versions: Mapping[str, str]) -> None:
+    def _begin_wildcard(self, had: Collection[bytes]) -> None:
         """The client gets what differs from what it has; without a version that it has in common, simply everything."""
-        resources = self._table.resources
-        known = 0
-        for name, resource in resources.items() if versions else ():
-            version = versions.get(name)
-            known += version is not None
-            if version != resource.version:
-                self._due[name] = None
-        if known < len(versions):
-            self._asked.update((name, None) for name in versions if name not in resources)
-        if len(self._due) == len(resources) or not versions:
+        if not had:
             self._whole = True
-            self._due.clear()
+            return
+        inventory = self._inventory = self._table.inventory()
+        held = set(had)
+        differing = inventory.names.keys() - held
+        if len(held) > len(inventory.names) - len(differing):
+            # It has something of another version, or that is gone.
+            versions = _read(held.difference(inventory.names))
+            self._asked.update((name, None) for name in versions if name not in self._table.resources)
+        if len(differing) == len(inventory.names):
+            self._whole = True
+        else:
+            self._due = {inventory.names[entry]: None for entry in differing}
         # What it has and goes from here on, it has to be told, whole state or not.
-        self.seen = self._table.revision if versions else None
+        self.seen = inventory.revision
 
     def _have_or_owe(self, resource: Encoded, versions: Mapping[str, str]) -> None:
         version = versions.get(resource.name)
@@ -197,7 +211,7 @@ class Subscription:
 
     def _whole_state(self) -> Push | None:
         snapshot = self._table.snapshot()
-        self._whole = False
+        self._whole, self._inventory = False, None
         self.seen = snapshot.revision if self.seen is None else min(self.seen, snapshot.revision)
         if len(snapshot.message) > MAX_ANSWER_BYTES:
             self._due = dict.fromkeys(self._table.resources)
@@ -218,6 +232,7 @@ class Subscription:
                 found[name] = resource
         missing.update((name, None) for name in self._dropped if name not in found)
         self._owes, self._asked, self._due, self._dropped = False, {}, {}, {}
+        self._inventory = None
         told = self._cut(found)
         self._told(told, missing)
         return self._push(told, missing)
@@ -286,6 +301,13 @@ class Subscription:
         nonce = str(self._count)
         message = encode_response(self._table.type_url, nonce, told, removed)
         return Push(self._table.type_url, nonce, message, len(told), len(removed), changed_at)
+
+
+def _read(entries: Collection[bytes]) -> dict[str, str]:
+    try:
+        return request.read(entries)
+    except DecodeError as exc:
+        raise end(StreamEnd.MALFORMED, "initial_resource_versions are no map of strings") from exc
 
 
 def _checked(name: str) -> str:

@@ -15,9 +15,10 @@ from weakref import ref
 
 from nodeproxy.controller.xds_limits import MAX_REMOVED
 from nodeproxy.controller.xds_log import ChangeLog
+from nodeproxy.xds import request
 from nodeproxy.xds.encode import Encoded, encode_response
 
-# A whole state that was made for one subscriber serves others, as long as they would then read no more changes than this.
+# What was made of the whole state for one subscriber serves others, as long as they would then read no more changes than this.
 _MAX_SNAPSHOT_AGE = 2000
 
 
@@ -30,6 +31,16 @@ class Snapshot:
         self.revision, self.count = revision, len(resources)
         self.nonce = f"all-{revision}"
         self.message = encode_response(type_url, self.nonce, resources)
+
+
+class Inventory:
+    """Names by what a client says that has them as they are, as of `revision`; for all who resume at about the same time."""
+
+    __slots__ = ("__weakref__", "names", "revision")
+
+    def __init__(self, revision: int, resources: Collection[Encoded]) -> None:
+        self.revision = revision
+        self.names = {request.entry(resource.name, resource.version): resource.name for resource in resources}
 
 
 class Table:
@@ -46,7 +57,9 @@ class Table:
         self._aliases = _Index()
         self._endpoints = _Index()
         self._nodes = _Index()
-        self._snapshot: ref[Snapshot] | None = None  # it lives as long as somebody sends it
+        # They live as long as somebody has them.
+        self._snapshot: ref[Snapshot] | None = None
+        self._inventory: ref[Inventory] | None = None
 
     def put(self, encoded: Encoded, now: float) -> bool:
         """A resource that came or changed; False if it is as it was.  now: seconds, monotonic."""
@@ -142,11 +155,24 @@ class Table:
     def snapshot(self) -> Snapshot:
         """The whole state, as of now or of a little earlier."""
         kept = None if self._snapshot is None else self._snapshot()
-        if kept is not None and kept.revision >= self.horizon and self.revision - kept.revision <= _MAX_SNAPSHOT_AGE:
+        if kept is not None and self._is_fresh(kept.revision):
             return kept
         made = Snapshot(self.type_url, self.revision, self.resources.values())
         self._snapshot = ref(made)
         return made
+
+    def inventory(self) -> Inventory:
+        """What a client that has all may say that it has, as of now or of a little earlier."""
+        kept = None if self._inventory is None else self._inventory()
+        if kept is not None and self._is_fresh(kept.revision):
+            return kept
+        made = Inventory(self.revision, self.resources.values())
+        self._inventory = ref(made)
+        return made
+
+    def _is_fresh(self, revision: int) -> bool:
+        """Whether who has the state of a revision may read on from there."""
+        return revision >= self.horizon and self.revision - revision <= _MAX_SNAPSHOT_AGE
 
     def _changed(self, name: str, now: float) -> None:
         self.revision += 1

@@ -74,9 +74,9 @@ def outbound(
     """
     if ":" in ip:
         ip = canonical_ip(ip)
-    if view.is_empty:
-        note(trace, "is there any state?", "no")
-        return Refusal(Reason.STATE_UNAVAILABLE, "no source of state has answered yet; see the agent's log for why")
+    if view.is_incomplete:
+        note(trace, "is the state there?", "no")
+        return Refusal(Reason.STATE_UNAVAILABLE, "no source of state has answered in whole yet; see the agent's log for why")
     decision = _Decision(view, source, ip, port, balancer, is_local, same_node_hbone, trace)
     return decision.decide()
 

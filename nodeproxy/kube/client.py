@@ -12,6 +12,8 @@ import asyncio
 import logging
 import socket
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -34,6 +36,7 @@ MAX_ANSWER_BYTES = 64 << 20
 MAX_LINE_BYTES = 16 << 20
 MAX_ERROR_BYTES = 64 << 10  # a Status object; what is beyond is of no use in a log
 MAX_CONNECTIONS = 64  # of one client: a watch for each kind, and what else is asked for at once
+READ_BUFFER_BYTES = 1 << 18  # of each connection, twice; a page or a line may be larger
 CONNECT_TIMEOUT_S = 10.0  # across zones a handshake takes some 0.2 s
 # A stream can be silent for minutes.  TCP finds out after 15 + 3 x 5 s that its peer is gone without a word.
 _KEEP_ALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
@@ -56,19 +59,37 @@ class _Session:
             self._rest = RESTClientObject(configuration)
         except (OSError, ValueError) as exc:  # ssl.SSLError is an OSError
             raise ConfigError(f"the API server's roots or our client certificate can't be used: {exc}; mend the files") from exc
-        self.http: aiohttp.ClientSession = self._rest.pool_manager
+        # Not the library's own session: that reads ~/.netrc for each request, and fails if it finds something.
+        self.http = aiohttp.ClientSession(
+            connector=self._rest.pool_manager.connector,
+            connector_owner=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            read_bufsize=READ_BUFFER_BYTES,
+        )
         self.host = str(configuration.host).rstrip("/")
         self.tls = credentials.tls
         self.options = {
             name: value
-            for name, value in (("proxy", configuration.proxy), ("server_hostname", configuration.tls_server_name))
+            for name, value in (
+                ("proxy", configuration.proxy or _proxy_of_environment(self.host)),
+                ("server_hostname", configuration.tls_server_name),
+            )
             if value
         }
         self.users = 0
         self.retired = False
 
     async def close(self) -> None:
+        await self.http.close()
         await self._rest.close()
+
+
+def _proxy_of_environment(url: str) -> str:
+    """HTTPS_PROXY and NO_PROXY, as kubectl understands them; "" for none."""
+    parts = urllib.parse.urlsplit(url)
+    if urllib.request.proxy_bypass(parts.netloc):
+        return ""
+    return urllib.request.getproxies().get(parts.scheme, "")
 
 
 class KubeClient:

@@ -63,7 +63,7 @@ class Credentials:
         return self._loader
 
     def _advice(self, exc: Exception) -> str:
-        reason = str(exc) or type(exc).__name__
+        reason = (exc.strerror if isinstance(exc, OSError) else str(exc)) or type(exc).__name__
         if self._kubeconfig is not None:
             return f"kubeconfig {self._kubeconfig} can't be used: {reason}; try it with `kubectl --kubeconfig … get nodes`"
         return (

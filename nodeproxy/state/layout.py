@@ -5,7 +5,7 @@ Tables (LMDB's named databases); indexes are multi-valued and sorted, so that eq
     workloads   uid -> Workload                     addresses   "network/ip" -> uids
     services    "ns/hostname" -> Service            vips        "network/ip" -> service keys
     policies    "ns/name" -> Policy                 hosts       hostname in lower case -> service keys
-    meta        agent's key -> bytes                endpoints   service key -> uids of the workloads that list it
+    meta        agent's key -> bytes, `PARTIAL`     endpoints   service key -> uids of the workloads that list it
     about       "schema" -> version                 scopes      scope and group -> policy keys
                 "epoch" -> number, big-endian       shapes      scope, group and shape -> policy keys
     changes     see `changes`                       rules       digest of scope, group, shape and values -> policy keys
@@ -43,6 +43,8 @@ DATA_FILE = "data.mdb"
 PLAIN_TABLES = ("workloads", "services", "policies", "meta", "about", "changes", "asked")
 INDEXES = ("addresses", "vips", "hosts", "endpoints", "scopes", "shapes", "rules")
 GLOBAL_SCOPE = "/"  # no namespace is named so
+# Of the agent's keys in `meta` the one that is the state's: there as long as the first state of all is not there as a whole.
+PARTIAL = "partial"
 GROUPS = (b"D", b"A", b"d", b"a")
 # What a source answered that was asked for a name: nobody has it, or somebody (who is in the tables, or has gone since).
 ABSENT, PRESENT = b"-", b"+"

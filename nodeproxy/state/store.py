@@ -27,6 +27,7 @@ from nodeproxy.state.layout import (
     DATA_FILE,
     MAP_SIZE_BYTES,
     MAX_KEY_BYTES,
+    PARTIAL,
     PRESENT,
     SCHEMA,
     Environment,
@@ -284,10 +285,12 @@ class _Change:
         table = self._tables["meta"]
         for name, value in meta.items():
             key = name.encode()
-            if value is None:
-                self._meta |= self._txn.delete(key, db=table)
-            elif self._txn.get(key, db=table) != value:
-                self._meta |= self._txn.put(key, value, db=table)
+            before = self._txn.get(key, db=table)
+            if before == value:
+                continue
+            self._meta |= self._txn.delete(key, db=table) if value is None else self._txn.put(key, value, db=table)
+            if name == PARTIAL:
+                self.touched.tell_all()  # what is unknown means something else from here on
 
     def _put(self, table: Table, resource: msgspec.Struct) -> None:
         name = table.key(resource)

@@ -26,6 +26,7 @@ from nodeproxy.state.layout import (
     ABSENT,
     GLOBAL_SCOPE,
     GROUPS,
+    PARTIAL,
     decode_policy,
     decode_service,
     decode_workload,
@@ -54,7 +55,7 @@ class View(Snapshot):
         super().__init__(txn, tables)
         self.epoch = epoch_of(txn, tables)
         self._kept = kept
-        self._is_empty: bool | None = None
+        self._is_incomplete: bool | None = None
 
     def workload(self, uid: str) -> Workload | None:
         """The workload with this uid."""
@@ -216,11 +217,14 @@ class View(Snapshot):
         return {name: self._entries(name) for name in ("workloads", "services", "policies")}
 
     @property
-    def is_empty(self) -> bool:
-        """Whether nothing is known at all, as before a source's first answer."""
-        if self._is_empty is None:
-            self._is_empty = not any(self.counts().values())
-        return self._is_empty
+    def is_incomplete(self) -> bool:
+        """Whether nothing is known at all, as before a source's first answer, or that answer is not there as a whole.
+
+        What is unknown then may be known soon.
+        """
+        if self._is_incomplete is None:
+            self._is_incomplete = self._get("meta", PARTIAL.encode()) is not None or not any(self.counts().values())
+        return self._is_incomplete
 
     def workloads(self) -> Iterator[Workload]:
         """All workloads by uid, not cached: for commands and for the agent, never for a connection."""

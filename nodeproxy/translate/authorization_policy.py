@@ -270,7 +270,10 @@ class _RuleReader:
             if name not in LAYER_7_FIELDS and name not in UNSUPPORTED_FIELDS:
                 self._doubt(member(path, name), "is not known")
             elif content is not None and content != []:  # an empty list says nothing, as Istio has it
-                self._doubt(f"{path}.{name}", "is of requests" if name in LAYER_7_FIELDS else "is not supported")
+                self._doubt(
+                    f"{path}.{name}",
+                    "is of HTTP, which a node does not see" if name in LAYER_7_FIELDS else "is not supported",
+                )
         return value
 
     def _list(self, value: dict[str, Any], name: str, path: str) -> list[Any]:

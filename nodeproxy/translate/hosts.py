@@ -6,11 +6,15 @@ ones by name, so that the order of arrival never matters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left, insort
+from collections.abc import Hashable, Iterator
+from typing import TypeVar
 
 import msgspec
 
 from nodeproxy.model.workload import LoadBalancer
+
+_K = TypeVar("_K", bound=Hashable)
 
 
 class HostPort(msgspec.Struct, frozen=True, gc=False):
@@ -90,54 +94,74 @@ class Host(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
         return found
 
 
+# For Kubernetes' own, then the older, then the first by name.  No two of one hostname are equal.
+_Age = tuple[bool, str, tuple[str, str]]
+_Ranked = list[tuple[_Age, Host]]  # the one that counts for most first
+
+
 class Hosts:
-    """All hosts, and those that count."""
+    """All hosts, and those that count.  A change costs the same however many there are of its name."""
 
     def __init__(self) -> None:
-        self._by_name: dict[str, dict[tuple[str, str], Host]] = {}
-        self._winners: dict[str, dict[str, Host]] = {}
-        self._canonical: dict[str, str] = {}
+        self._by_source: dict[tuple[str, tuple[str, str]], Host] = {}
+        self._in_namespace: dict[tuple[str, str], _Ranked] = {}  # by namespace and hostname
+        self._counting: dict[str, _Ranked] = {}  # by hostname, one a namespace
 
     def put(self, host: Host) -> list[Host]:
         """A host is new or changed; those that began or ceased to count, the changed one among them if it counts."""
-        self._by_name.setdefault(host.hostname, {})[host.source] = host
-        return self._settle(host.hostname)
+        former = self.get(host.namespace, host.hostname)
+        self._remove(host)
+        self._by_source[host.hostname, host.source] = host
+        _rank(self._in_namespace, (host.namespace, host.hostname), host)
+        return self._settle(host, former)
 
     def drop(self, host: Host) -> list[Host]:
         """A host is gone; those that began or ceased to count."""
-        hosts = self._by_name.get(host.hostname, {})
-        hosts.pop(host.source, None)
-        if not hosts:
-            self._by_name.pop(host.hostname, None)
-        return self._settle(host.hostname)
+        former = self.get(host.namespace, host.hostname)
+        self._remove(host)
+        return self._settle(host, former)
 
     def counts(self, host: Host) -> bool:
         """Whether it is the one that counts of its host in its namespace."""
-        return self._winners.get(host.hostname, {}).get(host.namespace) is host
+        return self.get(host.namespace, host.hostname) is host
 
     def get(self, namespace: str, hostname: str) -> Host | None:
         """The one that counts."""
-        return self._winners.get(hostname, {}).get(namespace)
+        ranked = self._in_namespace.get((namespace, hostname))
+        return None if ranked is None else ranked[0][1]
 
     def named(self, hostname: str) -> Iterator[tuple[Host, bool]]:
         """Those of a name that count, each in its namespace, and whether it is the canonical one, for clients elsewhere."""
-        canonical = self._canonical.get(hostname)
-        for namespace, host in self._winners.get(hostname, {}).items():
-            yield host, namespace == canonical
+        for place, (_, host) in enumerate(self._counting.get(hostname, ())):
+            yield host, place == 0
 
-    def _settle(self, hostname: str) -> list[Host]:
-        former = self._winners.pop(hostname, {})
-        now: dict[str, Host] = {}
-        for host in sorted(self._by_name.get(hostname, {}).values(), key=_age):
-            now.setdefault(host.namespace, host)
-        if now:
-            self._winners[hostname] = now
-            self._canonical[hostname] = min(now.values(), key=_age).namespace
-        else:
-            self._canonical.pop(hostname, None)
-        changed = [host for namespace, host in former.items() if now.get(namespace) is not host]
-        return changed + [host for namespace, host in now.items() if former.get(namespace) is not host]
+    def _remove(self, host: Host) -> None:
+        """The former one of its source."""
+        former = self._by_source.pop((host.hostname, host.source), None)
+        if former is not None:
+            _strike(self._in_namespace, (former.namespace, former.hostname), former)
+
+    def _settle(self, host: Host, former: Host | None) -> list[Host]:
+        now = self.get(host.namespace, host.hostname)
+        if now is former:
+            return []
+        if former is not None:
+            _strike(self._counting, former.hostname, former)
+        if now is not None:
+            _rank(self._counting, now.hostname, now)
+        return [each for each in (former, now) if each is not None]
 
 
-def _age(host: Host) -> tuple[bool, str, tuple[str, str]]:
+def _age(host: Host) -> _Age:
     return (not host.kubernetes, host.created, host.source)
+
+
+def _rank(ranks: dict[_K, _Ranked], key: _K, host: Host) -> None:
+    insort(ranks.setdefault(key, []), (_age(host), host))
+
+
+def _strike(ranks: dict[_K, _Ranked], key: _K, host: Host) -> None:
+    ranked = ranks[key]
+    del ranked[bisect_left(ranked, (_age(host),))]
+    if not ranked:
+        del ranks[key]

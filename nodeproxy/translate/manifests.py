@@ -21,6 +21,7 @@ from nodeproxy.translate.objects import KINDS, Kind, Resource
 
 MAX_FILE_BYTES = 64 << 20  # a mistake such as naming a disk image
 _SUFFIXES = (".yaml", ".yml", ".json")
+_MAX_REPEATED = 100_000  # parts of a document that aliases stand for; an API server takes 1.5 MiB
 _MAX_PORT = 65535
 _NAMESPACED_GROUPS = frozenset({"apps", "batch"})
 _PATH = re.compile(r"(.*) - at `\$(.*)`", re.DOTALL)
@@ -103,7 +104,8 @@ def read_manifests(file: str, content: bytes, namespace: str = "default") -> lis
         mark = getattr(exc, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         problem = getattr(exc, "problem", None) or str(exc).splitlines()[0]
-        raise ConfigError(f"{file}{line}: no YAML: {problem}; mend it") from exc
+        advice = "give what `helm template` makes of it" if b"{{" in content else "mend it"
+        raise ConfigError(f"{file}{line}: no YAML: {problem}; {advice}") from exc
     except RecursionError as exc:
         raise ConfigError(f"{file}: nested too deeply; no resource of Kubernetes is") from exc
     return found
@@ -245,13 +247,18 @@ def _construct(file: str, node: Any) -> Any:
 
 
 def _check_keys(file: str, root: Any) -> None:
-    """Refuse a key that a map has twice: of two `rules` one would silently not hold.  Each node is seen once, aliases too."""
+    """Refuse a key that a map has twice: of two `rules` one would silently not hold; and aliases that stand for far more than is
+    written, as a reader of the resource would never come to an end with them."""
     seen: set[int] = set()
     stack = [root]
+    repeated = 0
     while stack:
         node = stack.pop()
         if id(node) in seen:
-            continue
+            repeated += 1
+            if repeated > _MAX_REPEATED:
+                where = f"{file}:{node.start_mark.line + 1}"
+                raise ConfigError(f"{where}: aliases repeat this too often; write it out, or less of it")
         seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
             keys: set[str] = set()

@@ -102,20 +102,25 @@ class KubeMesh:
 
     # ── pods ──
 
-    def pod(self, number: int, name: str, *, labels: dict[str, str] | None = None, account: str = "", **more: Any) -> MeshPod:
+    def pod(self, number: int, name: str, **more: Any) -> MeshPod:
         """A pod in the lab and in the API; it is not yet enrolled."""
-        account = account or name
-        agent = self.cluster.agents[number]
-        made = MeshPod(self.cluster.lab.pod(number, name), SPACE, account, agent.name, "HBONE")
-        self.api.apply(make("ServiceAccount", account, SPACE))
-        ips = [made.ip, made.ip6]
-        self.api.create(pod(name, SPACE, node=agent.name, ips=ips, account=account, labels=labels or {"app": name}, **more))
-        self.pods[name] = made
+        made = self.outsider(number, name)
+        self.announce(made, **more)
         return made
 
     def outsider(self, number: int, name: str) -> MeshPod:
-        """A pod that is not in the mesh, nor known to the API."""
-        return MeshPod(self.cluster.lab.pod(number, name), SPACE, name, "", "TCP")
+        """A pod that the API does not know (yet)."""
+        agent = self.cluster.agents[number]
+        made = MeshPod(self.cluster.lab.pod(number, name), SPACE, name, agent.name, "HBONE")
+        self.pods[name] = made
+        return made
+
+    def announce(self, each: MeshPod, *, labels: dict[str, str] | None = None, **more: Any) -> None:
+        """Have the API know a pod, and a service account of its name."""
+        name, agent = each.host.name, self.cluster.agents[each.host.node]
+        self.api.apply(make("ServiceAccount", name, SPACE))
+        ips = [each.ip, each.ip6]
+        self.api.create(pod(name, SPACE, node=agent.name, ips=ips, account=name, labels=labels or {"app": name}, **more))
 
     def service(self, name: str, ports: dict[int, int | str], selector: dict[str, str], **spec: Any) -> str:
         """A service in the API; its virtual address."""

@@ -233,7 +233,7 @@ def test_it_waits_for_an_api_server_that_comes_later(home: ApiServer, tmp_path: 
                 other.start()
                 assert other.process is not None
                 assert other.process.wait(40) == 1
-                assert f"--listen 127.0.0.1:{controller.port}: the address is in use" in other.log()
+                assert f"--listen 127.0.0.1:{controller.port}: the port is taken" in other.log()
     finally:
         assert home.apiserver is not None
         if home.apiserver.poll() is not None:

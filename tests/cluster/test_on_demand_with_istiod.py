@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.cluster.test_node_with_istiod import START_S, IstioCluster, known
 
-from tests.cluster.kinds import make, pod, service
+from tests.cluster.kinds import pod
+from tests.cluster.mesh import SPACE, KubeMesh
 from tests.mesh import cluster as cluster_module
 from tests.mesh.attempts import Greeter, answer
 from tests.mesh.cluster import MeshPod, wait_until
@@ -18,6 +18,7 @@ from tests.mesh.evidence import rows_of
 PORT = 7500
 VIP = "10.96.0.70"
 CROWD = 60
+START_S = 60.0
 # What is in use is asked for again each minute, which is long for a test.
 SOONER = (
     "import sys",
@@ -29,57 +30,43 @@ SOONER = (
 
 
 @pytest.fixture(scope="module")
-def mesh(definitions: list[Path]) -> Iterator[IstioCluster]:
+def mesh(definitions: list[Path]) -> Iterator[KubeMesh]:
     with contextlib.ExitStack() as closing:
-        cluster = IstioCluster(closing, definitions)
-        cluster.agents[0].source.append("--xds-on-demand")
-        client, server = cluster.add(0, "client"), cluster.add(1, "server")
-        for each in (server, cluster.pod(1, "outsider", protocol="TCP"), cluster.pod(1, "later"), cluster.pod(1, "second")):
+        made = KubeMesh.of_istiod(definitions)
+        closing.callback(made.close)
+        made.cluster.agents[0].source.append("--xds-on-demand")
+        client, server = made.pod(0, "client"), made.pod(1, "server")
+        for each in (server, *(made.outsider(1, name) for name in ("outsider", "later", "second"))):
             closing.callback(Greeter(each.host, (PORT,)).close)
-        cluster.api.create(
-            service("server", "shop", {"app": "server"}, {80: PORT}, clusterIP=VIP),
-            *(pod(f"crowd{number}", "shop", node="node1", ips=[f"10.210.0.{number}"]) for number in range(CROWD)),
-        )
+        made.service("server", {80: PORT}, {"app": "server"}, clusterIP=VIP)
+        made.api.create(*(pod(f"crowd{number}", SPACE, node="node1", ips=[f"10.210.0.{number}"]) for number in range(CROWD)))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cluster_module, "ENTRY", ["-c", "\n".join(SOONER)])
-            for agent in cluster.agents:
-                agent.start(wait=False)
-            for agent in cluster.agents:
-                agent.wait_ready(START_S)
-        for each in (client, server):
-            cluster.enrol(each)
-            known(cluster.agents[each.host.node], each)
-        yield cluster
+            made.start_agents()
+        made.enrol(client, server)
+        yield made
 
 
-def create(mesh: IstioCluster, each: MeshPod, app: str) -> None:
-    """A pod that is there becomes one of the cluster's."""
-    name = each.host.name
-    mesh.api.create(make("ServiceAccount", name, "shop"))
-    mesh.api.create(pod(name, "shop", node="node1", ips=list(each.host.addresses), account=name, labels={"app": app}))
-    mesh.enrol(each)
-    known(mesh.agents[1], each)
+def tunnels(mesh: KubeMesh, server: MeshPod) -> int:
+    return sum("dst.hbone_addr" in row for row in rows_of(mesh.cluster.agents[0], dst_addr=f"{server.ip}:{PORT}"))
 
 
-def tunnels(mesh: IstioCluster, server: MeshPod) -> int:
-    return sum("dst.hbone_addr" in row for row in rows_of(mesh.agents[0], dst_addr=f"{server.ip}:{PORT}"))
-
-
-def test_what_is_asked_for_is_known_and_nothing_else(mesh: IstioCluster) -> None:
+def test_what_is_asked_for_is_known_and_nothing_else(mesh: KubeMesh) -> None:
     client = mesh.pods["client"]
     assert answer(client.host, VIP, 80) == "server"
     wait_until(lambda: tunnels(mesh, mesh.pods["server"]) == 1, "it went through mutual TLS")
-    asks, knows = (agent.get("/status")["state"]["workloads"] for agent in mesh.agents)
+    asks, knows = (agent.get("/status")["state"]["workloads"] for agent in mesh.cluster.agents)
     assert knows > CROWD
     assert asks <= 3
     assert answer(client.host, mesh.pods["outsider"].ip, PORT) == "outsider"
 
 
-def test_nobody_who_becomes_somebody_is_met_as_that(mesh: IstioCluster) -> None:
+def test_nobody_who_becomes_somebody_is_met_as_that(mesh: KubeMesh) -> None:
     """istiod does not tell that an address is taken which nobody had when it was asked for."""
     client, later = mesh.pods["client"], mesh.pods["later"]
     assert answer(client.host, later.ip, PORT) == "later", "it is nobody"
-    create(mesh, later, "later")
+    mesh.announce(later)
+    mesh.enrol(later)
 
     def tunnelled() -> bool:
         return answer(client.host, later.ip, PORT) == "later" and tunnels(mesh, later) > 0
@@ -87,23 +74,24 @@ def test_nobody_who_becomes_somebody_is_met_as_that(mesh: IstioCluster) -> None:
     wait_until(tunnelled, "it is asked for again", START_S)
 
 
-def test_a_new_endpoint_of_a_service_in_use_is_found(mesh: IstioCluster) -> None:
+def test_a_new_endpoint_of_a_service_in_use_is_found(mesh: KubeMesh) -> None:
     """istiod does not tell of that either."""
     client, second = mesh.pods["client"], mesh.pods["second"]
-    create(mesh, second, "server")
+    mesh.announce(second, labels={"app": "server"})
+    mesh.enrol(second)
     wait_until(lambda: answer(client.host, VIP, 80) == "second", "the service leads to both of its pods", START_S)
 
 
-def test_an_agent_goes_on_with_what_was_asked_for(mesh: IstioCluster) -> None:
-    client, agent = mesh.pods["client"], mesh.agents[0]
+def test_an_agent_goes_on_with_what_was_asked_for(mesh: KubeMesh) -> None:
+    client, agent = mesh.pods["client"], mesh.cluster.agents[0]
     assert answer(client.host, VIP, 80) is not None
     assert answer(client.host, mesh.pods["outsider"].ip, PORT) == "outsider"
-    mesh.istiod.kill()
+    mesh.control.close()
     agent.kill()
     agent.start()
     assert answer(client.host, VIP, 80) is not None
     assert answer(client.host, mesh.pods["outsider"].ip, PORT) == "outsider"
-    mesh.istiod.start()
+    mesh.control.start()
     wait_until(lambda: agent.get("/status")["state"]["connection"]["connected"], "it is connected again", START_S)
     assert answer(client.host, VIP, 80) is not None
     assert agent.get("/status")["state"]["workloads"] <= 5

@@ -72,7 +72,7 @@ class Chance:
 
 def all_answers(state: View) -> list[object]:
     pods = [pod("x", namespace=namespace, policies=listed) for namespace in NAMESPACES for listed in ((), POLICIES[:2])]
-    answers: list[object] = [state.epoch, state.is_empty, state.counts()]
+    answers: list[object] = [state.epoch, state.is_incomplete, state.counts()]
     answers += [state.workload(name) for name in NAMES]
     answers += [state.service(key) for key in SERVICES]
     answers += [state.workload_at(network, ip) for network in NETWORKS for ip in IPS]

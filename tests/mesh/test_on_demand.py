@@ -14,9 +14,11 @@ import pytest
 
 from nodeproxy.proto import workload_pb2
 from nodeproxy.proxy.waiting import WAIT_S
+from nodeproxy.wire.frames import FrameType
 from tests.mesh.attempts import Greeter, answer, connected, opened, total
 from tests.mesh.cluster import Agent, Cluster, MeshPod, wait_until
-from tests.mesh.evidence import refused_total, rows_of
+from tests.mesh.evidence import Row, refused_total, rows_of
+from tests.mesh.hostile import Tunnel, connect_fields, context, raw
 from tests.mesh.on_demand import Istiod, enrol, serve, service, workload
 
 PORT = 8080
@@ -246,6 +248,29 @@ def test_a_waypoint_is_asked_for(world: World) -> None:
     assert world.control.asked[key] == 1
     row = wait_until(lambda: rows_of(world.agent, dst_addr=f"{vip}:80"), "a line")[0]
     assert row["dst.hbone_addr"] == f"{world.pod('waypoint').ip}:15008"
+
+
+def test_a_hostname_that_an_inbound_request_names_is_asked_for(world: World) -> None:
+    near = world.pod("near")
+    _, key = world.new_service(near)
+    hostname = key.partition("/")[2]
+    with Tunnel(raw(world.outsider.host, near.ip), context(world.cluster)) as tunnel:
+        tunnel.send(tunnel.request(1, connect_fields(f"{hostname}:80")))
+        assert tunnel.status(1) == 200
+        assert tunnel.until(FrameType.DATA)[3] == b"near"
+        tunnel.send(tunnel.request(3, connect_fields("nobody.shop.svc.cluster.local:80")))
+        assert tunnel.status(3) == 503
+        world.control.is_silent = True
+        tunnel.send(tunnel.request(5, connect_fields("silent.shop.svc.cluster.local:80")))
+        assert tunnel.status(5) == 503
+        world.control.is_silent = False
+    assert world.control.asked[key] == 1
+    errors = wait_until(lambda: len(found := [row["error"] for row in _inbound(world) if "error" in row]) >= 2 and found, "lines")
+    assert [error.partition(":")[0] for error in errors[:2]] == ["unknown_service", "state_unavailable"]
+
+
+def _inbound(world: World) -> list[Row]:
+    return [row for row in rows_of(world.agent, direction="inbound") if row["src.addr"].startswith(world.outsider.ip)]
 
 
 def test_pods_of_the_node_talk_directly(world: World) -> None:

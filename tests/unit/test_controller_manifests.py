@@ -10,8 +10,9 @@ import yaml
 
 from nodeproxy.cli.commands import nodeproxy
 from nodeproxy.controller import leader, root_publisher, status
+from nodeproxy.controller.ca import DEFAULT_SECRET
 from nodeproxy.controller.serving import SERVICE
-from nodeproxy.controller.settings import DEFAULT_NAMESPACE, OWN_SECRET, ControllerConfig
+from nodeproxy.controller.settings import DEFAULT_NAMESPACE, ControllerConfig
 from nodeproxy.translate.objects import KINDS
 
 FOLDER = Path(__file__).parents[2] / "daemonset" / "controller"
@@ -56,7 +57,7 @@ def test_the_cluster_role_is_what_the_code_does() -> None:
 
 def test_the_role_at_home_is_what_the_code_does() -> None:
     needed = {("", "secrets", "", "create"), ("coordination.k8s.io", "leases", "", "create")}
-    needed |= {("", "secrets", OWN_SECRET, verb) for verb in ("get", "patch")}
+    needed |= {("", "secrets", DEFAULT_SECRET, verb) for verb in ("get", "patch")}
     needed |= {("coordination.k8s.io", "leases", leader.NAME, verb) for verb in ("get", "patch")}
     assert granted(of_kind(documents("rbac.yaml"), "Role")) == needed
 

@@ -28,6 +28,7 @@ from nodeproxy.identity.control_plane import ControlPlane, describe
 from nodeproxy.model.delta import Delta
 from nodeproxy.observe.xds_metrics import XdsStatistics
 from nodeproxy.proto import discovery_pb2
+from nodeproxy.state.layout import PARTIAL
 from nodeproxy.state.store import StateWriter
 from nodeproxy.xds.backoff import Backoff
 from nodeproxy.xds.delta_client import DeltaClient, Rejected, encode_known
@@ -48,6 +49,8 @@ _ISTIOD = "istiod"  # in what it says of itself: JSON with its component, name a
 _MAX_WAITING = 16
 # How often the file of roots is compared with what the connection was checked by.
 TRUST_POLL_S = 5.0
+# What becomes of workloads as policies go is told within a round of the server, right after it.
+HOLD_S = 0.1
 # A message of this size is walked in 1 ms; a larger one in a thread.
 _LARGE_BYTES = 1 << 20
 
@@ -105,6 +108,7 @@ class XdsSource:
         self._to_send = asyncio.Event()
         self._sent = asyncio.Event()
         self._settled = False
+        self._let_go_at = 0.0  # in the time of the loop
         self._tells_known = True  # what is known of addresses, to a server that takes so much
         self._told_bytes = 0  # in the request that has not been answered
         self._connected_at = 0.0  # in the time of the loop; 0.0: not connected
@@ -172,6 +176,9 @@ class XdsSource:
         """Versions of another source are not this one's."""
         for meta in await self._node.reading(lambda state: list(taking_over(state, self.name))):
             await self._node.apply(XdsChange(Delta(), meta))
+        if not self._node.has_last_state:
+            # Addresses come in pieces: one that is not there yet must not be taken for one outside the mesh.
+            await self._node.apply(XdsChange(Delta(), {PARTIAL: b"1"}))
 
     async def _attempt(self) -> tuple[str, str]:
         """Connect and follow, until that ends; the reason, and what to tell people."""
@@ -195,6 +202,7 @@ class XdsSource:
             await stream.wait_for_connection()
         self._connected()
         self._client.open()
+        self._applier.forget_held()
         self._told_bytes = 0
         return await _first(self._read(stream), self._send(stream), self._watch_trust(roots))
 
@@ -205,7 +213,7 @@ class XdsSource:
                 self._sent.clear()
                 await self._sent.wait()
             async with asyncio.timeout(None if self._client.all_answered else ANSWER_TIMEOUT_S):
-                raw = await stream.read()
+                raw = await self._next(stream)
             if not isinstance(raw, bytes):  # grpc.aio.EOF
                 return "complete", "the server ended the stream"
             # Errors are caught here, for their tracebacks hold the message, and a task holds what it has ended with.
@@ -220,6 +228,20 @@ class XdsSource:
                 self._node.refuse(exc)
                 return "state", str(exc)
             await self._begin_due()
+
+    async def _next(self, stream: _Stream) -> object:
+        """The next message.  Policies that have gone are removed with the addresses that follow, or without if none do."""
+        if not self._applier.holds or not self._client.all_answered:
+            return await stream.read()
+        reading = asyncio.ensure_future(stream.read())  # must not be cancelled, which would end the stream
+        try:
+            now = asyncio.get_running_loop().time
+            await asyncio.wait((reading,), timeout=max(0.0, self._let_go_at - now()))
+            if now() >= self._let_go_at:
+                await self._applier.let_go()
+            return await reading
+        finally:
+            reading.cancel()
 
     async def _take(self, response: Response) -> None:
         """Apply one response, and reply."""
@@ -237,11 +259,16 @@ class XdsSource:
         by_name = self._client.subscribed(url) is not None
         listener = self.listener if by_name else None
         is_all = url == ADDRESS and not by_name and not self._tells_known and not self._client.answered(url)
+        held = self._applier.holds
         outcome = await self._applier.apply(response, tell_names=listener is not None, is_all=is_all)
+        if self._applier.holds and not held:
+            self._let_go_at = asyncio.get_running_loop().time() + HOLD_S
         self._told_bytes = 0  # it was taken, if it was all that was told
         self._client.reply(url, response.nonce, outcome.rejected, outcome.count)
         self._to_send.set()
         if self._client.all_answered:
+            if url == ADDRESS and self._applier.holds:
+                await self._applier.let_go()
             await self._settle()
         if listener is not None:
             await listener.arrived(outcome.arrived, outcome.removed)

@@ -4,7 +4,9 @@ Invariants: what can be used of a response is applied, the rest is told; policie
 `MAX_POLICIES_BYTES` of them, so that none is missing while another has gone; of addresses, what comes is written before what
 goes, so that one which changes its owner is never nobody's.  A policy that can't be understood keeps its last good form or,
 without one, has a stand-in (`nodeproxy.xds.decode.stand_in`).  Where the store has no room, nothing more of a response is
-written: to go on with what is smaller could remove a policy whose successor did not fit.
+written: to go on with what is smaller could remove a policy whose successor did not fit.  A policy that has gone, or is to hold
+no more for all but for those that list it, stays as it was until `let_go`: workloads that are to list it, or its successor, are
+told of on their own.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from nodeproxy.agent.sources.xds_kept import known, version_meta
 from nodeproxy.agent.sources.xds_rejected import RejectedResources
 from nodeproxy.errors import ResourceError, UnstorableError
 from nodeproxy.model.delta import Delta, PodSpec
-from nodeproxy.model.policy import Policy
+from nodeproxy.model.policy import Policy, PolicyScope
 from nodeproxy.model.workload import Service, Workload
 from nodeproxy.proto import discovery_pb2
 from nodeproxy.state.store import Meta, StateWriter
@@ -140,6 +142,31 @@ class Applier:
         self._sink = sink
         self._rejected = rejected
         self._roots: frozenset[str] = frozenset()  # namespaces of global policies
+        # What policies are to become (with its version), None: nothing, when workloads are told of that list them or do not.
+        self._held: dict[str, tuple[Policy, str] | None] = {}
+
+    @property
+    def holds(self) -> bool:
+        """Whether there are policies to let go."""
+        return bool(self._held)
+
+    def forget_held(self) -> None:
+        """A new stream begins: the server tells again what has gone or changed."""
+        self._held.clear()
+
+    async def let_go(self) -> None:
+        """Remove the policies that have gone, and those that hold for all no more from all.  Raises StateError."""
+        held, self._held = self._held, {}
+        batch = _Batch(AUTHORIZATION)
+        for name, later in held.items():
+            if later is None:
+                batch.remove(name)
+            else:
+                batch.put(name, *later, 0)
+            if batch.is_full():  # without it, less is denied, and by those that stay no more is allowed than before
+                await self._write(batch, Outcome())
+                batch = _Batch(AUTHORIZATION)
+        await self._write(batch, Outcome())
 
     async def apply(self, response: Response, *, tell_names: bool = False, is_all: bool = False) -> Outcome:
         """Apply what can be used.  Raises StateError if nothing can be written.
@@ -183,8 +210,12 @@ class Applier:
         for name in removed:
             self._rejected.clear(response.type_url, name)
             # What is both given and removed stays, as with ztunnel.
-            if name not in given and 0 < len(name.encode()) <= MAX_NAME_BYTES:
-                batch.remove(name)
+            if name in given or not 0 < len(name.encode()) <= MAX_NAME_BYTES:
+                continue
+            if response.type_url == AUTHORIZATION:
+                self._held[name] = None
+                continue
+            batch.remove(name)
             if batch.is_full() and not at_once:
                 await self._write(batch, outcome)
                 batch = _Batch(response.type_url)
@@ -209,16 +240,29 @@ class Applier:
                 self._stand_in(name, raw, exc, batch)
         else:
             self._rejected.clear(batch.type_url, name)
+            if isinstance(found, Policy) and self._is_let_go_by_some(found):
+                self._held[name] = found, resource.version
+                return name
+            if isinstance(found, Policy):
+                self._held.pop(name, None)
             batch.put(name, found, resource.version, len(raw))
         return name
+
+    def _is_let_go_by_some(self, policy: Policy) -> bool:
+        """Whether it held for all of its namespace, or all there are, and is to hold for those alone that list it."""
+        if policy.scope is not PolicyScope.WORKLOAD_SELECTOR:
+            return False
+        before = self._sink.view().policy(policy.key)
+        return before is not None and before.scope is not PolicyScope.WORKLOAD_SELECTOR
 
     def _stand_in(self, name: str, raw: bytes | None, error: ResourceError, batch: _Batch) -> None:
         namespace, slash, rest = name.partition("/")
         too_long = len(name.encode()) > MAX_NAME_BYTES or len(namespace.encode()) > MAX_NAMESPACE_BYTES
         if not slash or not rest or "/" in rest or too_long:
             return  # it is no policy's name, so nobody can have meant a policy by it
-        before = self._sink.view().policy(name)
-        if before is None or before.stands_in:
+        held = self._held.get(name, self._sink.view().policy(name))
+        if held is None or (isinstance(held, Policy) and held.stands_in):
+            self._held.pop(name, None)
             # Without a version: what the server has is not known here, and is to be sent again.
             batch.put(name, stand_in(name, raw, error, is_root=self._is_root(namespace)), None, len(raw or b""))
 

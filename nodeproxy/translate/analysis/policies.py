@@ -150,6 +150,7 @@ def _principal(scene: Scene, manifest: Manifest, field: str, text: str) -> None:
         scene.tell(Level.ERROR, "principal-never", manifest, field, message, f"write {text.removeprefix(_SCHEME)}")
         return
     if "*" in text:
+        _star(scene, manifest, field, text, "cluster.local/ns/NAMESPACE/*")
         return
     parts = text.split("/")
     if len(parts) != 5 or (parts[1], parts[3]) != ("ns", "sa"):
@@ -165,6 +166,15 @@ def _principal(scene: Scene, manifest: Manifest, field: str, text: str) -> None:
     _account(scene, manifest, field, namespace, account)
 
 
+def _star(scene: Scene, manifest: Manifest, field: str, text: str, example: str) -> None:
+    rest = text[1:] if text.startswith("*") else text.removesuffix("*")
+    if "*" in rest:
+        message = (
+            f"is {text!r}, which matches nothing: one star, at the beginning or at the end, stands for anything, no other does"
+        )
+        scene.tell(Level.ERROR, "star-never", manifest, field, message, f"write one that has a single star, such as {example}")
+
+
 def _account(scene: Scene, manifest: Manifest, field: str, namespace: str, account: str) -> None:
     if namespace not in scene.namespaces:
         _namespace(scene, manifest, field, namespace)
@@ -174,7 +184,9 @@ def _account(scene: Scene, manifest: Manifest, field: str, namespace: str, accou
 
 
 def _namespace(scene: Scene, manifest: Manifest, field: str, text: str) -> None:
-    if "*" not in text and text not in scene.namespaces:
+    if "*" in text:
+        _star(scene, manifest, field, text, "NAME*")
+    elif text not in scene.namespaces:
         message = f"names the namespace {text}, of which nothing is in these manifests"
         scene.tell(Level.WARNING, "namespace-unknown", manifest, field, message, "mend the name, or add what is in it")
 

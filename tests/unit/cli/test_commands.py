@@ -146,3 +146,12 @@ def test_only_a_run_directory_is_removed(tmp_path: Path):
     with pytest.raises(ConfigError, match="is no agent's run directory"):
         remove_run_directory(foreign)
     assert foreign.exists()
+
+
+def test_an_output_that_is_full_is_told_in_one_line():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "nodeproxy", "version"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "nodeproxy: error: the output can't be written: No space left on device; make room for it\n",
+    )

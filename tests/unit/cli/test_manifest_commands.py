@@ -55,7 +55,8 @@ def test_compile_prints_a_mesh_file_and_tells_what_it_did_not_understand(run: Ru
     result = run("compile", manifest)
     assert result.status == 0
     assert result.err.splitlines() == [
-        f"{manifest}:21: AuthorizationPolicy shop/p: spec.rules[0].to[0].operation.paths is of requests: the rule allows nothing",
+        f"{manifest}:21: AuthorizationPolicy shop/p: spec.rules[0].to[0].operation.paths"
+        " is of HTTP, which a node does not see: the rule allows nothing",
         "1 thing not understood as written.",
     ]
     mesh = tmp_path / "mesh.yaml"

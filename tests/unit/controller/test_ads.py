@@ -201,21 +201,23 @@ def test_a_client_that_ends_its_side_ends_the_stream(server: XdsServer, connecti
 def test_streams_begin_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xds_stream, "MAX_STARTING", 1)
     with XdsServer() as server, channel(server.target) as connection:
-        with XdsClient(connection) as first, XdsClient(connection) as second:
+        with XdsClient(connection) as first:
             first.begin(ADDRESS)
             first.take()
-            second.wildcard()
-            with pytest.raises(TimeoutError):
-                second.receive(0.1)
-            first.begin(AUTHORIZATION)  # now all is said that it may have much to say of
-            second.take()
-            second.take()
+            with XdsClient(connection) as second:
+                second.wildcard()
+                with pytest.raises(TimeoutError):
+                    second.receive(0.1)
+                first.begin(AUTHORIZATION)  # now all is said that it may have much to say of
+                second.take()
+                second.take()
         monkeypatch.setattr(xds_stream, "STARTING_S", 0.1)
-        with XdsClient(connection) as first, XdsClient(connection) as second:
+        with XdsClient(connection) as first:
             first.begin(ADDRESS)
             first.take()
-            second.begin(ADDRESS)
-            second.take()
+            with XdsClient(connection) as second:
+                second.begin(ADDRESS)
+                second.take()
 
 
 def test_a_connection_ends_when_it_is_old() -> None:

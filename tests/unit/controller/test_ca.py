@@ -28,7 +28,7 @@ def test_no_port_without_a_key_and_none_that_is_taken() -> None:
             ca.open_port(server, "127.0.0.1:0", ["localhost"])
         await ca.load()
         port = ca.open_port(server, "127.0.0.1:0", ["localhost"])
-        with pytest.raises(ConfigError, match="can't listen"):
+        with pytest.raises(ConfigError, match="the port is taken"):
             ca.open_port(other, f"127.0.0.1:{port}", ["localhost"])
         await server.stop(None)
         await other.stop(None)

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from nodeproxy.controller import publisher as module
+from nodeproxy.controller.bucket import Bucket
 from nodeproxy.controller.publisher import Publisher
 from nodeproxy.controller.xds_metrics import XdsMetrics
 from nodeproxy.controller.xds_session import Session
@@ -148,7 +149,9 @@ def test_what_cannot_be_sent_stays_as_it_was(caplog: pytest.LogCaptureFixture) -
     assert "workload a can't be sent" in caplog.text
 
 
-def test_a_rejection_is_logged_once_for_each_resource_and_version(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rejection_is_logged_once_for_each_resource_and_version(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publisher, registry = make()
     publisher.publish(Delta(workloads=(pod("a"), pod("b")), policies=(POLICY,)))
     caplog.set_level(logging.WARNING)
@@ -160,6 +163,12 @@ def test_a_rejection_is_logged_once_for_each_resource_and_version(caplog: pytest
     publisher.rejected(ADDRESS, "a: unknown protocol", "ztunnel~1")
     assert len(caplog.records) == 4
     assert registry.get_sample_value("nodeproxy_controller_xds_nacks_total", {"kind": "address"}) == 3
-    for number in range(module._MAX_REJECTIONS + 10):
+    # What a hostile client says is neither kept nor logged without end.
+    for number in range(1000):
         publisher.rejected(ADDRESS, f"hostile {number}", "x")
-    assert len(publisher._rejections) == module._MAX_REJECTIONS
+    assert len(caplog.records) < 150
+    publisher._log_lines = Bucket(1e9, 1e9)
+    monkeypatch.setattr(module, "_MAX_REJECTIONS", 100)
+    for number in range(110):
+        publisher.rejected(ADDRESS, f"other {number}", "x")
+    assert len(publisher._rejections) == 100

@@ -184,3 +184,20 @@ def test_nothing_without_roots_and_nothing_after_the_lead_is_lost() -> None:
     world.roots = b"root 1"
     asyncio.run(world.publisher.publish(lambda: False))
     assert world.writes == []
+
+
+def test_a_deletion_that_is_seen_before_the_answer_to_a_write_is_not_forgotten() -> None:
+    world = World()
+    world.publisher.need("shop", True)
+    answered = world.request
+
+    async def deleted_meanwhile(*arguments: Any, **options: Any) -> bytes:
+        content = await answered(*arguments, **options)
+        world.see("shop", "root 1")
+        world.see("shop", None)
+        return content
+
+    world.request = deleted_meanwhile  # type: ignore[method-assign]
+    assert world.publish() == ["shop"]
+    world.request = answered  # type: ignore[method-assign]
+    assert world.publish(after_s=CALM_S) == ["shop"]

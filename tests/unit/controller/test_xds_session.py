@@ -133,6 +133,26 @@ def test_one_response_of_a_type_is_unacknowledged_at_most() -> None:
     assert resource.version == encode_workload(pod("a", "10.0.0.8")).version
 
 
+def test_policies_are_told_of_before_the_workloads_that_may_list_them() -> None:
+    stream = Stream()
+    for type_url in (ADDRESS, AUTHORIZATION):
+        stream.request(type_url)
+        stream.tell()
+    stream.put(pod("a", "10.0.0.1"), POLICY)
+    assert stream.told() == (["ns/p"], [])
+    first = stream.last.nonce
+    stream.put(msgspec.structs.replace(POLICY, action=Action.ALLOW))
+    assert stream.told() is None  # the workload waits for the policy, which waits for the client
+    stream.request(AUTHORIZATION, response_nonce=first)
+    assert stream.told() == (["ns/p"], [])
+    assert stream.told() == (["a"], [])
+    stream.acknowledge()
+    stream.request(AUTHORIZATION, response_nonce="2")
+    stream.put(pod("b", "10.0.0.2"), POLICY)
+    stream.policies.put(encode_policy(msgspec.structs.replace(POLICY, dry_run=True)), stream.clock())  # to be told of later
+    assert stream.told() == (["b"], [])
+
+
 def test_an_acknowledgement_tells_how_long_a_change_took() -> None:
     stream = Stream()
     stream.request()

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from aiohttp import web
 
 from nodeproxy.errors import ClusterError, ConfigError, OversizedAnswerError
@@ -226,6 +227,44 @@ def test_another_server_in_the_kubeconfig_ends_no_stream(tmp_path: Path, monkeyp
                 assert await anext(lines) == b"two"
 
     play(tmp_path, test)
+
+
+def test_a_netrc_file_is_none_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netrc").write_text("default login me password secret\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+    async def test(server: PlayingServer, client: KubeClient) -> None:
+        server.others["/x"] = body(b"in")
+        assert await client.request("GET", "/x") == b"in"
+
+    assert play(tmp_path, test).headers[0]["Authorization"] == "Bearer first"
+
+
+@pytest.mark.parametrize("bypass", ["", "127.0.0.1"])
+def test_a_proxy_of_the_environment_is_used_unless_it_is_to_be_passed_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bypass: str
+) -> None:
+    async def test(server: PlayingServer, client: KubeClient) -> None:
+        server.others["/x"] = body(b"through the proxy")
+        monkeypatch.setenv("http_proxy", client_address(server))
+        monkeypatch.setenv("no_proxy", bypass)
+        server.write_kubeconfig("http://127.0.0.1:1" if bypass else "http://api.invalid")  # a name is the proxy's to look up
+        other = await KubeClient.connect(server.kubeconfig)
+        try:
+            if bypass:
+                with pytest.raises(ClusterError, match="not reached"):
+                    await other.request("GET", "/x", timeout_s=2)
+            else:
+                assert await other.request("GET", "/x") == b"through the proxy"
+        finally:
+            await other.close()
+
+    play(tmp_path, test)
+
+
+def client_address(server: PlayingServer) -> str:
+    return str(yaml.safe_load(server.kubeconfig.read_text())["clusters"][0]["cluster"]["server"])
 
 
 @pytest.mark.parametrize("content", [None, "", "a: [", "a: 1", "current-context: x\ncontexts: []\nclusters: []", "- 1"])

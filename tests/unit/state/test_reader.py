@@ -104,10 +104,10 @@ def test_a_child_sees_what_its_parent_writes_later(tmp_path: Path) -> None:
 
     def work() -> bytes:
         child = StateReader(tmp_path)
-        before = child.view().is_empty
+        before = child.view().is_incomplete
         child.release()
         os.read(go, 1)
-        return b"%d%d" % (before, child.view().is_empty)
+        return b"%d%d" % (before, child.view().is_incomplete)
 
     out, answer_into = os.pipe()
     pid = os.fork()

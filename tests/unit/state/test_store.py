@@ -17,6 +17,7 @@ from nodeproxy.model.delta import Delta, Everything
 from nodeproxy.model.policy import Action, Policy, PolicyScope
 from nodeproxy.model.workload import Gateway, LoadBalancer, Scope, Workload
 from nodeproxy.state import layout, store
+from nodeproxy.state.layout import PARTIAL
 from nodeproxy.state.reader import StateReader
 from nodeproxy.state.store import StateWriter
 from tests.unit.state.builders import dump, pod, service
@@ -146,6 +147,24 @@ def test_replace_amounts_to_the_difference(tmp_path: Path, writer: StateWriter) 
     fresh.replace(changed)
     assert dump(tmp_path) == dump(tmp_path / "fresh")
     fresh.close()
+
+
+def test_only_that_the_state_is_partial_is_a_change_of_it(tmp_path: Path) -> None:
+    writer = StateWriter(tmp_path)
+    reader = writer.reader()
+    epochs = []
+    for meta in (
+        {"other": b"1"},
+        {PARTIAL: b"1"},
+        {PARTIAL: b"1"},
+        {"other": b"2", PARTIAL: None},
+        {"other": b"3", PARTIAL: None},
+    ):
+        writer.apply(Delta(services=(service("s", "10.1.0.1"),)), meta)
+        epochs.append((writer.epoch, reader.view().is_incomplete))
+    assert epochs == [(1, False), (2, True), (2, True), (3, False), (3, False)]
+    reader.close()
+    writer.close()
 
 
 def test_meta_is_kept_and_survives_a_restart(tmp_path: Path) -> None:
@@ -282,7 +301,7 @@ def test_a_damaged_store_is_made_anew(tmp_path: Path, damage: str) -> None:
         os.truncate(data, 8192 if damage == "truncated" else 0)
     again = StateWriter(tmp_path)
     assert damage == "empty" or "damaged" in again.rebuilt
-    assert again.reader().view().is_empty
+    assert again.reader().view().is_incomplete
     again.replace(EVERYTHING)
     assert again.reader().view().workload("web") == WEB
     again.close()
@@ -300,7 +319,7 @@ def test_a_store_of_another_version_is_made_anew_and_not_read(tmp_path: Path) ->
     writer.close()
     again = StateWriter(tmp_path)
     assert "version" in again.rebuilt
-    assert again.reader().view().is_empty
+    assert again.reader().view().is_incomplete
     again.close()
 
 
@@ -321,7 +340,7 @@ def test_a_full_map_refuses_the_change_whole(tmp_path: Path) -> None:
 def test_a_key_that_cannot_be_stored_refuses_the_change_whole(writer: StateWriter, uid: str) -> None:
     with pytest.raises(StateError, match="empty or above 511 bytes"):
         writer.apply(Delta(workloads=(WEB, Workload(uid=uid, name="x", namespace="ns"))))
-    assert writer.reader().view().is_empty
+    assert writer.reader().view().is_incomplete
     writer.apply(Delta(removed_workloads=(uid,)))
 
 

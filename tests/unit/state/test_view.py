@@ -163,8 +163,8 @@ def test_few_policies_are_all_looked_at(build: Build) -> None:
 
 
 def test_emptiness(build: Build) -> None:
-    assert build().is_empty
-    assert not build(policies=(policy("p", PolicyScope.GLOBAL),)).is_empty
+    assert build().is_incomplete
+    assert not build(policies=(policy("p", PolicyScope.GLOBAL),)).is_incomplete
 
 
 def test_everything_can_be_listed(build: Build) -> None:

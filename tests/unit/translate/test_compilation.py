@@ -55,7 +55,8 @@ spec:
 """
     (found,) = compiled(MESH, policy).findings
     assert str(found) == (
-        "f1.yaml:9: AuthorizationPolicy shop/p: spec.rules[0].to[0].operation.paths is of requests: the rule allows nothing"
+        "f1.yaml:9: AuthorizationPolicy shop/p: spec.rules[0].to[0].operation.paths"
+        " is of HTTP, which a node does not see: the rule allows nothing"
     )
 
 

@@ -9,6 +9,8 @@ import pytest
 from nodeproxy.agent.sources import xds, xds_apply
 from nodeproxy.agent.sources.change import Change
 from nodeproxy.errors import StateError
+from nodeproxy.model.delta import Delta
+from nodeproxy.model.workload import Workload
 from nodeproxy.proto import discovery_pb2
 from nodeproxy.proto.workload_pb2 import PortList, Service
 from nodeproxy.xds import backoff
@@ -134,6 +136,80 @@ def test_what_another_source_left_is_known_by_name_only(tmp_path: Path, server: 
             known = dict(server.requests(ADDRESS)[0].initial_resource_versions)
             assert known == {"Kubernetes//Pod/ns/a": "", "Kubernetes//Pod/ns/b": ""}
             assert agent.view().counts() == {"workloads": 1, "services": 0, "policies": 0}
+
+    asyncio.run(scenario())
+
+
+def test_a_policy_goes_after_the_addresses_that_follow_it(
+    tmp_path: Path, server: ControlPlaneServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xds, "HOLD_S", 60.0)
+
+    async def scenario() -> None:
+        server.put(pod("a", "10.0.0.1", authorization_policies=["ns/p"]), policy("p"), policy("r"))
+        async with following(tmp_path / "s", control(server.start())) as (agent, _):
+            await until(lambda: agent.settled, "both types are answered")
+            server.remove(AUTHORIZATION, "ns/p")
+            server.put(policy("q"))
+            await until(lambda: agent.view().policy("ns/q"), "its successor is there")
+            assert agent.view().policy("ns/p")
+            server.put(pod("a", "10.0.0.1", authorization_policies=["ns/q"]))
+            await until(lambda: agent.view().policy("ns/p") is None, "it goes")
+            assert agent.view().workload("Kubernetes//Pod/ns/a").policies == ("ns/q",)  # type: ignore[union-attr]
+            monkeypatch.setattr(xds, "HOLD_S", 0.01)
+            server.remove(AUTHORIZATION, "ns/q")
+            await until(lambda: agent.view().policy("ns/q") is None, "it goes, though no address follows")
+
+    asyncio.run(scenario())
+
+
+def test_the_first_state_is_none_until_it_is_whole(tmp_path: Path, server: ControlPlaneServer) -> None:
+    async def scenario() -> None:
+        server.put(pod("a", "10.0.0.1"))
+        server.silent.add(ADDRESS)
+        url = server.start()
+        async with following(tmp_path / "s", control(url)) as (agent, _):
+            await until(lambda: server.requests(ADDRESS), "policies are answered")
+            server.put(pod("b", "10.0.0.2"), push=False)
+            agent.state.apply(Delta(workloads=(Workload(uid="c", name="c", namespace="ns"),)))  # as a piece of the answer
+            assert agent.view().is_incomplete
+        async with following(tmp_path / "s", control(url)) as (agent, _):
+            assert agent.view().is_incomplete
+            epoch = agent.view().epoch
+            server.silent.clear()
+            server.end_streams()
+            await until(lambda: agent.settled, "both types are answered")
+            assert not agent.view().is_incomplete
+            assert agent.view().epoch > epoch
+        async with following(tmp_path / "s", control(url)) as (agent, _):
+            assert not agent.view().is_incomplete
+
+    asyncio.run(scenario())
+
+
+def test_what_went_while_it_was_away_goes_when_all_is_answered(
+    tmp_path: Path, server: ControlPlaneServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xds, "HOLD_S", 0.0)
+
+    async def scenario() -> None:
+        server.put(pod("a", "10.0.0.1", authorization_policies=["ns/p"]), policy("p"))
+        url = server.start()
+        async with following(tmp_path / "s", control(url)) as (agent, _):
+            await until(lambda: agent.settled, "both types are answered")
+        server.remove(AUTHORIZATION, "ns/p")
+        server.put(policy("q"))
+        server.silent.add(ADDRESS)
+        async with following(tmp_path / "s", control(url)) as (agent, source):
+            await until(lambda: agent.view().policy("ns/q"), "policies are answered")
+            await until(lambda: server.requests(ADDRESS), "addresses are asked for")
+            server.put(policy("r"))
+            await until(lambda: agent.view().policy("ns/r"), "it goes on to follow policies")
+            assert agent.view().policy("ns/p")
+            server.silent.clear()
+            server.put(pod("a", "10.0.0.1", authorization_policies=["ns/q"]))
+            await until(lambda: agent.view().policy("ns/p") is None, "it goes")
+            assert source.connected
 
     asyncio.run(scenario())
 
