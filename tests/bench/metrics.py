@@ -38,6 +38,7 @@ KINDS = {
     "p50_ms": Kind("p50", "ms"),
     "p99_ms": Kind("p99", "ms"),
     "max_ms": Kind("longest", "ms"),
+    "max_answer_ms": Kind("longest answer of the API server", "ms"),
     "messages_each": Kind("messages for a change and subscriber", "", digits=3),
     "bytes_each_change": Kind("received for a change and subscriber", "bytes", digits=0),
     "bytes_each": Kind("memory of a connection, both sides", "bytes", digits=0),

@@ -31,10 +31,11 @@ class Changes:
         self._next = random.randrange(_MARKS // 2)
         self._connection = Connection(api)
 
-    def one(self) -> tuple[int, float]:
-        """Change a pod; the mark, and when it was sent."""
+    def one(self) -> tuple[int, float, float]:
+        """Change a pod; the mark, when it was sent, and when the API server had answered."""
         mark = self._take(1)[0]
-        return mark, self._change(self._connection, mark)
+        sent = self._change(self._connection, mark)
+        return mark, sent, time.monotonic()
 
     def at_rate(self, per_s: float, seconds: float) -> dict[int, float]:
         """Change pods evenly; mark → when it was sent.  Raises WriteError."""
