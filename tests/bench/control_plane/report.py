@@ -33,7 +33,7 @@ are within.  API server, etcd, subscribers and control plane share these CPUs.  
 PANELS = (
     ("start.s", "start until ready"),
     ("push_all.s", "first push to all"),
-    ("subscribed.mb", "memory, all subscribed"),
+    ("subscribed.mb", "memory, subscribed"),
     ("change.p50_ms", "a change until all have it"),
     ("rate.p50_ms", "the same at the rate"),
     ("rate.cpu", "CPU at the rate"),
