@@ -47,7 +47,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--control-plane",
         action="store_true",
-        help="control planes on a large cluster instead: half an hour, and Go once",
+        help="control planes on a large cluster instead: ten minutes, and Go once",
     )
     control_plane.add_arguments(parser)
     return parser.parse_args(argv)
