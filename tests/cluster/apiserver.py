@@ -44,14 +44,13 @@ ISSUER = "https://kubernetes.default.svc"
 ADMIN = "admin"
 
 
-# Taken out of the environment: whatever tests start would take it for a setting that does not exist.
-_PEERS = os.environ.pop("NODEPROXY_TEST_PEERS", "")
 
 
 def peer_binary(name: str) -> Path:
     """A program that `./dev test --peers` builds; the test is skipped where it was not."""
-    path = Path(_PEERS) / name
-    if not _PEERS or not path.exists():
+    folder = os.environ.get("TEST_PEERS", "")
+    path = Path(folder) / name
+    if not folder or not path.exists():
         pytest.skip(f"needs {name}, which is built by ./dev test --peers")
     return path
 
@@ -155,7 +154,7 @@ class ApiServer:
 
     def compact(self) -> None:
         """Etcd forgets all history up to now, as the API server has it do every five minutes."""
-        gateway = f"http://127.0.0.1:{self._etcd_port}/v3/kv/"
+        gateway = f"http://127.0.0.1:{self.etcd_port}/v3/kv/"
         with self._inside():
             answer = _post(gateway + "range", {"key": "AA=="})
             _post(gateway + "compaction", {"revision": answer["header"]["revision"], "physical": True})
