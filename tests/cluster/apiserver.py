@@ -44,8 +44,6 @@ ISSUER = "https://kubernetes.default.svc"
 ADMIN = "admin"
 
 
-
-
 def peer_binary(name: str) -> Path:
     """A program that `./dev test --peers` builds; the test is skipped where it was not."""
     folder = os.environ.get("TEST_PEERS", "")
@@ -155,7 +153,7 @@ class ApiServer:
     def compact(self) -> None:
         """Etcd forgets all history up to now, as the API server has it do every five minutes."""
         gateway = f"http://127.0.0.1:{self.etcd_port}/v3/kv/"
-        with self._inside():
+        with self.inside():
             answer = _post(gateway + "range", {"key": "AA=="})
             _post(gateway + "compaction", {"revision": answer["header"]["revision"], "physical": True})
 
