@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.replica import Controller
-from tests.cluster.world import PORT, World
-from tests.mesh.attempts import is_open, until_reset
+from tests.cluster.world import World
+from tests.mesh.attempts import is_open
 from tests.mesh.cluster import wait_until
-from tests.mesh.evidence import rows_of, tunnelled
+from tests.mesh.evidence import rows_of
 
 
 @pytest.fixture(scope="module")
@@ -25,22 +25,12 @@ def world(definitions: list[Path]) -> Iterator[World]:
 
 
 def test_pods_talk_mutual_tls_by_the_controllers_certificates(world: World) -> None:
-    by_service, by_pod = world.connect(), world.connect(world.server.ip, PORT)
-    by_service.close()
-    by_pod.close()
-    tunnelled(world.cluster, world.client, world.server, PORT)
-    for agent, pod in zip(world.cluster.agents, (world.client, world.server), strict=True):
-        assert [each["identity"] for each in agent.get("/status")["certificates"]] == [pod.identity]
+    world.shows_mutual_tls()
 
 
 def test_a_policy_closes_live_connections_within_a_second(world: World, record_property: pytest.RecordProperty) -> None:
-    with world.connect() as live:
-        written = world.policy("deny", action="DENY", rules=[world.rule_from_client()])
-        took = until_reset({"": live})[""] - written
-    record_property("a DENY in the API server until a live connection of another node is closed (controller)", f"{took:.2f} s")
-    assert took < 1
-    world.api.delete("AuthorizationPolicy", "deny", "shop")
-    wait_until(world.answers, "it is allowed again")
+    what = "a DENY in the API server until a live connection of another node is closed (controller)"
+    record_property(what, world.shows_a_denial())
 
 
 def test_connections_go_on_while_the_control_plane_is_away(world: World) -> None:

@@ -9,10 +9,8 @@ import pytest
 
 from tests.cluster.kinds import endpoint_slice, make
 from tests.cluster.mesh import SPACE
-from tests.cluster.world import PORT, World
-from tests.mesh.attempts import until_reset
+from tests.cluster.world import World
 from tests.mesh.cluster import wait_until
-from tests.mesh.evidence import tunnelled
 
 
 @pytest.fixture(scope="module")
@@ -26,22 +24,12 @@ def world(definitions: list[Path]) -> Iterator[World]:
 
 
 def test_pods_talk_mutual_tls_by_istiods_certificates(world: World) -> None:
-    for sock in (world.connect(), world.connect(world.server.ip, PORT)):
-        sock.close()
-    tunnelled(world.cluster, world.client, world.server, PORT)
-    for agent, pod in zip(world.cluster.agents, (world.client, world.server), strict=True):
-        assert [each["identity"] for each in agent.get("/status")["certificates"]] == [pod.identity]
+    world.shows_mutual_tls()
 
 
 def test_a_policy_closes_live_connections_within_a_second(world: World, record_property: pytest.RecordProperty) -> None:
-    with world.connect() as live:
-        written = world.policy("deny", action="DENY", rules=[world.rule_from_client()])
-        took = until_reset({"": live})[""] - written
-    record_property("a DENY in the API server until a live connection of another node is closed (istiod)", f"{took:.2f} s")
-    assert took < 1
-    assert not world.answers()
-    world.api.delete("AuthorizationPolicy", "deny", SPACE)
-    wait_until(world.answers, "it is allowed again")
+    what = "a DENY in the API server until a live connection of another node is closed (istiod)"
+    record_property(what, world.shows_a_denial())
 
 
 def test_strict_peer_authentication_refuses_plaintext(world: World) -> None:

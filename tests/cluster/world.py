@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from tests.cluster.mesh import KubeMesh
-from tests.mesh.attempts import Greeter, connected
-from tests.mesh.cluster import Agent, MeshPod
+from tests.cluster.mesh import SPACE, KubeMesh
+from tests.mesh.attempts import Greeter, connected, until_reset
+from tests.mesh.cluster import Agent, MeshPod, wait_until
+from tests.mesh.evidence import tunnelled
 
 PORT = 8080
 
@@ -42,6 +43,25 @@ class World(KubeMesh):
         except (OSError, AssertionError):
             return False
         return True
+
+    def shows_mutual_tls(self) -> None:
+        """By service and by pod, with certificates of no identities but the pods' own."""
+        for sock in (self.connect(), self.connect(self.server.ip, PORT)):
+            sock.close()
+        tunnelled(self.cluster, self.client, self.server, PORT)
+        for agent, pod in zip(self.cluster.agents, (self.client, self.server), strict=True):
+            assert [each["identity"] for each in agent.get("/status")["certificates"]] == [pod.identity]
+
+    def shows_a_denial(self) -> str:
+        """A DENY is written, and lifted again; how long a live connection of the other node outlived it."""
+        with self.connect() as live:
+            written = self.policy("deny", action="DENY", rules=[self.rule_from_client()])
+            took = until_reset({"": live})[""] - written
+        assert took < 1
+        assert not self.answers()
+        self.api.delete("AuthorizationPolicy", "deny", SPACE)
+        wait_until(self.answers, "it is allowed again")
+        return f"{took:.2f} s"
 
     def rule_from_client(self) -> dict[str, Any]:
         """A rule that matches the client's identity."""
