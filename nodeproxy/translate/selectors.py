@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from nodeproxy.translate.notes import Notes, member, quoted
+from nodeproxy.translate.selection import Selectors
 
 _UNSURE = "more workloads are selected than may be meant"
 
@@ -23,10 +24,6 @@ class Selector(msgspec.Struct, frozen=True):
 
     labels: tuple[tuple[str, str], ...] = ()
     sure: bool = True
-
-    def selects(self, labels: Mapping[str, str]) -> bool:
-        """Whether a workload with `labels` is meant."""
-        return all(labels.get(name) == value for name, value in self.labels)
 
 
 def read_selector(value: Any, notes: Notes) -> Selector | None:
@@ -59,13 +56,14 @@ def read_selector(value: Any, notes: Notes) -> Selector | None:
 
 
 class SelectorIndex:
-    """Selectors by key.  Each stands under one of its labels: a look-up costs as many steps as the workload has labels."""
+    """Selectors by key: `selection.Selectors`, but that one without labels, which selects nobody there, selects all here."""
 
-    __slots__ = ("_by_key", "_by_label")
+    __slots__ = ("_by_key", "_every", "_some")
 
     def __init__(self) -> None:
         self._by_key: dict[str, Selector] = {}
-        self._by_label: dict[tuple[str, str] | None, dict[str, Selector]] = {}
+        self._every: set[str] = set()
+        self._some: Selectors[str] = Selectors()
 
     def __bool__(self) -> bool:
         return bool(self._by_key)
@@ -74,23 +72,14 @@ class SelectorIndex:
         """Puts `selector` in the place of the one of `key`; None: there is none any more."""
         old = self._by_key.pop(key, None)
         if old is not None:
-            where = _where(old)
-            self._by_label[where].pop(key)
-            if not self._by_label[where]:
-                del self._by_label[where]
+            self._every.discard(key)
+            self._some.discard(dict(old.labels), key)
         if selector is not None:
             self._by_key[key] = selector
-            self._by_label.setdefault(_where(selector), {})[key] = selector
+            if not selector.labels:
+                self._every.add(key)
+            self._some.add(dict(selector.labels), key)
 
     def matching(self, labels: Mapping[str, str]) -> list[str]:
         """The keys of the selectors that select a workload with `labels`, in no order."""
-        found = [*self._by_label.get(None, ())]
-        for label in labels.items():
-            for key, selector in self._by_label.get(label, {}).items():
-                if selector.selects(labels):
-                    found.append(key)
-        return found
-
-
-def _where(selector: Selector) -> tuple[str, str] | None:
-    return selector.labels[0] if selector.labels else None
+        return [*self._every, *self._some.selecting(labels)]
