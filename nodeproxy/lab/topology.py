@@ -23,10 +23,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from pyroute2 import IPRoute
-
 from nodeproxy.errors import ConfigError, KernelError
 from nodeproxy.lab.capture import Capture
+from nodeproxy.linux.iproute import IPRoute
 from nodeproxy.linux.netns import inside, open_netns
 
 _RUN_NETNS: Final = Path("/run/netns")

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from nodeproxy.errors import KernelError
+from nodeproxy.linux.iproute import IPRoute, NetlinkError
 from nodeproxy.linux.netns import inside
 
 

@@ -15,9 +15,8 @@ import socket
 from pathlib import Path
 from typing import Any, Final
 
-from pyroute2.netlink.exceptions import NetlinkError
-
 from nodeproxy.errors import KernelError
+from nodeproxy.linux.iproute import NetlinkError
 from nodeproxy.linux.netlink import netlink
 from nodeproxy.linux.pod_socket import MARK_LAST_LEG
 
