@@ -3,6 +3,8 @@
     Address          a workload by its uid, a service by its key "namespace/hostname"; asked for on demand also by "network/ip",
                      which is never a resource's name, but an alias
     Authorization    "namespace/name"
+    NodePod          "namespace/name"
+    MeshNamespace    "name"
 
 Knows neither messages nor streams.
 """
@@ -11,6 +13,9 @@ from __future__ import annotations
 
 ADDRESS = "type.googleapis.com/istio.workload.Address"
 AUTHORIZATION = "type.googleapis.com/istio.security.Authorization"
+# Of nodeproxy's own controller alone, and of the caller's node alone.
+NODE_POD = "type.googleapis.com/nodeproxy.v1.NodePod"
+MESH_NAMESPACE = "type.googleapis.com/nodeproxy.v1.MeshNamespace"
 # xDS protocol, "How the client specifies what resources to return": "*" stands for all.
 WILDCARD = "*"
 # A name is a key of the store, whose limit is 511 bytes, and stands there behind a prefix.  Kubernetes' longest (a hostname of

@@ -1,0 +1,1 @@
+"""Which pods of this node belong in the mesh, by whom that is said, and where they are."""
