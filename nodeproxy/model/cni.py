@@ -59,7 +59,7 @@ class Admission(msgspec.Struct, frozen=True):
 class Admitter(Protocol):
     """Who decides about pods that come and go.
 
-    Calls come many at once, and again: a runtime repeats what it has no answer to.  Each is given some 12 s, then it is cancelled.
+    Calls come many at once, and again: a runtime repeats what it has no answer to.  Each has 12 s, then it is cancelled.
     """
 
     async def admit(self, request: CniAdd) -> Admission:
