@@ -35,7 +35,7 @@ def namespace_meta(name: str, namespace: MeshNamespace | None) -> tuple[str, byt
 
 
 class Roster:
-    """`received`: whether a controller has ever told all pods of this node; before that, nobody is known to be outside the mesh."""
+    """`received`: whether a controller has ever told all pods of the node; before that, nobody is outside the mesh for sure."""
 
     SETTLED: Meta = {_RECEIVED: b"1"}  # to be written when all were told
 
