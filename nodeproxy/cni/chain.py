@@ -62,6 +62,11 @@ class Chain:
         self._plugins: list[dict[str, Any]] = plugins
 
     @property
+    def types(self) -> list[str]:
+        """Its plug-ins, in their order."""
+        return [each["type"] for each in self._plugins]
+
+    @property
     def ours(self) -> dict[str, Any] | None:
         """Our entry, None if it is not in."""
         return next((each for each in self._plugins if each["type"] == PROGRAM), None)

@@ -114,6 +114,8 @@ class CniServer:
         try:
             try:
                 line = await _line_of(reader)
+                if not line:
+                    return  # somebody looked whether it is answered
                 _require_own_user(writer.get_extra_info("socket"))
                 call = _understand(line)
                 if self._open > MAX_CALLS or len(self._calls) > MAX_CALLS:

@@ -162,7 +162,6 @@ def test_each_refusal_is_named_in_log_metric_and_error(tmp_path: Path, caplog: p
 @pytest.mark.parametrize(
     "sent",
     [
-        b"",
         b"\n",
         b"{}\n",
         b"GET / HTTP/1.1\r\n\r\n",
@@ -188,6 +187,19 @@ def test_who_is_not_our_plug_in(tmp_path: Path, sent: bytes) -> None:
         assert agent.admitter.admitted == {}
 
     with_agent(tmp_path, work)
+
+
+def test_who_only_looks_whether_it_is_answered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(agent: Agent) -> None:
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "cni.sock")
+        writer.write_eof()
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+        assert agent.server.calls == {}
+
+    with_agent(tmp_path, work)
+    assert caplog.text == ""
 
 
 def test_who_says_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
