@@ -1,8 +1,8 @@
 """New connections at a steady pace, from a process of its own, for as long as its standard input is open; none may fail.
 
 `load.py RATE ADDRESS PORT [ADDRESS PORT]...` opens RATE connections a second, to the targets in turn.  Each is asked for an
-answer: it sends a byte, reads a greeting (`knocking.py greet` says it) and closes.  At the end it prints JSON: how many there were,
-when each that failed had begun (CLOCK_MONOTONIC), to which target, and why, and how long the slowest one took.
+answer: it sends a byte, reads a greeting (`knocking.py greet` says it) and closes.  At the end it prints JSON: how many there
+were, when each that failed had begun (CLOCK_MONOTONIC), to which target, and why, and how long the slowest one took.
 """
 
 from __future__ import annotations
