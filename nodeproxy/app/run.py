@@ -16,9 +16,10 @@ from nodeproxy import __version__
 from nodeproxy.agent.admin import Admin
 from nodeproxy.agent.endpoints import Endpoints
 from nodeproxy.agent.node import Node
+from nodeproxy.agent.pods.standing import Standing
 from nodeproxy.agent.sources.mesh_watch import MeshFile
 from nodeproxy.app.process import set_up_grpc, set_up_logging
-from nodeproxy.config import EnrolmentMode, RunConfig
+from nodeproxy.config import EnrolmentMode, RunConfig, StandingConnections
 from nodeproxy.errors import ConfigError, NodeproxyError, PrivilegeError, SourceError, StateError
 from nodeproxy.identity.certificate import CertificateAuthority
 from nodeproxy.identity.kept import KeptCertificates
@@ -26,6 +27,7 @@ from nodeproxy.identity.local_ca import LocalAuthority
 from nodeproxy.kernel.steering import Steering
 from nodeproxy.linux import cgroup
 from nodeproxy.linux.bpffs import ensure_bpffs
+from nodeproxy.linux.kubepods import PodFinder
 from nodeproxy.linux.preflight import capabilities
 
 log = logging.getLogger("nodeproxy")
@@ -48,7 +50,7 @@ def run(config: RunConfig) -> int:
         ensure_bpffs()
         steering = Steering.open(config.instance, root, own_cgroup_id=own_id, workers=config.workers)
         log.info("steering is %s", "adopted from the agent before" if steering.adopted else "compiled and loaded")
-        uvloop.run(_serve(config, steering, authority, kept))
+        uvloop.run(_serve(config, own_id, steering, authority, kept))
     finally:
         cgroup.leave_and_remove(own)
         os.close(lock)
@@ -64,7 +66,10 @@ def _authority(config: RunConfig) -> tuple[CertificateAuthority, KeptCertificate
     return remote_authority(config)
 
 
-async def _serve(config: RunConfig, steering: Steering, authority: CertificateAuthority, kept: KeptCertificates | None) -> None:
+async def _serve(
+    config: RunConfig, own_id: int, steering: Steering, authority: CertificateAuthority, kept: KeptCertificates | None
+) -> None:
+    """own_id: the number of the cgroup that the agent runs in."""
     node = Node(
         store=config.run_dir / STORE,
         steering=steering,
@@ -72,11 +77,12 @@ async def _serve(config: RunConfig, steering: Steering, authority: CertificateAu
         workers=config.workers,
         log_json=config.log_format == "json",
         same_node=config.same_node,
+        standing=Standing(own_id, ends_them=config.standing_connections is StandingConnections.DESTROY),
         version=__version__,
         source=source_name(config),
         kept=kept,
         on_demand=config.xds_on_demand,
-        by_labels=config.enrolment is EnrolmentMode.LABELS,
+        by_labels=PodFinder(config.cgroup_root) if config.enrolment is EnrolmentMode.LABELS else None,
         cluster_domain=config.cluster_domain,
     )
     stopping = asyncio.Event()
@@ -97,8 +103,11 @@ async def _serve(config: RunConfig, steering: Steering, authority: CertificateAu
         loop.create_task(_source(config, node), name="source"),
         loop.create_task(node.enrolment.watch(), name="pods"),
         loop.create_task(node.direct.run(), name="direct path"),
+        loop.create_task(node.standing.run(), name="standing connections"),
         loop.create_task(_note_ready(node), name="readiness"),
     ]
+    if node.labels is not None:
+        tasks.append(loop.create_task(node.labels.run(), name="pods by label"))
     if node.on_demand is not None:
         tasks.append(loop.create_task(node.on_demand.run(), name="on demand"))
     ending = loop.create_task(stopping.wait(), name="signal")
