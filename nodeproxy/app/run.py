@@ -18,6 +18,7 @@ from nodeproxy.agent.endpoints import Endpoints
 from nodeproxy.agent.node import Node
 from nodeproxy.agent.pods.standing import Standing
 from nodeproxy.agent.sources.mesh_watch import MeshFile
+from nodeproxy.app.cni import cni_part
 from nodeproxy.app.process import set_up_grpc, set_up_logging
 from nodeproxy.config import EnrolmentMode, RunConfig, StandingConnections
 from nodeproxy.errors import ConfigError, NodeproxyError, PrivilegeError, SourceError, StateError
@@ -85,6 +86,7 @@ async def _serve(
         by_labels=PodFinder(config.cgroup_root) if config.enrolment is EnrolmentMode.LABELS else None,
         cluster_domain=config.cluster_domain,
     )
+    cni = cni_part(config, node)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -108,6 +110,9 @@ async def _serve(
     ]
     if node.labels is not None:
         tasks.append(loop.create_task(node.labels.run(), name="pods by label"))
+    if cni is not None:
+        await cni.start()
+        tasks.append(loop.create_task(cni.run(), name="cni"))
     if node.on_demand is not None:
         tasks.append(loop.create_task(node.on_demand.run(), name="on demand"))
     ending = loop.create_task(stopping.wait(), name="signal")
@@ -117,6 +122,8 @@ async def _serve(
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    if cni is not None:
+        await cni.stop()
     await node.drain(config.drain_s)
     await endpoints.stop()
     await authority.close()
