@@ -60,6 +60,13 @@ def disable_last_leg(netns_fd: int) -> None:
             _write(name, value)
 
 
+def has_last_leg(netns_fd: int) -> bool:
+    """Whether a rule of it is there: so whatever an agent set there, and nobody else's."""
+    with netlink(netns_fd, "looking for a pod's last leg") as route:
+        rules = [rule for family, _ in _FAMILIES for rule in route.get_rules(family=family)]
+        return any(rule.get("fwmark") == MARK_LAST_LEG and rule.get("table") == TABLE for rule in rules)
+
+
 def _route(family: int, everything: str) -> dict[str, Any]:
     return {"family": family, "type": "local", "dst": everything, "oif": _LOOPBACK_INDEX, "table": TABLE, "scope": "host"}
 
