@@ -23,9 +23,7 @@ from nodeproxy.errors import ConfigError
 )
 @click.option("--instance", metavar="NAME", envvar="NODEPROXY_INSTANCE", help="Which agent's.")
 @click.option("--node", is_flag=True, help="Those of all agents that this node had, and the CNI plug-in.")
-@click.option(
-    "--run-dir", metavar="DIR", envvar="NODEPROXY_RUN_DIR", help="Its run directory, if it was given one."
-)
+@click.option("--run-dir", metavar="DIR", envvar="NODEPROXY_RUN_DIR", help="Its run directory, if it was given one.")
 @click.option("--cgroup-root", metavar="PATH", envvar="NODEPROXY_CGROUP_ROOT", help="Its cgroup root, if it was given one.")
 @output_option
 @click.pass_context

@@ -1,7 +1,7 @@
 """A node that agents were killed on, and what `uninstall --node` leaves of them; run in mount and process namespaces of its own.
 
-`unshare --mount --pid --fork --mount-proc python -m tests.mesh.uninstalled_node` prints what was seen, as JSON.  The command looks
-for what is nodeproxy's on the whole machine, so it must not see, and mend, what others run there.
+`unshare --mount --pid --fork --mount-proc python -m tests.mesh.uninstalled_node` prints what was seen, as JSON.  The command
+looks for what is nodeproxy's on the whole machine, so it must not see, and mend, what others run there.
 """
 
 from __future__ import annotations
