@@ -33,6 +33,8 @@ from nodeproxy.settings import LogFormat as LogFormat
 from nodeproxy.settings import address as address
 
 RUN_ROOT = Path("/run/nodeproxy")
+# What must outlive a boot, which /run does not.
+NODE_DIR = Path("/var/lib/nodeproxy")
 # A cluster's DNS label has 63 characters; what is left is room for the names that are made of it (pins, cgroups, sockets).
 INSTANCE = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 # More than this many interpreters on one node say that something is mistaken; it is also what the kernel's maps have room for.

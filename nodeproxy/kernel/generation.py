@@ -197,6 +197,6 @@ def _loader_error(status: int, said: str) -> NodeproxyError:
         return PrivilegeError(said)
     if "Operation not permitted" in said:
         return PrivilegeError(
-            f"loading the eBPF programs: CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON or CAP_SYS_ADMIN is missing; run as root\n{said}"
+            f"loading the eBPF programs: CAP_NET_ADMIN or CAP_SYS_ADMIN is missing; run as root\n{said}"
         )
     return KernelError(f"loading the eBPF programs failed (`nodeproxy check` says what this kernel lacks):\n{said}")

@@ -276,7 +276,7 @@ async def _error(answer: aiohttp.ClientResponse, what: str) -> ClusterError:
 
 _ADVICE = {
     401: "; its token may have run out: renew the kubeconfig's user, or look at the pod's token mount",
-    403: "; apply daemonset/controller/rbac.yaml, or bind its ClusterRole to this user",
+    403: "; apply daemonset/base, or bind the ClusterRole nodeproxy-controller of it to this user",
 }
 
 

@@ -21,10 +21,7 @@ _OLDEST_KERNEL: Final = (6, 1)
 # <linux/capability.h>: number, name, what for
 _CAPABILITIES: Final = (
     (12, "CAP_NET_ADMIN", "attach eBPF programs, set marks and routes"),
-    (13, "CAP_NET_RAW", "bind a client's address"),
-    (21, "CAP_SYS_ADMIN", "enter network namespaces, mount the BPF file system"),
-    (38, "CAP_PERFMON", "load eBPF programs"),
-    (39, "CAP_BPF", "load eBPF programs"),
+    (21, "CAP_SYS_ADMIN", "enter network namespaces, load eBPF programs, mount the BPF file system"),
 )
 # Each pod takes one descriptor and three for each worker, each relayed connection two: 100 pods and 7,000 connections a
 # worker fit.
