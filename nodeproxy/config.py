@@ -35,6 +35,7 @@ from nodeproxy.settings import address as address
 RUN_ROOT = Path("/run/nodeproxy")
 # What must outlive a boot, which /run does not.
 NODE_DIR = Path("/var/lib/nodeproxy")
+CNI_CONF_DIR = Path("/etc/cni/net.d")  # on most nodes
 # A cluster's DNS label has 63 characters; what is left is room for the names that are made of it (pins, cgroups, sockets).
 INSTANCE = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 # More than this many interpreters on one node say that something is mistaken; it is also what the kernel's maps have room for.
@@ -159,7 +160,7 @@ class RunConfig:
     # `hbone`, in mutual TLS as between nodes, for sites that want encryption inside the node as well.
     run_dir: Path = RUN_ROOT / "default"
     # State, admin socket and token.  RUN_ROOT/INSTANCE: /run is gone after a boot, as the pins are.
-    node_dir: Path = Path("/var/lib/nodeproxy")
+    node_dir: Path = NODE_DIR
     # What must be known before an agent runs: the list of the mesh's namespaces, for the CNI plug-in.  Not in /run, which is
     # gone after a boot, when the first pods start.
     cni_conf_dir: Path | None = None

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from nodeproxy.agent.remembered import remembered_netns
 from nodeproxy.app.run import LOCK_FILE, STORE
+from nodeproxy.cni.install import Installation
 from nodeproxy.config import RUN_ROOT
 from nodeproxy.errors import ConfigError, KernelError, NodeproxyError
 from nodeproxy.kernel.pins import ROOT as PINS
 from nodeproxy.kernel.steering import Steering
 from nodeproxy.linux import cgroup
 from nodeproxy.linux.netns import open_netns
-from nodeproxy.linux.netns_search import has_last_leg, pod_namespaces
+from nodeproxy.linux.netns_search import pod_namespaces
 from nodeproxy.linux.routes import disable_last_leg
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def uninstall(instance: str, run_dir: Path, cgroup_root: Path | None) -> None:
     _remove_cgroup(cgroup.instance_cgroup(cgroup_root or cgroup.cgroup2_mount(), instance))
 
 
-def uninstall_node(cgroup_root: Path | None, node_dir: Path) -> list[str]:
+def uninstall_node(cgroup_root: Path | None, node_dir: Path, plugin: Installation) -> list[str]:
     """Remove whatever agents left on this node, and return the names of their instances.
 
     What is no agent's is left alone.  Raises KernelError while one of them runs.
@@ -42,9 +43,9 @@ def uninstall_node(cgroup_root: Path | None, node_dir: Path) -> list[str]:
     for instance in instances:
         Steering.uninstall(instance)
         _remove_cgroup(cgroup.instance_cgroup(root, instance))
+    plugin.uninstall()
     for netns_fd in pod_namespaces():  # also of pods that no agent remembers
-        if has_last_leg(netns_fd):
-            disable_last_leg(netns_fd)
+        disable_last_leg(netns_fd)
     for directory in (PINS, RUN_ROOT, node_dir):
         _remove_tree(directory)
     return instances

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from nodeproxy.cli.options import Command, output_option, run_directory
+from nodeproxy import config
+from nodeproxy.cli.options import Command, cni_directories, output_option, run_directory
 from nodeproxy.cli.output import print_json
-from nodeproxy.config import NODE_DIR
 from nodeproxy.errors import ConfigError
 
 
@@ -25,6 +25,7 @@ from nodeproxy.errors import ConfigError
 @click.option("--node", is_flag=True, help="Those of all agents that this node had, and the CNI plug-in.")
 @click.option("--run-dir", metavar="DIR", envvar="NODEPROXY_RUN_DIR", help="Its run directory, if it was given one.")
 @click.option("--cgroup-root", metavar="PATH", envvar="NODEPROXY_CGROUP_ROOT", help="Its cgroup root, if it was given one.")
+@cni_directories("cni-")
 @output_option
 @click.pass_context
 def uninstall(
@@ -34,6 +35,8 @@ def uninstall(
     node: bool,
     run_dir: str | None,
     cgroup_root: str | None,
+    cni_conf_dir: Path,
+    cni_bin_dir: Path,
     output: str,
 ) -> None:
     """Remove what an agent that has ended left behind: its eBPF programs and maps, run directory and cgroup.
@@ -45,6 +48,7 @@ def uninstall(
         raise click.UsageError("give --instance NAME, or --node for all that is on this machine", ctx)
     root = Path(cgroup_root) if cgroup_root else None
     from nodeproxy.app import uninstall as remove
+    from nodeproxy.cni.install import Installation
 
     if instance:
         try:
@@ -55,7 +59,7 @@ def uninstall(
         removed: dict[str, object] = {"instance": instance}
         text = f"Nothing of instance {instance} is left; its pods are plain again."
     else:
-        removed = {"instances": remove.uninstall_node(root, NODE_DIR)}
+        removed = {"instances": remove.uninstall_node(root, config.NODE_DIR, Installation(cni_conf_dir, cni_bin_dir))}
         text = "Nothing of nodeproxy is left on this node; its pods are plain again."
     if output == "json":
         print_json(removed)

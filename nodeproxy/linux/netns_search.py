@@ -1,4 +1,4 @@
-"""All network namespaces of this machine, and whether an agent set something there, for who must leave nothing behind.
+"""All network namespaces of this machine, for who must leave nothing behind in any of them.
 
 Found are those that a process is in, and those that are kept under /run/netns, as container runtimes and `ip netns` do; not those
 that only a descriptor or another mount keeps.
@@ -7,16 +7,11 @@ that only a descriptor or another mount keeps.
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyroute2 import IPRoute
-
 from nodeproxy.errors import EnrolmentError
-from nodeproxy.linux.netns import inside, netns_inode, open_netns
-from nodeproxy.linux.pod_socket import MARK_LAST_LEG
-from nodeproxy.linux.routes import TABLE
+from nodeproxy.linux.netns import netns_inode, open_netns
 
 _PROC = Path("/proc")
 _KEPT = Path("/run/netns")
@@ -39,13 +34,6 @@ def pod_namespaces() -> Iterator[int]:
                 yield netns_fd
         finally:
             os.close(netns_fd)
-
-
-def has_last_leg(netns_fd: int) -> bool:
-    """Whether a rule of the last leg is there: so whatever else an agent set there, too."""
-    with inside(netns_fd), IPRoute() as route:
-        rules = [*route.get_rules(family=socket.AF_INET), *route.get_rules(family=socket.AF_INET6)]
-        return any(rule.get("fwmark") == MARK_LAST_LEG and rule.get("table") == TABLE for rule in rules)
 
 
 def _sorted(directory: Path) -> list[Path]:

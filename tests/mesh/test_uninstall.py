@@ -20,7 +20,10 @@ def test_uninstall_leaves_nothing_on_the_node() -> None:
     assert before["cgroups"]
     assert before["run"]
     assert before["node"]
+    assert before["chain"] == ["ptp", "nodeproxy-cni"]
+    assert before["plug-ins"] == ["nodeproxy-cni"]
     assert set(before["rules"]) == set(before["sysctls"]) == {"client", "server", "forgotten"}
     assert seen["done"] == [0, json.dumps({"instances": seen["instances"]}, indent=2) + "\n", ""]
-    assert seen["after"] == {"pins": None, "cgroups": [], "run": False, "node": False, "rules": [], "sysctls": []}
+    gone = {"pins": None, "cgroups": [], "run": False, "node": False, "rules": [], "sysctls": []}
+    assert seen["after"] == {**gone, "chain": ["ptp"], "plug-ins": []}
     assert seen["again"] == [0, json.dumps({"instances": []}, indent=2) + "\n"]

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nodeproxy.cni.chain import PluginSettings
+from nodeproxy.cni.install import Installation
 from nodeproxy.kernel.pins import ROOT as PINS
 from nodeproxy.lab.topology import LabPod
 from nodeproxy.linux.routes import enable_last_leg
@@ -19,6 +21,9 @@ from tests.mesh.cluster import Cluster
 
 RUN = Path("/run/nodeproxy")
 NODE = Path("/var/lib/nodeproxy")
+CHAIN = Path("/run/cni/net.d/10-net.conflist")
+PLUGINS = Path("/run/cni/bin")
+PLUGIN = {"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "ptp"}]}
 
 
 def mount(kind: str, at: str) -> None:
@@ -41,6 +46,8 @@ def seen(mesh: Cluster) -> dict[str, Any]:
         "cgroups": sorted(path.name for path in mesh.cgroup.glob("nodeproxy-*")),
         "run": RUN.exists(),
         "node": NODE.exists(),
+        "chain": [plugin["type"] for plugin in json.loads(CHAIN.read_text())["plugins"]],
+        "plug-ins": sorted(path.name for path in PLUGINS.iterdir()),
         "rules": [pod.host.name for pod in pods if "0x53a" in pod.host.run(["ip", "rule"]).stdout],
         "sysctls": [pod.host.name for pod in pods if sysctl(pod.host) == "1"],
     }
@@ -60,7 +67,11 @@ def main() -> None:
         enable_last_leg(mesh.pods["forgotten"].host.netns_fd)  # by an agent whose store is gone
         NODE.mkdir()
         (NODE / "kept").write_text("")
+        CHAIN.parent.mkdir(parents=True)
+        CHAIN.write_text(json.dumps(PLUGIN))
+        Installation(CHAIN.parent, PLUGINS).install(Path("/bin/true"), PluginSettings(RUN / "cni.sock", NODE, ()))
         uninstall = ["uninstall", "--node", "--cgroup-root", str(mesh.cgroup), "-o", "json"]
+        uninstall += ["--cni-conf-dir", str(CHAIN.parent), "--cni-bin-dir", str(PLUGINS)]
         refused = nodeproxy(*uninstall)
         for agent in mesh.agents:
             agent.kill()
