@@ -58,6 +58,22 @@ class Source(StrEnum):
     XDS = "xds"
 
 
+class EnrolmentMode(StrEnum):
+    """Who says which pods of this node are in the mesh.  By command it can be said beside each of them."""
+
+    FILE = "file"  # the mesh file
+    COMMAND = "command"  # nobody else
+    LABELS = "labels"  # nodeproxy's controller, by the labels in the cluster
+    ZDS = "zds"  # istio-cni
+
+
+class StandingConnections(StrEnum):
+    """What becomes of connections that a pod had before it was enrolled."""
+
+    KEEP = "keep"
+    DESTROY = "destroy"
+
+
 class SameNode(StrEnum):
     """How two pods of this node reach one another."""
 
@@ -94,6 +110,12 @@ class RunConfig:
     xds_on_demand: bool = False
     # Ask the control plane for addresses as connections first need them, so that a node's memory does not grow with the cluster.
     # Off, as ztunnel's: the first connection to an address waits for the answer.
+    enrolment: EnrolmentMode = EnrolmentMode.FILE
+    # Who puts this node's pods into the mesh: the mesh file (`file`), labels in the cluster (`labels`: needs our controller),
+    # istio-cni (`zds`), or `nodeproxy enrol` alone (`command`).  `file` with a mesh file, else `command`.
+    standing_connections: StandingConnections = StandingConnections.KEEP
+    # Connections that a pod had before it was enrolled: `keep` them, outside the mesh and shown in `status`, or `destroy` them.
+    # `keep`: what a label does to a running pod must not break what it is at.
     ca_address: tuple[Upstream, ...] = ()
     # The CA's servers.  Without ca, those of the control plane: istiod and nodeproxy's controller are both.
     xds_root_ca: Path = Path("/var/run/secrets/istio/root-cert.pem")
@@ -180,6 +202,7 @@ def _settle_source(settings: dict[str, Any], given: Mapping[str, Given]) -> None
         raise given[other].wrong(f"means nothing with source {settings['source']}; leave it out, or change the source")
     if needed not in given:
         raise _SETTINGS.missing(needed)
+    _settle_enrolment(settings, given, is_xds=is_xds)
     if settings.get("xds_on_demand") and not is_xds:
         raise given["xds_on_demand"].wrong("a mesh file is read as a whole; leave it out, or change the source")
     if "ca" in given and "ca_address" in given:
@@ -188,6 +211,14 @@ def _settle_source(settings: dict[str, Any], given: Mapping[str, Given]) -> None
         if not is_xds:
             raise _SETTINGS.missing("ca")
         settings["ca_address"] = settings["xds_address"]
+
+
+def _settle_enrolment(settings: dict[str, Any], given: Mapping[str, Given], *, is_xds: bool) -> None:
+    mode = settings.setdefault("enrolment", EnrolmentMode.COMMAND if is_xds else EnrolmentMode.FILE)
+    if mode is EnrolmentMode.FILE and is_xds:
+        raise given["enrolment"].wrong("a control plane is no mesh file: with source xds it is labels, zds or command")
+    if mode is EnrolmentMode.LABELS and not is_xds:
+        raise given["enrolment"].wrong("labels are told by nodeproxy's controller: it needs source xds")
 
 
 def instance_name(text: str) -> str:
@@ -260,6 +291,20 @@ def _yes_or_no(given: Given) -> bool:
         raise given.wrong("must be true or false") from None
 
 
+def _enrolment(given: Given) -> EnrolmentMode:
+    try:
+        return EnrolmentMode(given.text.lower())
+    except ValueError:
+        raise given.wrong("must be file, command, labels or zds") from None
+
+
+def _standing_connections(given: Given) -> StandingConnections:
+    try:
+        return StandingConnections(given.text.lower())
+    except ValueError:
+        raise given.wrong("must be keep or destroy") from None
+
+
 def _same_node(given: Given) -> SameNode:
     try:
         return SameNode(given.text.lower())
@@ -283,6 +328,8 @@ _READERS: dict[str, Reader] = {
     "ca": read_path,
     "xds_address": _upstreams,
     "xds_on_demand": _yes_or_no,
+    "enrolment": _enrolment,
+    "standing_connections": _standing_connections,
     "ca_address": _upstreams,
     "xds_root_ca": read_path,
     "ca_root_ca": read_path,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from nodeproxy.agent.direct_flows import DirectFlows
 from nodeproxy.agent.direct_judge import Judge
 from nodeproxy.agent.direct_pods import DirectPods
-from nodeproxy.agent.enrolment import EnrolledPod
+from nodeproxy.agent.pod_namespace import EnrolledPod
 from nodeproxy.decide.direct import MAX_POLICIES, Direct, Held, Summary, summarise
 from nodeproxy.decide.direct_relevance import Relevance
 from nodeproxy.decide.outbound import Route, RouteKind, who_is

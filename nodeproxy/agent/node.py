@@ -23,6 +23,7 @@ from nodeproxy.agent.enrolment import Enrolment
 from nodeproxy.agent.identities import Identities
 from nodeproxy.agent.kubelet import KubeletWatch
 from nodeproxy.agent.on_demand import OnDemand
+from nodeproxy.agent.pods.roster import Roster
 from nodeproxy.agent.remembered import Remembered
 from nodeproxy.agent.sources.change import Change
 from nodeproxy.agent.sources.connection import SourceConnection
@@ -68,11 +69,13 @@ class Node:
         source: str,
         kept: KeptCertificates | None = None,
         on_demand: bool = False,
+        by_labels: bool = False,
         cluster_domain: str = "cluster.local",
         kubelet: KubeletWatch,
     ) -> None:
         """source: its name, for people.  kept: where certificates outlive the agent, if the CA may be away.
 
+        by_labels: labels in the cluster say which pods are in the mesh.
         on_demand: the state holds only what was asked for; cluster_domain: of the names that `why` completes then.
         """
         self.source_error = ""
@@ -85,6 +88,7 @@ class Node:
                 "the state of the agent before was thrown away, and what was enrolled by command with it: %s", self.state.rebuilt
             )
         self.remembered = Remembered(self.state)
+        self.roster = Roster(self.state) if by_labels else None
         self._reader = self.state.reader()
         self._releasing = False
         self._writing = asyncio.Lock()  # held while the store is lent to another process: to write then would stop the loop

@@ -19,7 +19,7 @@ from nodeproxy.agent.kubelet import KubeletWatch
 from nodeproxy.agent.node import Node
 from nodeproxy.agent.sources.mesh_watch import MeshFile
 from nodeproxy.app.process import set_up_grpc, set_up_logging
-from nodeproxy.config import RunConfig
+from nodeproxy.config import EnrolmentMode, RunConfig
 from nodeproxy.errors import ConfigError, NodeproxyError, PrivilegeError, SourceError, StateError
 from nodeproxy.identity.certificate import CertificateAuthority
 from nodeproxy.identity.kept import KeptCertificates
@@ -84,6 +84,7 @@ async def _serve(
         source=source_name(config),
         kept=kept,
         on_demand=config.xds_on_demand,
+        by_labels=config.enrolment is EnrolmentMode.LABELS,
         cluster_domain=config.cluster_domain,
         kubelet=kubelet,
     )

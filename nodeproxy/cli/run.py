@@ -41,6 +41,14 @@ from nodeproxy.errors import ConfigError
     flag_value="true",
     help="Ask the control plane for an address when it is first needed.  [default: false]",
 )
+@click.option(
+    "--enrolment",
+    metavar="HOW",
+    help="Who puts pods into the mesh: file, command, labels or zds.  [default: file with --mesh, else command]",
+)
+@click.option(
+    "--standing-connections", metavar="keep|destroy", help="Those that a pod had before it was enrolled.  [default: keep]"
+)
 @click.option("--ca-address", metavar="URL,…", help="The CA's servers.  [default: those of --xds-address, without --ca]")
 @click.option(
     "--xds-root-ca", metavar="FILE", help=f"Roots that check the control plane.  [default: {config.RunConfig.xds_root_ca}]"

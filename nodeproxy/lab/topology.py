@@ -25,7 +25,7 @@ from typing import Any, Final, Self
 
 from nodeproxy.errors import ConfigError, KernelError
 from nodeproxy.lab.capture import Capture
-from nodeproxy.linux.iproute import IPRoute
+from nodeproxy.lab.iproute import IPRoute
 from nodeproxy.linux.netns import inside, open_netns
 
 _RUN_NETNS: Final = Path("/run/netns")

@@ -33,7 +33,11 @@ class Everything(msgspec.Struct, frozen=True):
 
 
 class PodSpec(msgspec.Struct, frozen=True):
-    """A pod of this node that belongs in the mesh.  netns: path of its network namespace."""
+    """A pod of this node that belongs in the mesh.
+
+    netns: path of its network namespace.  inode: of the namespace that is meant; 0: whichever is there.
+    """
 
     uid: str
     netns: str
+    inode: int = 0
