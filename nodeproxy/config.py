@@ -50,6 +50,9 @@ _METADATA_PREFIX = "ISTIO_META_"
 # More replicas of a control plane than this have a name that stands for them all.
 MAX_UPSTREAMS = 16
 MAX_SECRET_TTL_S = 90 * 86_400
+# Of kubelet_cgroup.
+AUTO = "auto"
+OFF = "off"
 
 
 class Source(StrEnum):
@@ -147,6 +150,8 @@ class RunConfig:
     # Tells agents on one machine apart; pins, run directory and cgroup carry it.  Most machines have one.
     cgroup_root: Path | None = None
     # The cgroup (v2) below which pods are steered; None: the root, where it is mounted.  A test or demo takes a subtree.
+    kubelet_cgroup: str = AUTO
+    # Whose probes of enrolled pods pass policy: the cgroup (v2, from its top) of the kubelet, `auto` to look for it, or `off`.
     admin: Address | None = Address("127.0.0.1", 15000)
     # Admin over TCP, or None ("off").  Loopback as ztunnel's: what changes the node must not be reachable from outside of it.
     metrics: Address | None = Address("0.0.0.0", 15020)
@@ -335,6 +340,15 @@ def _same_node(given: Given) -> SameNode:
         raise given.wrong("must be direct or hbone") from None
 
 
+def _kubelet_cgroup(given: Given) -> str:
+    text = given.text.strip()
+    if text.lower() in (AUTO, OFF):
+        return text.lower()
+    if not text.startswith("/") or ".." in text.split("/") or text.strip("/") == "":
+        raise given.wrong("must be auto, off, or a cgroup's path from the top of the hierarchy (/system.slice/kubelet.service)")
+    return text
+
+
 _READERS: dict[str, Reader] = {
     "node": _node,
     "source": _source,
@@ -358,6 +372,7 @@ _READERS: dict[str, Reader] = {
     "pod_ip": _address_text,
     "instance": _instance,
     "cgroup_root": read_path,
+    "kubelet_cgroup": _kubelet_cgroup,
     "admin": read_address_or_off,
     "metrics": read_address_or_off,
     "ready": read_address_or_off,

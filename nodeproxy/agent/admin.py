@@ -90,6 +90,7 @@ class Admin:
                     for slot, (pid, ready) in node.workers.pids.items()
                 ],
                 "kernel": {"adopted": node.steering.adopted, "drops": node.steering.drop_counters()},
+                "kubelet": {**msgspec.to_builtins(node.kubelet.status()), "connections": node.steering.probes.counters()},
                 "direct": {"same_node": node.same_node.value, **node.direct.status()},
                 "certificates": node.identities.manager.statistics(),
             }

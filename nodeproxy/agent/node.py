@@ -21,6 +21,7 @@ from nodeproxy.agent.direct_judge import Judge
 from nodeproxy.agent.direct_pods import DirectPods
 from nodeproxy.agent.enrolment import Enrolment
 from nodeproxy.agent.identities import Identities
+from nodeproxy.agent.kubelet import KubeletWatch
 from nodeproxy.agent.on_demand import OnDemand
 from nodeproxy.agent.pods.roster import Roster
 from nodeproxy.agent.remembered import Remembered
@@ -70,6 +71,7 @@ class Node:
         on_demand: bool = False,
         by_labels: bool = False,
         cluster_domain: str = "cluster.local",
+        kubelet: KubeletWatch,
     ) -> None:
         """source: its name, for people.  kept: where certificates outlive the agent, if the CA may be away.
 
@@ -98,6 +100,7 @@ class Node:
         self._reconciled = False
         self.same_node = same_node
         self.cluster_domain = cluster_domain
+        self.kubelet = kubelet
         hbone = same_node is SameNode.HBONE
         settings = WorkerSettings(slot=0, store=str(store), log_json=log_json, same_node_hbone=hbone, on_demand=on_demand)
         self.workers = Workers(
@@ -130,6 +133,7 @@ class Node:
         self.metrics.state = self.state_statistics
         self.metrics.kernel_drops = steering.drop_counters
         self.metrics.direct = self.direct.statistics
+        self.metrics.kubelet = kubelet.statistics
         self.metrics.on_demand = self.on_demand.statistics if self.on_demand is not None else None
         self.enrolment.restore(self.remembered.commands)
         if self.on_demand is not None:

@@ -15,6 +15,7 @@ import uvloop
 from nodeproxy import __version__
 from nodeproxy.agent.admin import Admin
 from nodeproxy.agent.endpoints import Endpoints
+from nodeproxy.agent.kubelet import KubeletWatch
 from nodeproxy.agent.node import Node
 from nodeproxy.agent.sources.mesh_watch import MeshFile
 from nodeproxy.app.process import set_up_grpc, set_up_logging
@@ -48,7 +49,8 @@ def run(config: RunConfig) -> int:
         ensure_bpffs()
         steering = Steering.open(config.instance, root, own_cgroup_id=own_id, workers=config.workers)
         log.info("steering is %s", "adopted from the agent before" if steering.adopted else "compiled and loaded")
-        uvloop.run(_serve(config, steering, authority, kept))
+        kubelet = KubeletWatch(steering.probes, config.kubelet_cgroup, root)
+        uvloop.run(_serve(config, steering, authority, kept, kubelet))
     finally:
         cgroup.leave_and_remove(own)
         os.close(lock)
@@ -64,7 +66,13 @@ def _authority(config: RunConfig) -> tuple[CertificateAuthority, KeptCertificate
     return remote_authority(config)
 
 
-async def _serve(config: RunConfig, steering: Steering, authority: CertificateAuthority, kept: KeptCertificates | None) -> None:
+async def _serve(
+    config: RunConfig,
+    steering: Steering,
+    authority: CertificateAuthority,
+    kept: KeptCertificates | None,
+    kubelet: KubeletWatch,
+) -> None:
     node = Node(
         store=config.run_dir / STORE,
         steering=steering,
@@ -78,6 +86,7 @@ async def _serve(config: RunConfig, steering: Steering, authority: CertificateAu
         on_demand=config.xds_on_demand,
         by_labels=config.enrolment is EnrolmentMode.LABELS,
         cluster_domain=config.cluster_domain,
+        kubelet=kubelet,
     )
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -97,6 +106,7 @@ async def _serve(config: RunConfig, steering: Steering, authority: CertificateAu
         loop.create_task(_source(config, node), name="source"),
         loop.create_task(node.enrolment.watch(), name="pods"),
         loop.create_task(node.direct.run(), name="direct path"),
+        loop.create_task(kubelet.run(), name="kubelet"),
         loop.create_task(_note_ready(node), name="readiness"),
     ]
     if node.on_demand is not None:

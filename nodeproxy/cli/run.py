@@ -67,6 +67,7 @@ from nodeproxy.errors import ConfigError
 @click.option("--pod-ip", metavar="ADDR", help="Its address.  [default: 127.0.0.1]")
 @click.option("--instance", metavar="NAME", help="Tells agents on one machine apart: a-z, 0-9, '-'.  [default: default]")
 @click.option("--cgroup-root", metavar="PATH", help="Steer only pods below this cgroup (v2).  [default: all]")
+@click.option("--kubelet-cgroup", metavar="PATH", help="Whose probes pass policy: a cgroup (v2), auto or off.  [default: auto]")
 @click.option(
     "--admin", metavar="ADDR:PORT", help="Admin over TCP, or off; the Unix socket is always there.  [default: 127.0.0.1:15000]"
 )

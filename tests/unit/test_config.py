@@ -152,6 +152,7 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path):
         "pod_ip": "10.0.0.1",
         "instance": "blue",
         "cgroup_root": "/sys/fs/cgroup/x",
+        "kubelet_cgroup": "/system.slice/kubelet.service",
         "admin": "[::1]:1",
         "metrics": "off",
         "ready": "10.0.0.1:3",
@@ -201,6 +202,17 @@ def test_istio_names_that_charts_set():
     environ = {"NODE_NAME": "n", "LOCAL_XDS_PATH": "/x", "LOG_FORMAT": "plain", "TERMINATION_GRACE_PERIOD_SECONDS": "60"}
     loaded = load({"ca": "/ca"}, environ)
     assert (loaded.node, loaded.mesh, loaded.log_format, loaded.grace_s) == ("n", Path("/x"), LogFormat.TEXT, 60)
+
+
+@pytest.mark.parametrize(("text", "meant"), [("AUTO", "auto"), ("off", "off"), ("/a/b.slice", "/a/b.slice")])
+def test_whose_probes_pass(text: str, meant: str):
+    assert load(FLAGS | {"kubelet_cgroup": text}, {}).kubelet_cgroup == meant
+
+
+@pytest.mark.parametrize("text", ["on", "kubelet.service", "/", "/../x"])
+def test_what_is_no_kubelet_s_cgroup(text: str):
+    with pytest.raises(ConfigError, match="must be auto, off, or a cgroup's path"):
+        load(FLAGS | {"kubelet_cgroup": text}, {})
 
 
 def test_run_directory_follows_the_instance():
