@@ -146,7 +146,8 @@ class Admin:
             source, destination = request.query["source"], request.query["destination"]
         except KeyError as error:
             raise ConfigError(f"the query lacks {error}: /why?source=…&destination=…") from error
-        return _json(await explain_now(self._node, self._name, source, destination))
+        outside = request.query.get("outside", "")
+        return _json(await explain_now(self._node, self._name, source, destination, outside))
 
     async def _why_arrival(self, request: web.Request) -> web.Response:
         try:

@@ -15,7 +15,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -216,13 +216,17 @@ class KubeClient:
         try:
             with _failures(what):
                 try:
-                    upgraded = await self._upgrade(session, path, query, protocol)
+                    upgraded, closed = await self._upgrade(session, path, query, protocol)
                 except ClusterError as exc:
                     if exc.status != 401 or not await self._read_credentials(what):
                         raise
-                    upgraded = await self._upgrade(session, path, query, protocol)
-                async with upgraded:
-                    yield upgraded
+                    upgraded, closed = await self._upgrade(session, path, query, protocol)
+                try:
+                    async with upgraded:
+                        yield upgraded
+                finally:
+                    with suppress(TimeoutError):  # else a loop that ends now leaves the socket behind
+                        await asyncio.wait_for(asyncio.gather(*closed, return_exceptions=True), CLOSE_S)
         finally:
             session.users -= 1
             if session.retired and not session.users:
@@ -230,16 +234,20 @@ class KubeClient:
 
     async def _upgrade(
         self, session: _Session, path: str, query: Mapping[str, str], protocol: str
-    ) -> aiohttp.ClientWebSocketResponse:
+    ) -> tuple[aiohttp.ClientWebSocketResponse, list[asyncio.Future[None]]]:
+        """The connection, and what is done when its socket is closed."""
         what = f"GET {path}"
         refused: list[ClusterError] = []
+        closed: list[asyncio.Future[None]] = []
 
-        async def read_refusal(_http: object, _context: object, params: aiohttp.TraceRequestEndParams) -> None:
+        async def look(_http: object, _context: object, params: aiohttp.TraceRequestEndParams) -> None:
             if params.response.status != 101:  # the library is about to throw the body away, where the API server says why
                 refused.append(await self._error(params.response, what))
+            elif (used := params.response.connection) is not None and used.protocol is not None and used.protocol.closed:
+                closed.append(used.protocol.closed)
 
         trace = aiohttp.TraceConfig()
-        trace.on_request_end.append(read_refusal)
+        trace.on_request_end.append(look)
         try:
             async with session.traced(trace) as http:
                 upgraded: aiohttp.ClientWebSocketResponse = await http.ws_connect(
@@ -250,7 +258,7 @@ class KubeClient:
                     headers=self._headers(),
                     **session.options,
                 )
-                return upgraded
+                return upgraded, closed
         except aiohttp.WSServerHandshakeError as exc:
             raise refused[0] if refused else ClusterError(f"{what}: the API server does not upgrade: {exc.message}") from exc
 

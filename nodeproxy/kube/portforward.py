@@ -45,7 +45,9 @@ async def get(
     forward = f"/api/v1/namespaces/{namespace}/pods/{pod}/portforward"
     try:
         async with asyncio.timeout(timeout_s), client.websocket(forward, {"ports": f"{port}"}, PROTOCOL) as socket:
-            await socket.send_bytes(bytes([_DATA]) + request.encode("ascii"))
+            # A kubelet that can't connect says so and is gone, perhaps before this is sent; what it said is read below.
+            with contextlib.suppress(ConnectionError):
+                await socket.send_bytes(bytes([_DATA]) + request.encode("ascii"))
             reader = AnswerReader(where)
             async with contextlib.aclosing(_channels(socket, where)) as data:
                 async for chunk in data:

@@ -119,7 +119,5 @@ func main() {
 	pods := flag.String("pods", "", "JSON: NAMESPACE/NAME to the path of a network namespace")
 	flag.Parse()
 	server := &http.Server{Addr: *listen, Handler: kubelet{*pods}, ReadHeaderTimeout: creationTimeout}
-	// The streams take the connection over, which HTTP/2 does not allow; a kubelet does without it, too.
-	server.TLSNextProto = nil
 	log.Fatal(server.ListenAndServeTLS(*certificate, *key))
 }
