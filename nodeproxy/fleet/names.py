@@ -59,7 +59,7 @@ def parse(text: str) -> Named:
     if _is_address(text) or text.startswith("["):
         return Named(text=text, verbatim=True)
     rest, port = _split_port(text)
-    if _is_address(rest) or rest.count(".") > 1:
+    if _is_address(rest) or (rest.count(".") > 1 and "/" not in rest):
         return Named(text=text, port=port, verbatim=True)
     first, slash, name = rest.partition("/")
     if not slash:

@@ -50,7 +50,7 @@ async def find_pod(fleet: Fleet, named: Named, namespace: str) -> tuple[FoundPod
         if not pod.ended and not pod.host_network
     ]
     if len(pods) != 1:
-        raise ConfigError(f"{named.text!r} is the address of {len(pods) or 'no'} pods: name the pod, as NAMESPACE/NAME")
+        raise ConfigError(f"{named.text!r} is what {len(pods) or 'no'} pods have as their address: name one, as NAMESPACE/NAME")
     return pods[0], ""
 
 
