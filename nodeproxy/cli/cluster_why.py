@@ -11,6 +11,7 @@ from nodeproxy.cli.output import mark, print_json
 from nodeproxy.errors import ConfigError
 
 _ASKED = {"source": "where it comes from", "destination": "where it arrives"}
+_INSTEAD = "asked for want of an agent where it comes from"
 
 
 def show(ctx: click.Context, source: str, destination: str) -> None:
@@ -36,7 +37,8 @@ def _print(found: dict[str, Any]) -> None:
     for note in found["notes"]:
         click.echo(f"  {note}")
     for part in found["parts"]:
-        click.echo(f"\n{part['node']}, {_ASKED[part['side']]}:")
+        instead = part["side"] == "source" and part["node"] != found["source_node"]
+        click.echo(f"\n{part['node']}, {_INSTEAD if instead else _ASKED[part['side']]}:")
         if part["answer"] is None:
             click.echo(f"  {mark(False)} it did not say: {part['error']}")
         else:

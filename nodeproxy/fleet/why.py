@@ -130,7 +130,7 @@ def _verdict(pod: FoundPod, parts: list[dict[str, Any]], notes: list[str]) -> di
     answers = [part["answer"] for part in parts if part["answer"] is not None]
     refusals = [answer["refusal"] for answer in answers if answer.get("refusal")]
     errors = [f"{part['node']}: {part['error']}" for part in parts if part["error"]]
-    if len(answers) == 2 and bool(answers[0].get("refusal")) != bool(answers[1].get("refusal")):
+    if len(answers) == 2 and bool(answers[0].get("refusal")) != bool(answers[1].get("refusal")) and answers[1].get("enrolled"):
         notes.append(
             "the two nodes do not agree: what the second says is what happens, and the first may not know the newest state"
         )

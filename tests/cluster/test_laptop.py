@@ -19,6 +19,7 @@ from tests.cluster.mesh import SPACE
 from tests.cluster.streaming import StreamingKubelets
 from tests.cluster.world import PORT, World
 from tests.mesh.cluster import MeshPod, wait_until
+from tests.unit.cli.documented import cluster_examples, differences
 
 VIEWER = Path(__file__).parents[2] / "docs" / "examples" / "viewer.yaml"
 
@@ -94,6 +95,18 @@ def laptop(definitions: list[Path]) -> Iterator[Laptop]:
         made.close()
 
 
+def told_as_documented(command: str, found: Any) -> list[str]:
+    """Where it differs from docs/json.md; what agents say, which is handed on, left out."""
+    example = cluster_examples()[command]
+    for each in (found, example):
+        for row in [*each.get("nodes", ()), *each.get("parts", ())]:
+            if isinstance(row, dict):
+                row |= dict.fromkeys({"status", "answer"} & set(row))
+        if "refusal" in each:
+            each["refusal"] = {}
+    return differences(found, example)
+
+
 def test_status_shows_nodes_and_pods_in_or_why_not(laptop: Laptop) -> None:
     found = laptop.asked("status", "-n", SPACE)
     nodes = {row["node"]: row for row in found["nodes"]}
@@ -112,6 +125,7 @@ def test_status_shows_nodes_and_pods_in_or_why_not(laptop: Laptop) -> None:
     assert pods["client"]["identity"] == laptop.client.identity
     assert pods["late"]["why"]
     assert pods["web-5d4f8-abcde"]["why"] == "no agent runs on node node2"
+    assert told_as_documented("status", json.loads(json.dumps(found))) == []
     text = laptop.told("status", "-n", SPACE)
     assert "2 of 3 nodes ready, nodeproxy" in text
     assert "2 of 4 pods in the mesh." in text
@@ -129,6 +143,7 @@ def test_why_tells_the_whole_way(laptop: Laptop) -> None:
     assert source["answer"]["way"]["identity"] == laptop.client.identity
     assert destination["answer"]["outcome"] == f"let in to {laptop.server.ip}:{PORT}"
     assert (found["passes"], found["refusal"], found["destination"]) == (True, None, f"{laptop.vip}:80")
+    assert told_as_documented("why", json.loads(json.dumps(found))) == []
     for names in (
         ("client", "api"),
         ("pod/client", "svc/api"),
@@ -163,6 +178,7 @@ def test_why_explains_a_source_outside_the_mesh(laptop: Laptop) -> None:
     assert replica["notes"][0] == "shop/web-5d4f8-abcde is taken, the pod of deployment/web"
     assert replica["notes"][1].startswith("no agent runs on node2")
     assert replica["parts"][0]["answer"]["enrolled"] is False
+    assert "asked for want of an agent where it comes from:" in laptop.told("why", "web", "api", "-n", SPACE)
 
 
 def test_why_explains_a_destination_that_nobody_enrolled(laptop: Laptop) -> None:
@@ -201,6 +217,7 @@ def test_connections_of_all_nodes_or_of_a_pod(laptop: Laptop) -> None:
 def test_check_tells_where_nodes_differ(laptop: Laptop) -> None:
     done = laptop.run("check", "-o", "json")
     found = json.loads(done.out)
+    assert told_as_documented("check", found) == []
     assert found["nodes"] == ["node0", "node1"]
     assert not any(row["differs"] for row in found["requirements"])
     assert found["ok"] == (done.status == 0) == all(row["ok"] for row in found["requirements"])

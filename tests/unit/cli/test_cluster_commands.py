@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +15,7 @@ from typing import Any
 import pytest
 
 from nodeproxy.cli import cluster, cluster_check, cluster_connections, cluster_status, cluster_why
+from nodeproxy.cli.commands import nodeproxy
 from tests.unit.cli.conftest import Result
 from tests.unit.cli.documented import cluster_examples
 
@@ -138,6 +142,42 @@ def test_connections_with_their_nodes(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert "node-a  shop/frontend 10.10.0.2:37330" in result.out
     assert "node-b did not say: no answer" in result.out
     assert json.loads(run("connections", "-n", "shop", "-o", "json").out) == found
+
+
+ROOT = Path(__file__).parents[3]
+_DOCUMENTS = (ROOT / "README.md").read_text() + (ROOT / "docs" / "kubernetes.md").read_text()
+_LINES = re.findall(r"^(?:\./dev run|nodeproxy) ((?:status|why|connections|check) .*)$", _DOCUMENTS, re.MULTILINE)
+
+
+def test_documents_show_commands_of_a_cluster() -> None:
+    assert {line.split()[0] for line in _LINES} == set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *_LINES,
+        *(
+            line.removeprefix("nodeproxy ")
+            for name in COMMANDS
+            for line in nodeproxy.commands[name].examples
+            if "sudo" not in line
+        ),
+    ],
+)
+def test_what_documents_and_help_show_parses(line: str) -> None:
+    name, *arguments = shlex.split(line, comments=True)
+    nodeproxy.commands[name].make_context(name, arguments)
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"), [("sta", "status"), ("status --kube", "--kubeconfig"), ("why --cont", "--context")]
+)
+def test_a_shell_completes(words: str, offered: str) -> None:
+    environ = {"_NODEPROXY_COMPLETE": "bash_complete", "COMP_WORDS": f"nodeproxy {words}", "COMP_CWORD": f"{len(words.split())}"}
+    program = "import sys; from nodeproxy.__main__ import main; sys.exit(main([]))"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | environ)
+    assert f"plain,{offered}" in ended.stdout.splitlines(), ended
 
 
 class _Fleet:

@@ -18,7 +18,12 @@ from tests.unit.fleet.builders import found
 WAY = {"kind": "hbone", "workload": "K//Pod/shop/orders", "node": "b", "address": "10.0.0.2:80", "authority": "10.0.0.2:80"}
 PASSES = {"destination": "10.96.0.1:80", "outcome": "tunnelled", "refusal": None, "steps": [], "enrolled": True, "way": WAY}
 LET_IN = {"outcome": "let in", "refusal": None, "steps": []}
-DENIED = {"outcome": "refused", "refusal": {"reason": "policy_deny", "detail": "no", "resource": "shop/p"}, "steps": []}
+DENIED = {
+    "outcome": "refused",
+    "refusal": {"reason": "policy_deny", "detail": "no", "resource": "shop/p"},
+    "steps": [],
+    "enrolled": True,
+}
 
 
 class FakeFleet:
@@ -86,6 +91,8 @@ def test_what_the_destination_refuses_is_the_verdict_and_disagreement_is_said() 
     told = explain(FakeFleet({("a", "/why"): PASSES, ("b", "/why/arrival"): DENIED}), "web", "orders")
     assert (told["passes"], told["refusal"]["resource"], told["outcome"]) == (False, "shop/p", "refused (policy_deny): no")
     assert "do not agree" in told["notes"][0]
+    outside = explain(FakeFleet({("a", "/why"): PASSES, ("b", "/why/arrival"): DENIED | {"enrolled": False}}), "web", "orders")
+    assert outside["notes"] == []  # what is not in the mesh there is no matter of opinion
 
 
 @pytest.mark.parametrize(
