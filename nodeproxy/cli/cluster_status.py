@@ -64,7 +64,9 @@ def _print(found: dict[str, Any]) -> None:
     )
     if found["pods"] is not None:
         inside = [pod for pod in found["pods"] if pod["in_mesh"]]
-        click.echo(f"\n{len(inside)} of {plural(len(found['pods']), 'pod')} in the mesh.")
+        standing = sum(pod["standing_connections"] for pod in found["pods"])
+        beside = f"; {plural(standing, 'connection')} from before outside of it" if standing else ""
+        click.echo(f"\n{len(inside)} of {plural(len(found['pods']), 'pod')} in the mesh{beside}.")
         columns = ("pod", "node", "in", "why not", "identity", "certificate ends")
         if found["pods"]:
             print_table("Pods", columns, [_pod(pod) for pod in found["pods"]])

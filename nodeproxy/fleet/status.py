@@ -31,7 +31,7 @@ def _node(reply: Reply) -> dict[str, Any]:
         "version": status.get("version", ""),
         "ready": bool(status.get("ready")),
         "pending": status.get("pending", []),
-        "pods_in": sum(1 for pod in status.get("pods", ()) if not pod.get("error")),
+        "pods_in": sum(map(_is_in, status.get("pods", ()))),
         "error": reply.error,
         "missing": [name for name in _TOLD if name not in status] if reply.answer is not None else [],
         "status": reply.answer,
@@ -61,6 +61,7 @@ def pods_of(pods: Sequence[FoundPod], replies: Iterable[Reply]) -> list[dict[str
                 "why": why,
                 "identity": own.get("identity", ""),
                 "certificate_until": own.get("certificate_until", 0.0),
+                "standing_connections": own.get("standing_connections", 0),
             }
         )
     return rows
@@ -73,13 +74,18 @@ def strangers(pods: Sequence[FoundPod], replies: Iterable[Reply], namespace: str
         {"node": reply.node, "namespace": key.partition("/")[0], "name": key.partition("/")[2]}
         for reply in replies
         for key, row in _told(reply).items()
-        if (reply.node, key) not in known and namespace in ("", key.partition("/")[0]) and not _is_outside(row)
+        if (reply.node, key) not in known and namespace in ("", key.partition("/")[0]) and _is_in(row)
     ]
 
 
 def _told(reply: Reply) -> dict[str, Mapping[str, Any]]:
     """ "namespace/name" → what the agent says of it."""
-    return {pod_key(str(row.get("uid", ""))): row for row in (reply.answer or {}).get("pods", ())}
+    return {_key(row): row for row in (reply.answer or {}).get("pods", ())}
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    """Agents give no uid to a pod that they are not to take in."""
+    return pod_key(str(row.get("uid", ""))) or str(row.get("workload", ""))
 
 
 def pod_key(uid: str) -> str:
@@ -87,8 +93,9 @@ def pod_key(uid: str) -> str:
     return uid.partition("//Pod/")[2] or uid
 
 
-def _is_outside(row: Mapping[str, Any]) -> bool:
-    return bool(row.get("error"))
+def _is_in(row: Mapping[str, Any]) -> bool:
+    """Agents from before enrolment by label tell only of pods that are in or failed, and have no `state`."""
+    return row.get("state", "in") == "in" and not row.get("error")
 
 
 def _verdict(pod: FoundPod, reply: Reply | None, told: Mapping[str, Any]) -> tuple[bool | None, str]:
@@ -102,7 +109,7 @@ def _verdict(pod: FoundPod, reply: Reply | None, told: Mapping[str, Any]) -> tup
     if reply.answer is None:
         return None, f"its node's agent does not answer: {reply.error}"
     if told:
-        return not told.get("error"), str(told.get("error", ""))
+        return (True, "") if _is_in(told) else (False, str(told.get("error") or told.get("why") or told.get("state")))
     if pod.mode == "none":
         return False, "its label istio.io/dataplane-mode=none keeps it out"
     if not pod.addresses:

@@ -45,12 +45,16 @@ def test_another_versions_answer_is_taken_as_it_is_and_what_lacks_is_named() -> 
         (found("new", node=""), False, "no node is chosen"),
         (found("bare", addresses=()), False, "no address yet"),
         (found("far", node="z"), False, "no agent runs on node z"),
+        (found("late"), False, "it has not been looked for yet"),
+        (found("plain"), False, "its namespace is not labelled"),
         (found("dark", node="b"), None, "does not answer: refused"),
     ],
 )
 def test_every_pod_is_in_or_says_why_not(pod: FoundPod, in_mesh: bool | None, why: str) -> None:
     bad = ROW | {"uid": "K//Pod/shop/bad", "error": "no such workload"}
-    (row,) = pods_of([pod], [reply("a", **status(ROW, bad)), silent("b", "refused")])
+    late = ROW | {"uid": "K//Pod/shop/late", "state": "waiting", "why": "it has not been looked for yet"}
+    plain = {"uid": "", "workload": "shop/plain", "state": "unlabelled", "why": "its namespace is not labelled", "error": ""}
+    (row,) = pods_of([pod], [reply("a", **status(ROW, bad, late, plain)), silent("b", "refused")])
     assert row["in_mesh"] is in_mesh
     assert why in row["why"]
     assert bool(row["why"]) == (in_mesh is not True)
@@ -65,4 +69,7 @@ def test_pods_that_only_an_agent_knows() -> None:
     rows = strangers([found("web")], replies, "")
     assert [(row["namespace"], row["name"]) for row in rows] == [("b", "x"), ("shop", "file")]
     assert [row["name"] for row in strangers([found("web")], replies, "b")] == ["x"]
+    waiting = [reply("a", **status(ROW | {"state": "waiting"}))]
+    assert strangers([], waiting, "") == []
+    assert nodes_of(waiting, [])[0]["pods_in"] == 0
     assert len(strangers([found("web", node="other")], replies, "shop")) == 2  # it has moved, and its old node still has it
