@@ -22,6 +22,7 @@ from nodeproxy.agent.direct_pods import DirectPods
 from nodeproxy.agent.enrolment import Enrolment
 from nodeproxy.agent.identities import Identities
 from nodeproxy.agent.on_demand import OnDemand
+from nodeproxy.agent.pods.events import Events
 from nodeproxy.agent.remembered import Remembered
 from nodeproxy.agent.sources.change import Change
 from nodeproxy.agent.sources.connection import SourceConnection
@@ -68,12 +69,15 @@ class Node:
         kept: KeptCertificates | None = None,
         on_demand: bool = False,
         cluster_domain: str = "cluster.local",
+        events: Events | None = None,
     ) -> None:
         """source: its name, for people.  kept: where certificates outlive the agent, if the CA may be away.
 
         on_demand: the state holds only what was asked for; cluster_domain: of the names that `why` completes then.
+        events: who tells people of pods, if not nobody.
         """
         self.source_error = ""
+        self.events = events if events is not None else Events("", None)
         self.started = time.time()
         self.steering = steering
         self.state = StateWriter(store, before_commit=self._before_commit)
@@ -126,6 +130,7 @@ class Node:
         self.metrics.state = self.state_statistics
         self.metrics.kernel_drops = steering.drop_counters
         self.metrics.direct = self.direct.statistics
+        self.metrics.events = self.events.statistics if self.events.on else None
         self.metrics.on_demand = self.on_demand.statistics if self.on_demand is not None else None
         self.enrolment.restore(self.remembered.commands)
         if self.on_demand is not None:

@@ -16,6 +16,8 @@ from nodeproxy import __version__
 from nodeproxy.agent.admin import Admin
 from nodeproxy.agent.endpoints import Endpoints
 from nodeproxy.agent.node import Node
+from nodeproxy.agent.pods.event_api import TOKEN, EventApi
+from nodeproxy.agent.pods.events import Events
 from nodeproxy.agent.sources.mesh_watch import MeshFile
 from nodeproxy.app.process import set_up_grpc, set_up_logging
 from nodeproxy.config import RunConfig
@@ -77,6 +79,7 @@ async def _serve(config: RunConfig, steering: Steering, authority: CertificateAu
         kept=kept,
         on_demand=config.xds_on_demand,
         cluster_domain=config.cluster_domain,
+        events=_events(config),
     )
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -96,6 +99,7 @@ async def _serve(config: RunConfig, steering: Steering, authority: CertificateAu
         loop.create_task(_source(config, node), name="source"),
         loop.create_task(node.enrolment.watch(), name="pods"),
         loop.create_task(node.direct.run(), name="direct path"),
+        loop.create_task(node.events.run(), name="events"),
         loop.create_task(_note_ready(node), name="readiness"),
     ]
     if node.on_demand is not None:
@@ -112,6 +116,14 @@ async def _serve(config: RunConfig, steering: Steering, authority: CertificateAu
     await authority.close()
     for task in failed:
         task.result()
+
+
+def _events(config: RunConfig) -> Events:
+    """Who is told of pods: whoever looks at them in Kubernetes, if we may tell."""
+    if config.kube_api is not None and not (config.kube_account / TOKEN).exists():
+        log.warning("no Events on pods: there is no %s; see --kube-account", config.kube_account / TOKEN)
+        return Events(config.node, None)
+    return Events(config.node, None if config.kube_api is None else EventApi(config.kube_api, config.kube_account))
 
 
 def source_name(config: RunConfig) -> str:
