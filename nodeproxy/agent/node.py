@@ -26,6 +26,7 @@ from nodeproxy.agent.handover.taking import Predecessor
 from nodeproxy.agent.identities import Identities
 from nodeproxy.agent.kubelet import KubeletWatch
 from nodeproxy.agent.on_demand import OnDemand
+from nodeproxy.agent.pods.events import Events
 from nodeproxy.agent.pods.roster import Roster
 from nodeproxy.agent.remembered import Commands, Remembered
 from nodeproxy.agent.sources.change import Change
@@ -76,14 +77,17 @@ class Node:
         cluster_domain: str = "cluster.local",
         kubelet: KubeletWatch,
         held_back: bool = False,
+        events: Events | None = None,
     ) -> None:
         """source: its name, for people.  kept: where certificates outlive the agent, if the CA may be away.
 
         by_labels: labels in the cluster say which pods are in the mesh.
         held_back: another agent serves the node; nothing that both share is changed until `take_over`.
         on_demand: the state holds only what was asked for; cluster_domain: of the names that `why` completes then.
+        events: who tells people of pods, if not nobody.
         """
         self.source_error = ""
+        self.events = events if events is not None else Events("", None)
         self.started = time.time()
         self.steering = steering
         self.state = StateWriter(store, before_commit=self._before_commit)
@@ -144,6 +148,7 @@ class Node:
         self.metrics.kernel_drops = steering.drop_counters
         self.metrics.direct = self.direct.statistics
         self.metrics.kubelet = kubelet.statistics
+        self.metrics.events = self.events.statistics if self.events.on else None
         self.metrics.on_demand = self.on_demand.statistics if self.on_demand is not None else None
         self.enrolment.restore(self.remembered.commands)
         if self.on_demand is not None:

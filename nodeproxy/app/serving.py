@@ -22,6 +22,7 @@ from nodeproxy.agent.handover.giving import Giving
 from nodeproxy.agent.handover.taking import Predecessor, own_netns
 from nodeproxy.agent.kubelet import KubeletWatch
 from nodeproxy.agent.node import Node
+from nodeproxy.agent.pods.events import Events
 from nodeproxy.agent.run_dir import RunDir
 from nodeproxy.app.source import follow, source_name
 from nodeproxy.config import EnrolmentMode, RunConfig
@@ -57,6 +58,7 @@ class Serving:
         steering: Steering,
         authority: CertificateAuthority,
         kept: KeptCertificates | None,
+        events: Events,
         *,
         cgroup_root: Path,
         own_cgroup_id: int,
@@ -87,6 +89,7 @@ class Serving:
             by_labels=config.enrolment is EnrolmentMode.LABELS,
             cluster_domain=config.cluster_domain,
             kubelet=self._kubelet,
+            events=events,
             held_back=predecessor is not None,
         )
         identification = {"version": __version__, "instance": config.instance, "run_dir": str(config.run_dir)}
@@ -132,6 +135,7 @@ class Serving:
         node = self._node
         self._passive = [
             self._task(node.identities.manager.run(), "certificates"),
+            self._task(node.events.run(), "events"),
             self._task(follow(self._config, node, self._store), "source"),
         ]
         if node.on_demand is not None:
