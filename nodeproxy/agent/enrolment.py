@@ -85,6 +85,7 @@ class Enrolment:
         self.cared_for: Collection[str] = ()  # pods of which somebody else notices when their namespaces have gone
         self.failed: dict[str, FailedPod] = {}
         self._steering = steering
+        self._adopted = set(steering.enrolled_cookies())  # that an agent before this one has steered
         self._slots = slots
         self._tell = tell
         self._on_change = on_change
@@ -182,14 +183,15 @@ class Enrolment:
                     to_add.append(uid)
         for start in range(0, len(to_add), _AT_ONCE):
             async with self._lock:
-                target = self._target()
-                await self._try_all([target[uid] for uid in to_add[start : start + _AT_ONCE] if uid in target])
+                if self._successor is None:
+                    target = self._target()
+                    await self._try_all([target[uid] for uid in to_add[start : start + _AT_ONCE] if uid in target])
 
     async def refresh(self, uid: str) -> None:
         """The pod may have other addresses by now than when it was enrolled.  Raises NodeproxyError."""
         async with self._lock:
             pod = self.pods.get(uid)
-            if pod is None:
+            if pod is None or self._successor is not None:
                 return
             present = await asyncio.to_thread(pod_addresses, pod.netns_fd)
             before = pod.addresses
@@ -216,6 +218,7 @@ class Enrolment:
         kept |= {cookie for failed in self.failed.values() if (cookie := cookie_of(failed.spec)) is not None}
         for cookie in self._steering.enrolled_cookies() - kept:
             self._steering.leave(cookie)
+            self._adopted.discard(cookie)
 
     async def watch(self) -> None:
         """Until cancelled: notice namespaces that have gone, try again what failed."""
@@ -357,6 +360,7 @@ class Enrolment:
                 self._listen(pod, slot)
             self._before_enter(pod.cookie)
             self._steering.enrol(PodSteering(pod.netns_fd, pod.cookie, pod.addresses))
+            pod.fresh = pod.cookie not in self._adopted and before is None
         except BaseException:
             for slot in range(self._slots):
                 self._tell(slot, PodRemoved(spec.uid, pod.cookie, abort=True), ())
@@ -408,6 +412,7 @@ class Enrolment:
         uid = pod.spec.uid
         self._before_leave(pod.cookie, abort)
         self._steering.leave(pod.cookie)
+        self._adopted.discard(pod.cookie)
         removed = PodRemoved(uid, pod.cookie, abort)
         waiting = {slot for slot in (*range(self._slots), PREDECESSOR) if self._tell(slot, removed, ())}
         self._forget(pod)

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,18 +26,23 @@ from nodeproxy.agent.handover.taking import Predecessor
 from nodeproxy.agent.identities import Identities
 from nodeproxy.agent.kubelet import KubeletWatch
 from nodeproxy.agent.on_demand import OnDemand
+from nodeproxy.agent.pods.attachments import Attachments
 from nodeproxy.agent.pods.events import Events
+from nodeproxy.agent.pods.labels import LabelEnrolment
+from nodeproxy.agent.pods.provisional import Provisional
 from nodeproxy.agent.pods.roster import Roster
+from nodeproxy.agent.pods.standing import Standing
 from nodeproxy.agent.remembered import Commands, Remembered
 from nodeproxy.agent.sources.change import Change
 from nodeproxy.agent.sources.connection import SourceConnection
 from nodeproxy.agent.sources.xds_kept import DemandChange
 from nodeproxy.agent.workers import Workers
 from nodeproxy.config import SameNode
-from nodeproxy.errors import IdentityError, NodeproxyError
+from nodeproxy.errors import EnrolmentError, IdentityError, NodeproxyError
 from nodeproxy.identity.certificate import CertificateAuthority
 from nodeproxy.identity.kept import KeptCertificates
 from nodeproxy.kernel.steering import Steering
+from nodeproxy.linux.kubepods import PodFinder
 from nodeproxy.linux.sock_diag import can_destroy
 from nodeproxy.model.connection import Connection
 from nodeproxy.model.delta import Delta, PodSpec
@@ -69,11 +74,12 @@ class Node:
         workers: int,
         log_json: bool,
         same_node: SameNode,
+        standing: Standing,
         version: str,
         source: str,
         kept: KeptCertificates | None = None,
         on_demand: bool = False,
-        by_labels: bool = False,
+        by_labels: PodFinder | None = None,
         cluster_domain: str = "cluster.local",
         kubelet: KubeletWatch,
         held_back: bool = False,
@@ -81,7 +87,7 @@ class Node:
     ) -> None:
         """source: its name, for people.  kept: where certificates outlive the agent, if the CA may be away.
 
-        by_labels: labels in the cluster say which pods are in the mesh.
+        by_labels: labels in the cluster say which pods are in the mesh, and this finds them.
         held_back: another agent serves the node; nothing that both share is changed until `take_over`.
         on_demand: the state holds only what was asked for; cluster_domain: of the names that `why` completes then.
         events: who tells people of pods, if not nobody.
@@ -97,7 +103,8 @@ class Node:
                 "the state of the agent before was thrown away, and what was enrolled by command with it: %s", self.state.rebuilt
             )
         self.remembered = Remembered(self.state)
-        self.roster = Roster(self.state) if by_labels else None
+        self.roster = Roster(self.state) if by_labels is not None else None
+        self.provisional = Provisional(self.state) if by_labels is not None else None
         self._reader = self.state.reader()
         self._releasing = False
         self._writing = asyncio.Lock()  # held while the store is lent to another process: to write then would stop the loop
@@ -113,6 +120,7 @@ class Node:
         self._kept = kept
         self.predecessor: Predecessor | None = None  # that this agent has taken over from, while it lives
         self.same_node = same_node
+        self.standing = standing
         self.cluster_domain = cluster_domain
         self.kubelet = kubelet
         hbone = same_node is SameNode.HBONE
@@ -150,6 +158,18 @@ class Node:
         self.metrics.kubelet = kubelet.statistics
         self.metrics.events = self.events.statistics if self.events.on else None
         self.metrics.on_demand = self.on_demand.statistics if self.on_demand is not None else None
+        self.labels: LabelEnrolment | None = None
+        if by_labels is not None and self.roster is not None and self.provisional is not None:
+            self.labels = LabelEnrolment(
+                self,
+                self.roster,
+                self.enrolment,
+                by_labels,
+                Attachments(self.state),
+                self.provisional,
+                is_connected=lambda: self.connection is not None and self.connection().connected,
+                on_looked=self._looked,
+            )
         self.enrolment.restore(self.remembered.commands)
         if self.on_demand is not None:
             for uid in self.enrolment.target_uids():
@@ -180,7 +200,7 @@ class Node:
     @property
     def knows_its_pods(self) -> bool:
         """Whether somebody has said which pods are to be in."""
-        return self._reconciled or self._first_pods is not None
+        return self._reconciled or (self._first_pods is not None and (self.roster is None or self.roster.received))
 
     async def take_over(self, said: Commands | None) -> None:
         """Serve the node from now on: the steering is this agent's.  said: by command to the agent before, None: it is known."""
@@ -248,6 +268,23 @@ class Node:
             ", ".join(f"{count} {kind}" for kind, count in counts.items()),
             len(self.enrolment.pods),
         )
+
+    async def write(self, delta: Delta, meta: Meta) -> None:
+        """Change the state of the agent's own accord: the source has not spoken.  Raises StateError."""
+        async with self._changing():
+            self.state.apply(delta, meta)
+
+    async def serving(self, uid: str, timeout_s: float) -> None:
+        """Wait until an enrolled pod is served: with its certificate, by all workers.  Raises EnrolmentError if it is not."""
+        workload = self.view().workload(uid)
+        if workload is None:
+            raise EnrolmentError(f"the state has no workload {uid}: its connections would be refused")
+        try:
+            await asyncio.wait_for(self.identities.manager.wait_certificate(workload.identity), timeout_s)
+        except (TimeoutError, IdentityError) as error:
+            why = str(error) or f"the CA did not answer within {timeout_s:g} s"
+            raise EnrolmentError(f"there is no certificate for {workload.identity}: {why}") from error
+        await self.workers.refresh_counters()  # who has answered has read what was told before
 
     async def keep(self, meta: Meta) -> None:
         """Write what the source keeps beside the state, of its own accord: it has not spoken.  Raises StateError."""
@@ -365,10 +402,16 @@ class Node:
     async def _reconcile(self, pods: tuple[PodSpec, ...]) -> None:
         if self._held_back:
             self._first_pods = pods
-            return
-        await self.enrolment.want(pods)
+        elif self.labels is None:
+            await self.enrolment.want(pods)
+            await self._looked()
+        elif not self._reconciled:
+            await self.labels.reconcile()
+
+    async def _looked(self, others: Collection[int] = ()) -> None:
+        """Every pod that is known has been looked at.  others: cookies of namespaces that stay steered."""
         if not self._reconciled:
-            await self.enrolment.release_strangers()
+            await self.enrolment.release_strangers(others)
             self._reconciled = True
             self.direct.start()
             self.identities.manager.all_wanted()
@@ -388,6 +431,10 @@ class Node:
                 self.on_demand.leave(uid)
         if pod is not None:
             self.direct.entered(pod)
+            if pod.fresh:
+                self.standing.entered(pod)
+        else:
+            self.standing.left(uid)
         self._assign_identities([uid])
 
     def _before_commit(self, touched: Touched) -> None:

@@ -23,13 +23,15 @@ from nodeproxy.agent.handover.taking import Predecessor, own_netns
 from nodeproxy.agent.kubelet import KubeletWatch
 from nodeproxy.agent.node import Node
 from nodeproxy.agent.pods.events import Events
+from nodeproxy.agent.pods.standing import Standing
 from nodeproxy.agent.run_dir import RunDir
 from nodeproxy.app.source import follow, source_name
-from nodeproxy.config import EnrolmentMode, RunConfig
+from nodeproxy.config import EnrolmentMode, RunConfig, StandingConnections
 from nodeproxy.errors import HandoverError, KernelError
 from nodeproxy.identity.certificate import CertificateAuthority
 from nodeproxy.identity.kept import KeptCertificates
 from nodeproxy.kernel.steering import Steering
+from nodeproxy.linux.kubepods import PodFinder
 from nodeproxy.model.handover import Leaving, Said
 from nodeproxy.model.messages import PodRemoved
 
@@ -82,11 +84,12 @@ class Serving:
             workers=config.workers,
             log_json=config.log_format == "json",
             same_node=config.same_node,
+            standing=Standing(own_cgroup_id, ends_them=config.standing_connections is StandingConnections.DESTROY),
             version=__version__,
             source=source_name(config),
             kept=kept,
             on_demand=config.xds_on_demand,
-            by_labels=config.enrolment is EnrolmentMode.LABELS,
+            by_labels=PodFinder(config.cgroup_root) if config.enrolment is EnrolmentMode.LABELS else None,
             cluster_domain=config.cluster_domain,
             kubelet=self._kubelet,
             events=events,
@@ -137,6 +140,7 @@ class Serving:
             self._task(node.identities.manager.run(), "certificates"),
             self._task(node.events.run(), "events"),
             self._task(follow(self._config, node, self._store), "source"),
+            self._task(node.standing.run(), "standing connections"),
         ]
         if node.on_demand is not None:
             self._passive.append(self._task(node.on_demand.run(), "on demand"))
@@ -150,6 +154,8 @@ class Serving:
             self._task(self._kubelet.run(), "kubelet"),
             self._task(_note_ready(node), "readiness"),
         ]
+        if node.labels is not None:
+            self._active.append(self._task(node.labels.run(), "pods by label"))
         self._changed.set()
 
     async def _stop_active(self) -> None:

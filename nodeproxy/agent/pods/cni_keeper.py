@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 # A change is seen at once; this is for what inotify does not tell, such as a directory that comes.
 _LOOK_AGAIN_S: Final = 2.0
+# The same as long as it could not be installed: pods start meanwhile.
+_TRY_AGAIN_S: Final = 0.25
 # Another that takes us out each time we put us in: no more often than this.
 _PAUSE_S: Final = 0.1
 
@@ -45,7 +47,7 @@ class CniKeeper:
                 with Watch(directories) as watch:
                     await self._install()
                     await asyncio.sleep(_PAUSE_S)
-                    await watch.wait_change(_LOOK_AGAIN_S)
+                    await watch.wait_change(_TRY_AGAIN_S if self.file is None else _LOOK_AGAIN_S)
             except KernelError as error:
                 log.warning("cni: %s; changes of %s are noticed later", error, directories[0])
                 await self._install()

@@ -17,43 +17,13 @@ import pytest
 from nodeproxy.agent.pods import cni_server
 from nodeproxy.agent.pods.cni_server import CniServer
 from nodeproxy.errors import ConfigError, EnrolmentError
-from nodeproxy.model.cni import MAX_LINE_BYTES, Admission, Attachment, CniAdd, CniAnswer, CniCall, CniRefusal
+from nodeproxy.model.cni import MAX_LINE_BYTES, Attachment, CniAdd, CniAnswer, CniCall, CniRefusal
 from nodeproxy.observe.cni_metrics import CniStatistics, cni_families
+from tests.cni_admitter import FakeAdmitter
 from tests.cni_plugin import config, environment, plugin
 
 POD = CniAdd("c0ffee", "/proc/self/ns/net", "eth0", "shop", "front", "4711", ("10.1.2.3",))
 HERE = Attachment("c0ffee", "eth0")
-
-
-class FakeAdmitter:
-    """An `Admitter`: pods of namespace "shop" are in the mesh; what is not so is set by the test."""
-
-    def __init__(self) -> None:
-        self.waits_for = ""
-        self.error: Exception | None = None
-        self.hold: asyncio.Event | None = None
-        self.admitted: dict[Attachment, CniAdd] = {}
-
-    async def admit(self, request: CniAdd) -> Admission:
-        if self.hold is not None:
-            await self.hold.wait()
-        if self.error is not None:
-            raise self.error
-        self.admitted[Attachment(request.container_id, request.ifname)] = request
-        return Admission(request.namespace == "shop", f"{request.namespace} is labelled, or not")
-
-    async def gone(self, attachment: Attachment) -> None:
-        self.admitted.pop(attachment, None)
-
-    async def check(self, request: CniAdd) -> None:
-        if Attachment(request.container_id, request.ifname) not in self.admitted:
-            raise EnrolmentError("it is not in the mesh")
-
-    async def keep(self, valid: frozenset[Attachment]) -> None:
-        self.admitted = {each: pod for each, pod in self.admitted.items() if each in valid}
-
-    def pending(self) -> str:
-        return self.waits_for
 
 
 class Agent:
