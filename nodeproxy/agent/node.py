@@ -23,6 +23,7 @@ from nodeproxy.agent.enrolment import Enrolment
 from nodeproxy.agent.identities import Identities
 from nodeproxy.agent.kubelet import KubeletWatch
 from nodeproxy.agent.on_demand import OnDemand
+from nodeproxy.agent.pods.address_watch import AddressWatch
 from nodeproxy.agent.pods.roster import Roster
 from nodeproxy.agent.remembered import Remembered
 from nodeproxy.agent.sources.change import Change
@@ -128,6 +129,7 @@ class Node:
         self.enrolment = Enrolment(
             steering, workers, self.workers.send, self._pods_changed, self._is_foreign, self.direct.entering, self.direct.leaving
         )
+        self.addresses = AddressWatch(self.enrolment)
         self.metrics = Metrics(self.totals, version=version)
         self.metrics.certificates = self.identities.manager.statistics
         self.metrics.state = self.state_statistics
@@ -150,6 +152,7 @@ class Node:
         """Let connections end; steering stays pinned, so that the node is closed until the next agent comes."""
         await self.workers.drain(grace_s)
         await self.direct.finish()
+        self.addresses.close()
         self.steering.close()
         self.state.close()
 
@@ -315,6 +318,9 @@ class Node:
                 self.on_demand.leave(uid)
         if pod is not None:
             self.direct.entered(pod)
+            self.addresses.entered(pod)
+        else:
+            self.addresses.left(uid)
         self._assign_identities([uid])
 
     def _before_commit(self, touched: Touched) -> None:

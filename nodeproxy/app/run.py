@@ -107,6 +107,7 @@ async def _serve(
         loop.create_task(node.enrolment.watch(), name="pods"),
         loop.create_task(node.direct.run(), name="direct path"),
         loop.create_task(kubelet.run(), name="kubelet"),
+        loop.create_task(node.addresses.run(), name="addresses"),
         loop.create_task(_note_ready(node), name="readiness"),
     ]
     if node.on_demand is not None:
