@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
@@ -161,6 +162,19 @@ class RunConfig:
     # `hbone`, in mutual TLS as between nodes, for sites that want encryption inside the node as well.
     run_dir: Path = RUN_ROOT / "default"
     # State, admin socket and token.  RUN_ROOT/INSTANCE: /run is gone after a boot, as the pins are.
+    node_dir: Path = Path("/var/lib/nodeproxy")
+    # What must be known before an agent runs: the list of the mesh's namespaces, for the CNI plug-in.  Not in /run, which is
+    # gone after a boot, when the first pods start.
+    cni_conf_dir: Path | None = None
+    # Where the container runtime reads its network: the CNI plug-in is put into its chain and kept there.  None ("off"), for
+    # it changes the node; /etc/cni/net.d on most.
+    cni_bin_dir: Path = Path("/opt/cni/bin")
+    # Where the runtime finds plug-ins.  containerd's and CRI-O's default.
+    cni_plugin: Path = Path(sys.prefix, "libexec", "nodeproxy-cni")
+    # The plug-in's program, to be copied there.  Beside our own programs, as in the image.
+    cni_exempt_namespaces: tuple[str, ...] = ("kube-system", "nodeproxy-system")
+    # Namespaces whose pods start while the agent is away, in the mesh or not: what a cluster needs to come up, agent and
+    # controller among them.
     log_format: LogFormat = LogFormat.TEXT
     # Text for people, JSON for collectors.  Text, as ztunnel's default.
     grace_s: int = 30
@@ -187,6 +201,8 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str], config_pat
             raise _SETTINGS.missing(name)
     settings.setdefault("workers", min(2, max(len(os.sched_getaffinity(0)), 1)))
     settings.setdefault("run_dir", RUN_ROOT / settings.get("instance", "default"))
+    if settings.get("cni_conf_dir") is not None and settings["enrolment"] is not EnrolmentMode.LABELS:
+        raise given["cni_conf_dir"].wrong("the CNI plug-in puts pods into the mesh by their labels: it needs enrolment labels")
     return RunConfig(**settings)
 
 
@@ -305,6 +321,15 @@ def _standing_connections(given: Given) -> StandingConnections:
         raise given.wrong("must be keep or destroy") from None
 
 
+def _namespaces(given: Given) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in given.text.split(",") if name.strip())
+    for name in names:
+        # RFC 1123, section 2.1, as Kubernetes has it for namespaces.
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
+            raise given.wrong(f"{name!r} is no namespace's name")
+    return names
+
+
 def _same_node(given: Given) -> SameNode:
     try:
         return SameNode(given.text.lower())
@@ -351,6 +376,11 @@ _READERS: dict[str, Reader] = {
     "workers": read_number(1, MAX_WORKERS),
     "same_node": _same_node,
     "run_dir": read_path,
+    "node_dir": read_path,
+    "cni_conf_dir": read_path_or_off,
+    "cni_bin_dir": read_path,
+    "cni_plugin": read_path,
+    "cni_exempt_namespaces": _namespaces,
     "log_format": read_log_format,
     "grace_s": read_number(1, MAX_GRACE_S),
 }

@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import web
 
 from nodeproxy.agent.node import Node
+from nodeproxy.agent.pod_rows import pod_rows
 from nodeproxy.agent.why import explain_now
 from nodeproxy.errors import ConfigError, NodeproxyError
 from nodeproxy.model.delta import PodSpec
@@ -84,7 +85,7 @@ class Admin:
                     "error": node.source_error,
                     "connection": msgspec.to_builtins(node.connection()) if node.connection is not None else None,
                 },
-                "pods": self._pods(),
+                "pods": pod_rows(node),
                 "workers": [
                     {"slot": slot, "pid": pid, "ready": ready, "restarts": node.workers.restarts[slot]}
                     for slot, (pid, ready) in node.workers.pids.items()
@@ -95,43 +96,6 @@ class Admin:
                 "certificates": node.identities.manager.statistics(),
             }
         )
-
-    def _pods(self) -> list[dict[str, Any]]:
-        view = self._node.view()
-        rows = []
-        for uid, pod in sorted(self._node.enrolment.pods.items()):
-            workload = view.workload(uid)
-            identity = workload.identity if workload else ""
-            error = "" if workload else f"the state has no workload {uid}: its connections are refused"
-            if workload and not set(workload.addresses) & set(pod.addresses):
-                stated = ", ".join(workload.addresses) or "no address"
-                error = f"the state gives it {stated}, its namespace has {', '.join(pod.addresses)}"
-            rows.append(
-                {
-                    "uid": uid,
-                    "netns": pod.spec.netns,
-                    "addresses": pod.addresses,
-                    "identity": identity,
-                    "workload": f"{workload.namespace}/{workload.name}" if workload else "",
-                    "since": pod.since,
-                    "error": error,
-                    "certificate_until": self._node.identities.valid_until(identity),
-                }
-            )
-        rows += [
-            {
-                "uid": uid,
-                "netns": failed.spec.netns,
-                "addresses": (),
-                "identity": "",
-                "workload": "",
-                "since": 0.0,
-                "error": failed.error,
-                "certificate_until": 0.0,
-            }
-            for uid, failed in sorted(self._node.enrolment.failed.items())
-        ]
-        return rows
 
     async def _connections(self, request: web.Request) -> web.Response:
         connections = await self._node.connections()

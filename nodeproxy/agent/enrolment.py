@@ -80,6 +80,7 @@ class Enrolment:
         self.cared_for: Collection[str] = ()  # pods of which somebody else notices when their namespaces have gone
         self.failed: dict[str, FailedPod] = {}
         self._steering = steering
+        self._adopted = set(steering.enrolled_cookies())  # that an agent before this one has steered
         self._slots = slots
         self._tell = tell
         self._on_change = on_change
@@ -206,6 +207,7 @@ class Enrolment:
         kept |= {cookie for failed in self.failed.values() if (cookie := cookie_of(failed.spec)) is not None}
         for cookie in self._steering.enrolled_cookies() - kept:
             self._steering.leave(cookie)
+            self._adopted.discard(cookie)
 
     async def watch(self) -> None:
         """Until cancelled: notice namespaces that have gone, try again what failed."""
@@ -296,6 +298,7 @@ class Enrolment:
                 self._listen(pod, slot)
             self._before_enter(pod.cookie)
             self._steering.enrol(PodSteering(pod.netns_fd, pod.cookie, pod.addresses))
+            pod.fresh = pod.cookie not in self._adopted and before is None
         except BaseException:
             for slot in range(self._slots):
                 self._tell(slot, PodRemoved(spec.uid, pod.cookie, abort=True), ())
@@ -351,6 +354,7 @@ class Enrolment:
         uid = pod.spec.uid
         self._before_leave(pod.cookie, abort)
         self._steering.leave(pod.cookie)
+        self._adopted.discard(pod.cookie)
         waiting = {slot for slot in range(self._slots) if self._tell(slot, PodRemoved(uid, pod.cookie, abort), ())}
         del self.pods[uid]
         del self._by_cookie[pod.cookie]

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,17 +24,22 @@ from nodeproxy.agent.identities import Identities
 from nodeproxy.agent.kubelet import KubeletWatch
 from nodeproxy.agent.on_demand import OnDemand
 from nodeproxy.agent.pods.address_watch import AddressWatch
+from nodeproxy.agent.pods.attachments import Attachments
+from nodeproxy.agent.pods.labels import LabelEnrolment
+from nodeproxy.agent.pods.provisional import Provisional
 from nodeproxy.agent.pods.roster import Roster
+from nodeproxy.agent.pods.standing import Standing
 from nodeproxy.agent.remembered import Remembered
 from nodeproxy.agent.sources.change import Change
 from nodeproxy.agent.sources.connection import SourceConnection
 from nodeproxy.agent.sources.xds_kept import DemandChange
 from nodeproxy.agent.workers import Workers
 from nodeproxy.config import SameNode
-from nodeproxy.errors import IdentityError, NodeproxyError
+from nodeproxy.errors import EnrolmentError, IdentityError, NodeproxyError
 from nodeproxy.identity.certificate import CertificateAuthority
 from nodeproxy.identity.kept import KeptCertificates
 from nodeproxy.kernel.steering import Steering
+from nodeproxy.linux.kubepods import PodFinder
 from nodeproxy.linux.sock_diag import can_destroy
 from nodeproxy.model.connection import Connection
 from nodeproxy.model.delta import Delta, PodSpec
@@ -66,17 +71,18 @@ class Node:
         workers: int,
         log_json: bool,
         same_node: SameNode,
+        standing: Standing,
         version: str,
         source: str,
         kept: KeptCertificates | None = None,
         on_demand: bool = False,
-        by_labels: bool = False,
+        by_labels: PodFinder | None = None,
         cluster_domain: str = "cluster.local",
         kubelet: KubeletWatch,
     ) -> None:
         """source: its name, for people.  kept: where certificates outlive the agent, if the CA may be away.
 
-        by_labels: labels in the cluster say which pods are in the mesh.
+        by_labels: labels in the cluster say which pods are in the mesh, and this finds them.
         on_demand: the state holds only what was asked for; cluster_domain: of the names that `why` completes then.
         """
         self.source_error = ""
@@ -89,7 +95,8 @@ class Node:
                 "the state of the agent before was thrown away, and what was enrolled by command with it: %s", self.state.rebuilt
             )
         self.remembered = Remembered(self.state)
-        self.roster = Roster(self.state) if by_labels else None
+        self.roster = Roster(self.state) if by_labels is not None else None
+        self.provisional = Provisional(self.state) if by_labels is not None else None
         self._reader = self.state.reader()
         self._releasing = False
         self._writing = asyncio.Lock()  # held while the store is lent to another process: to write then would stop the loop
@@ -100,6 +107,7 @@ class Node:
         self._received = 0.0
         self._reconciled = False
         self.same_node = same_node
+        self.standing = standing
         self.cluster_domain = cluster_domain
         self.kubelet = kubelet
         hbone = same_node is SameNode.HBONE
@@ -137,6 +145,18 @@ class Node:
         self.metrics.direct = self.direct.statistics
         self.metrics.kubelet = kubelet.statistics
         self.metrics.on_demand = self.on_demand.statistics if self.on_demand is not None else None
+        self.labels: LabelEnrolment | None = None
+        if by_labels is not None and self.roster is not None and self.provisional is not None:
+            self.labels = LabelEnrolment(
+                self,
+                self.roster,
+                self.enrolment,
+                by_labels,
+                Attachments(self.state),
+                self.provisional,
+                is_connected=lambda: self.connection is not None and self.connection().connected,
+                on_looked=self._looked,
+            )
         self.enrolment.restore(self.remembered.commands)
         if self.on_demand is not None:
             for uid in self.enrolment.target_uids():
@@ -188,6 +208,23 @@ class Node:
             ", ".join(f"{count} {kind}" for kind, count in counts.items()),
             len(self.enrolment.pods),
         )
+
+    async def write(self, delta: Delta, meta: Meta) -> None:
+        """Change the state of the agent's own accord: the source has not spoken.  Raises StateError."""
+        async with self._changing():
+            self.state.apply(delta, meta)
+
+    async def serving(self, uid: str, timeout_s: float) -> None:
+        """Wait until an enrolled pod is served: with its certificate, by all workers.  Raises EnrolmentError if it is not."""
+        workload = self.view().workload(uid)
+        if workload is None:
+            raise EnrolmentError(f"the state has no workload {uid}: its connections would be refused")
+        try:
+            await asyncio.wait_for(self.identities.manager.wait_certificate(workload.identity), timeout_s)
+        except (TimeoutError, IdentityError) as error:
+            why = str(error) or f"the CA did not answer within {timeout_s:g} s"
+            raise EnrolmentError(f"there is no certificate for {workload.identity}: {why}") from error
+        await self.workers.refresh_counters()  # who has answered has read what was told before
 
     async def keep(self, meta: Meta) -> None:
         """Write what the source keeps beside the state, of its own accord: it has not spoken.  Raises StateError."""
@@ -301,9 +338,14 @@ class Node:
         self._reader.release()
 
     async def _reconcile(self, pods: tuple[PodSpec, ...]) -> None:
-        await self.enrolment.want(pods)
+        if self.labels is None:
+            await self.enrolment.want(pods)
+            await self._looked()
+
+    async def _looked(self, others: Collection[int] = ()) -> None:
+        """Every pod that is known has been looked at.  others: cookies of namespaces that stay steered."""
         if not self._reconciled:
-            await self.enrolment.release_strangers()
+            await self.enrolment.release_strangers(others)
             self._reconciled = True
             self.direct.start()
             self.identities.manager.all_wanted()
@@ -319,8 +361,11 @@ class Node:
         if pod is not None:
             self.direct.entered(pod)
             self.addresses.entered(pod)
+            if pod.fresh:
+                self.standing.entered(pod)
         else:
             self.addresses.left(uid)
+            self.standing.left(uid)
         self._assign_identities([uid])
 
     def _before_commit(self, touched: Touched) -> None:

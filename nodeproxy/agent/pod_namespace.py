@@ -22,7 +22,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class EnrolledPod:
-    """A pod under steering.  lacking: addresses that its namespace has and that are somebody else's."""
+    """A pod under steering.
+
+    lacking: addresses that its namespace has and that are somebody else's.  fresh: it was not steered before, by no agent.
+    """
 
     spec: PodSpec
     netns_fd: int
@@ -31,6 +34,7 @@ class EnrolledPod:
     addresses: tuple[str, ...]
     since: float
     lacking: tuple[str, ...] = ()
+    fresh: bool = True
 
 
 def prepare(spec: PodSpec) -> EnrolledPod:

@@ -17,9 +17,10 @@ from nodeproxy.agent.admin import Admin
 from nodeproxy.agent.endpoints import Endpoints
 from nodeproxy.agent.kubelet import KubeletWatch
 from nodeproxy.agent.node import Node
+from nodeproxy.agent.pods.standing import Standing
 from nodeproxy.agent.sources.mesh_watch import MeshFile
 from nodeproxy.app.process import set_up_grpc, set_up_logging
-from nodeproxy.config import EnrolmentMode, RunConfig
+from nodeproxy.config import EnrolmentMode, RunConfig, StandingConnections
 from nodeproxy.errors import ConfigError, NodeproxyError, PrivilegeError, SourceError, StateError
 from nodeproxy.identity.certificate import CertificateAuthority
 from nodeproxy.identity.kept import KeptCertificates
@@ -27,6 +28,7 @@ from nodeproxy.identity.local_ca import LocalAuthority
 from nodeproxy.kernel.steering import Steering
 from nodeproxy.linux import cgroup
 from nodeproxy.linux.bpffs import ensure_bpffs
+from nodeproxy.linux.kubepods import PodFinder
 from nodeproxy.linux.preflight import capabilities
 
 log = logging.getLogger("nodeproxy")
@@ -49,8 +51,7 @@ def run(config: RunConfig) -> int:
         ensure_bpffs()
         steering = Steering.open(config.instance, root, own_cgroup_id=own_id, workers=config.workers)
         log.info("steering is %s", "adopted from the agent before" if steering.adopted else "compiled and loaded")
-        kubelet = KubeletWatch(steering.probes, config.kubelet_cgroup, root)
-        uvloop.run(_serve(config, steering, authority, kept, kubelet))
+        uvloop.run(_serve(config, own_id, steering, authority, kept))
     finally:
         cgroup.leave_and_remove(own)
         os.close(lock)
@@ -67,12 +68,10 @@ def _authority(config: RunConfig) -> tuple[CertificateAuthority, KeptCertificate
 
 
 async def _serve(
-    config: RunConfig,
-    steering: Steering,
-    authority: CertificateAuthority,
-    kept: KeptCertificates | None,
-    kubelet: KubeletWatch,
+    config: RunConfig, own_id: int, steering: Steering, authority: CertificateAuthority, kept: KeptCertificates | None
 ) -> None:
+    """own_id: the number of the cgroup that the agent runs in."""
+    kubelet = KubeletWatch(steering.probes, config.kubelet_cgroup, config.cgroup_root or cgroup.cgroup2_mount())
     node = Node(
         store=config.run_dir / STORE,
         steering=steering,
@@ -80,11 +79,12 @@ async def _serve(
         workers=config.workers,
         log_json=config.log_format == "json",
         same_node=config.same_node,
+        standing=Standing(own_id, ends_them=config.standing_connections is StandingConnections.DESTROY),
         version=__version__,
         source=source_name(config),
         kept=kept,
         on_demand=config.xds_on_demand,
-        by_labels=config.enrolment is EnrolmentMode.LABELS,
+        by_labels=PodFinder(config.cgroup_root) if config.enrolment is EnrolmentMode.LABELS else None,
         cluster_domain=config.cluster_domain,
         kubelet=kubelet,
     )
@@ -108,8 +108,11 @@ async def _serve(
         loop.create_task(node.direct.run(), name="direct path"),
         loop.create_task(kubelet.run(), name="kubelet"),
         loop.create_task(node.addresses.run(), name="addresses"),
+        loop.create_task(node.standing.run(), name="standing connections"),
         loop.create_task(_note_ready(node), name="readiness"),
     ]
+    if node.labels is not None:
+        tasks.append(loop.create_task(node.labels.run(), name="pods by label"))
     if node.on_demand is not None:
         tasks.append(loop.create_task(node.on_demand.run(), name="on demand"))
     ending = loop.create_task(stopping.wait(), name="signal")

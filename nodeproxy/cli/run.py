@@ -76,6 +76,15 @@ from nodeproxy.errors import ConfigError
 @click.option("--workers", metavar="N", help="Processes that carry traffic, 1 to 16.  [default: 2, at most one a core]")
 @click.option("--same-node", metavar="direct|hbone", help="How two pods of this node reach one another.  [default: direct]")
 @click.option("--run-dir", metavar="DIR", help=f"State, socket and token.  [default: {config.RUN_ROOT}/INSTANCE]")
+@click.option("--node-dir", metavar="DIR", help=f"What outlives a boot.  [default: {config.RunConfig.node_dir}]")
+@click.option("--cni-conf-dir", metavar="DIR", help="Keep our CNI plug-in in the chain there, or off.  [default: off]")
+@click.option("--cni-bin-dir", metavar="DIR", help=f"The runtime's plug-ins.  [default: {config.RunConfig.cni_bin_dir}]")
+@click.option("--cni-plugin", metavar="FILE", help="The plug-in's program.  [default: libexec/nodeproxy-cni beside ours]")
+@click.option(
+    "--cni-exempt-namespaces",
+    metavar="NAME,…",
+    help=f"Whose pods start while the agent is away.  [default: {','.join(config.RunConfig.cni_exempt_namespaces)}]",
+)
 @click.option("--log-format", metavar="text|json", help="How log lines are written.  [default: text]")
 @click.option("--grace-s", metavar="SECONDS", help="From SIGTERM to SIGKILL; connections get it less 5 s to end.  [default: 30]")
 @click.pass_context

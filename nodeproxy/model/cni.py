@@ -59,7 +59,8 @@ class Admission(msgspec.Struct, frozen=True):
 class Admitter(Protocol):
     """Who decides about pods that come and go.
 
-    Calls come many at once, and again: a runtime repeats what it has no answer to.  Each has 12 s, then it is cancelled.
+    Calls come many at once, and again: a runtime repeats what it has no answer to.  What takes longer than 12 s
+    is answered so and goes on, never cancelled: the repeat finds it done.
     """
 
     async def admit(self, request: CniAdd) -> Admission:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from nodeproxy.model.node_pod import MeshNamespace, NodePod
 from nodeproxy.model.policy import Policy
 from nodeproxy.model.workload import Service, Workload
 
@@ -22,6 +23,12 @@ class Delta(msgspec.Struct, frozen=True):
     absent: tuple[str, ...] = ()
     present: tuple[str, ...] = ()
     forgotten: tuple[str, ...] = ()
+    # Of a cluster's translation alone: what each node is told of its own pods ((node, pod); (node, "namespace/name")), and every
+    # node of namespaces.
+    node_pods: tuple[tuple[str, NodePod], ...] = ()
+    removed_node_pods: tuple[tuple[str, str], ...] = ()
+    mesh_namespaces: tuple[MeshNamespace, ...] = ()
+    removed_mesh_namespaces: tuple[str, ...] = ()
 
 
 class Everything(msgspec.Struct, frozen=True):

@@ -25,6 +25,18 @@ class Membership(StrEnum):
         return self in (Membership.NAMESPACE_LABEL, Membership.POD_LABEL)
 
 
+class PodState(StrEnum):
+    """How a pod of this node stands to the mesh: a word for each in `status`.  The last ones are as `Membership`'s."""
+
+    IN = "in"
+    WAITING = "waiting"  # it is to be in, and is not found yet
+    FAILED = "failed"  # it is to be in, and can't be put there
+    UNLABELLED = "unlabelled"
+    OPTED_OUT = "opted_out"
+    HOST_NETWORK = "host_network"
+    SIDECAR = "sidecar"
+
+
 class NodePod(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A pod that is scheduled to a node and has not ended.
 

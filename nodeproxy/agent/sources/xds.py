@@ -19,6 +19,7 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
+from nodeproxy.agent.pods.provisional import Provisional
 from nodeproxy.agent.pods.roster import Roster
 from nodeproxy.agent.sources.connection import SourceConnection
 from nodeproxy.agent.sources.xds_apply import Applier, Sink, XdsChange
@@ -90,6 +91,7 @@ class XdsSource:
     """One source.  With on_demand, addresses are watched by name: `subscribe` and kin, and `listener` is told what came.
 
     roster: where this node's pods go, if the control plane is to tell of them: nodeproxy's own controller alone does.
+    provisional: workloads of theirs that it has not told of.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class XdsSource:
         *,
         on_demand: bool = False,
         roster: Roster | None = None,
+        provisional: Provisional | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.name = f"xds {control}"
@@ -110,7 +113,7 @@ class XdsSource:
         types = (AUTHORIZATION, ADDRESS, *(NODE_TYPES if roster is not None else ()))
         self._client = DeltaClient(about, types, on_demand=(ADDRESS,) if on_demand else ())
         self._rejected = RejectedResources()
-        self._applier = Applier(node, self._rejected)
+        self._applier = Applier(node, self._rejected, provisional)
         self._node_pods = NodePodsApplier(node, self._rejected, roster) if roster is not None else None
         self._backoff = Backoff(len(control))
         self._to_send = asyncio.Event()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from heapq import merge
 from itertools import islice
 
+from nodeproxy.agent.pods import provisional
 from nodeproxy.agent.pods.roster import NAMESPACE_PREFIX, POD_PREFIX
 from nodeproxy.agent.remembered import SOURCE
 from nodeproxy.agent.sources import mesh_index
@@ -28,7 +29,7 @@ _FORGOTTEN_AT_ONCE = 1000
 
 
 def known(state: StateWriter, type_url: str) -> Iterator[tuple[str, str]]:
-    """Names and versions of all of a type that there is, whoever wrote it; nobody writes meanwhile."""
+    """Names and versions of all of a type that there is, whichever source wrote it; nobody writes meanwhile."""
     versions = state.metas(_PREFIXES[type_url])
     end: tuple[str, bytes] = ("", b"")
     name, version = next(versions, end)
@@ -41,7 +42,8 @@ def known(state: StateWriter, type_url: str) -> Iterator[tuple[str, str]]:
 def _keys(state: StateWriter, type_url: str) -> Iterator[str]:
     if type_url in _KEPT_AS_META:
         return (key for key, _ in state.metas(_KEPT_AS_META[type_url]))
-    return merge(*(state.keys(kind) for kind in _KINDS[type_url]))
+    own = {uid for uid, _ in state.metas(provisional.PREFIX)}  # the server knows nothing of these
+    return (key for key in merge(*(state.keys(kind) for kind in _KINDS[type_url])) if key not in own)
 
 
 def version_meta(type_url: str, name: str, version: str | None) -> tuple[str, bytes | None]:
