@@ -26,6 +26,7 @@ from nodeproxy.agent.handover.taking import Predecessor
 from nodeproxy.agent.identities import Identities
 from nodeproxy.agent.kubelet import KubeletWatch
 from nodeproxy.agent.on_demand import OnDemand
+from nodeproxy.agent.pods.address_watch import AddressWatch
 from nodeproxy.agent.pods.attachments import Attachments
 from nodeproxy.agent.pods.events import Events
 from nodeproxy.agent.pods.labels import LabelEnrolment
@@ -150,6 +151,7 @@ class Node:
         self.enrolment = Enrolment(
             steering, workers, self._tell, self._pods_changed, self._is_foreign, self.direct.entering, self.direct.leaving
         )
+        self.addresses = AddressWatch(self.enrolment)
         self.metrics = Metrics(self.totals, version=version)
         self.metrics.certificates = self.identities.manager.statistics
         self.metrics.state = self.state_statistics
@@ -192,6 +194,7 @@ class Node:
         """Let go of everything."""
         await self.workers.stop()
         await self.direct.finish()
+        self.addresses.close()
         self.steering.close()
         self.state.close()
 
@@ -431,9 +434,11 @@ class Node:
                 self.on_demand.leave(uid)
         if pod is not None:
             self.direct.entered(pod)
+            self.addresses.entered(pod)
             if pod.fresh:
                 self.standing.entered(pod)
         else:
+            self.addresses.left(uid)
             self.standing.left(uid)
         self._assign_identities([uid])
 

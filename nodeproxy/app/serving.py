@@ -152,6 +152,7 @@ class Serving:
             self._task(node.enrolment.watch(), "pods"),
             self._task(node.direct.run(), "direct path"),
             self._task(self._kubelet.run(), "kubelet"),
+            self._task(node.addresses.run(), "addresses"),
             self._task(_note_ready(node), "readiness"),
         ]
         if node.labels is not None:

@@ -35,7 +35,11 @@ class ProbeTable:
         self._maps = maps
         # netns cookie → ports: so that a pod that leaves costs what it has.
         self._ports: dict[int, set[int]] = {}
-        for key in maps["probe_ports"].all_keys():
+
+    def hold(self) -> None:
+        """From now on this agent's word counts; what the one before has said stays."""
+        self._ports.clear()
+        for key in self._maps["probe_ports"].all_keys():
             cookie, port, _ = abi.PROBE_PORT.unpack(key)
             self._ports.setdefault(cookie, set()).add(port)
 

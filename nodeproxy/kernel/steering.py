@@ -91,6 +91,7 @@ class Steering:
             if (value := self._maps["pods_by_address"].get(key)) is not None:
                 self._addresses.setdefault(abi.OWNER.unpack(value)[0], set()).add(key)
         self.direct.hold()
+        self.probes.hold()
         self._waiting = {}
 
     def attach(self, cgroup_root: Path) -> None:
