@@ -149,6 +149,8 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path):
         "ready": "10.0.0.1:3",
         "workers": "16",
         "same_node": "hbone",
+        "takeover": "true",
+        "wait_after_handover": "yes",
         "run_dir": "/r",
         "log_format": "json",
         "grace_s": "9",
