@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nodeproxy.cli.cluster import Progress, reach
-from nodeproxy.cli.output import mark, plural, print_json
+from nodeproxy.cli.output import mark, plural, print_json, printable
 
 if TYPE_CHECKING:
     from nodeproxy.fleet.agents import Fleet
@@ -45,12 +45,12 @@ def _print(found: dict[str, Any], *, every: bool) -> None:
         name = row["name"]
         for group in row["found"]:
             where = "all nodes" if not row["differs"] else _nodes(group["nodes"])
-            click.echo(f"{mark(group['ok'])} {name:{width}}  {group['found']}  ({where})")
+            click.echo(f"{mark(group['ok'])} {printable(name):{width}}  {printable(group['found'])}  ({where})")
             if not group["ok"]:
-                click.echo(f"  {'':{width}}  → {group['remedy']}")
+                click.echo(f"  {'':{width}}  → {printable(group['remedy'])}")
             name = ""
     for error in found["errors"]:
-        click.echo(f"{mark(False)} {error['node']} did not say: {error['error']}")
+        click.echo(f"{mark(False)} {error['node']} did not say: {printable(error['error'])}")
     same = len(found["requirements"]) - len(shown)
     hidden = f"; {plural(same, 'row')} the same and good everywhere (--all shows them)" if same else ""
     missing = sum(not row["ok"] for row in found["requirements"])

@@ -9,7 +9,7 @@ import click
 
 from nodeproxy.cli import connections
 from nodeproxy.cli.cluster import Progress, reach
-from nodeproxy.cli.output import is_terminal, mark, print_json
+from nodeproxy.cli.output import is_terminal, mark, print_json, printable
 from nodeproxy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ async def _watch(params: dict[str, Any], fleet: Fleet, named: Named | None, defa
         else:
             connections.show(found["connections"], clear=params["watch"] and is_terminal())
             for error in found["errors"]:
-                click.echo(f"{mark(False)} {error['node']} did not say: {error['error']}")
+                click.echo(f"{mark(False)} {error['node']} did not say: {printable(error['error'])}")
         if not params["watch"]:
             return not found["errors"]
         await asyncio.sleep(connections.WATCH_S)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nodeproxy.cli.cluster import Progress, reach
-from nodeproxy.cli.output import ahead, mark, plural, print_json, print_table
+from nodeproxy.cli.output import ahead, mark, plural, print_json, print_table, printable
 
 if TYPE_CHECKING:
     from nodeproxy.fleet.agents import Fleet
@@ -71,7 +71,8 @@ def _print(found: dict[str, Any]) -> None:
         if found["pods"]:
             print_table("Pods", columns, [_pod(pod) for pod in found["pods"]])
     for pod in found["unknown_pods"]:
-        click.echo(f"  {pod['node']} has {pod['namespace']}/{pod['name']}, which the API server does not know.")
+        name = printable(f"{pod['namespace']}/{pod['name']}")
+        click.echo(f"  {pod['node']} has {name}, which the API server does not know.")
 
 
 def _summary(nodes: list[dict[str, Any]]) -> None:
@@ -80,6 +81,7 @@ def _summary(nodes: list[dict[str, Any]]) -> None:
     versions = Counter(row["version"] for row in agents if row["version"])
     listed = ", ".join(f"{version} ({plural(count, 'node')})" for version, count in sorted(versions.items()))
     said = f", nodeproxy {listed if len(versions) > 1 else next(iter(versions))}" if versions else ""
+    said = printable(said)
     click.echo(f"{mark(ready == len(nodes) and len(versions) < 2)} {ready} of {plural(len(nodes), 'node')} ready{said}.")
 
 

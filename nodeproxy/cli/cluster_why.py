@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from nodeproxy.cli.cluster import reach
-from nodeproxy.cli.output import mark, print_json
+from nodeproxy.cli.output import mark, print_json, printable
 from nodeproxy.errors import ConfigError
 
 _ASKED = {"source": "where it comes from", "destination": "where it arrives"}
@@ -33,24 +33,24 @@ def show(ctx: click.Context, source: str, destination: str) -> None:
 
 
 def _print(found: dict[str, Any]) -> None:
-    click.echo(f"{found['source']} ({found['source_node']}) → {found['destination'] or '?'}")
+    click.echo(f"{found['source']} ({found['source_node']}) → {printable(found['destination']) or '?'}")
     for note in found["notes"]:
-        click.echo(f"  {note}")
+        click.echo(f"  {printable(note)}")
     for part in found["parts"]:
         instead = part["side"] == "source" and part["node"] != found["source_node"]
         click.echo(f"\n{part['node']}, {_INSTEAD if instead else _ASKED[part['side']]}:")
         if part["answer"] is None:
-            click.echo(f"  {mark(False)} it did not say: {part['error']}")
+            click.echo(f"  {mark(False)} it did not say: {printable(part['error'])}")
         else:
             show_steps(part["answer"])
-            click.echo(f"  {mark(not part['answer'].get('refusal'))} {part['answer'].get('outcome', '')}")
+            click.echo(f"  {mark(not part['answer'].get('refusal'))} {printable(part['answer'].get('outcome', ''))}")
     passes = found["passes"]
     said = "It would pass" if passes else "It would not pass" if passes is False else "Nobody can say"
-    click.echo(f"\n{mark(bool(passes))} {said}: {found['outcome']}")
+    click.echo(f"\n{mark(bool(passes))} {said}: {printable(found['outcome'])}")
 
 
 def show_steps(answer: dict[str, Any]) -> None:
     """The numbered steps of one agent's answer."""
     for number, step in enumerate(answer.get("steps", ()), 1):
-        resource = click.style(f"  [{step['resource']}]", dim=True) if step.get("resource") else ""
-        click.echo(f"{number:3}. {step['what']} {step['outcome']}{resource}")
+        resource = click.style(f"  [{printable(step['resource'])}]", dim=True) if step.get("resource") else ""
+        click.echo(f"{number:3}. {printable(step['what'])} {printable(step['outcome'])}{resource}")

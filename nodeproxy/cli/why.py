@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from nodeproxy.cli.cluster import cluster_options, wanted
+from nodeproxy.cli.cluster_why import show_steps
 from nodeproxy.cli.options import Command, connect, instance_options, output_option
 from nodeproxy.cli.output import mark, print_json
 
@@ -62,9 +63,7 @@ def why(
         print_json(found)
     else:
         click.echo(f"{found['source']} → {found['destination']}")
-        for number, step in enumerate(found["steps"], 1):
-            resource = click.style(f"  [{step['resource']}]", dim=True) if step.get("resource") else ""
-            click.echo(f"{number:3}. {step['what']} {step['outcome']}{resource}")
+        show_steps(found)
         decider = refusal.get("resource", "") if refusal else ""
         resource = f" (decided by {decider})" if decider and decider not in found["outcome"] else ""
         click.echo(

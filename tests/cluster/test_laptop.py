@@ -252,6 +252,17 @@ def test_who_may_not_is_told_what_to_ask_for(laptop: Laptop) -> None:
     assert "ask for the ClusterRole nodeproxy-viewer" in done.err
 
 
+def test_who_may_not_list_nodes_is_told_what_is_not_shown(laptop: Laptop) -> None:
+    role = laptop.api.get("ClusterRole", "nodeproxy-viewer")
+    laptop.api.patch("ClusterRole", "nodeproxy-viewer", rules=role["rules"][:1])
+    wait_until(lambda: laptop.asked("status")["notes"], "the right is gone")
+    found = laptop.asked("status")
+    assert [row["node"] for row in found["nodes"]] == ["node0", "node1"]
+    assert "nodes without an agent are not shown: this user may not list nodes" in laptop.told("status")
+    laptop.api.patch("ClusterRole", "nodeproxy-viewer", rules=role["rules"])
+    wait_until(lambda: not laptop.asked("status")["notes"], "it is back")
+
+
 def test_both_rights_to_forward_are_needed(laptop: Laptop) -> None:
     """As an API server of this version has it; one before 1.35 asks for get alone."""
     role = laptop.api.get("Role", "nodeproxy-viewer", laptop.namespace)

@@ -71,6 +71,7 @@ def test_one_agents_commands_import_nothing_of_it(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, env=environ, cwd=".")
     assert ended.stderr.strip().splitlines()[-1] == "set()"
     assert "no agent answers" in ended.stderr
+    assert "a cluster's are reached by --kubeconfig, --context or -n" in ended.stderr
 
 
 def test_status_in_words(run: Run, finds: Finds) -> None:
