@@ -45,9 +45,6 @@ MAX_ADDRESSES = 16
 # The workers of the agent that this one has taken over from, all together.
 PREDECESSOR = -1
 
-# The workers of the agent that this one has taken over from, all together.
-PREDECESSOR = -1
-
 Tell = Callable[[int, msgspec.Struct, tuple[int, ...]], bool]
 
 
