@@ -11,6 +11,8 @@ import uvloop
 
 from nodeproxy import __version__
 from nodeproxy.agent.handover.taking import Predecessor
+from nodeproxy.agent.pods.event_api import TOKEN, EventApi
+from nodeproxy.agent.pods.events import Events
 from nodeproxy.agent.run_dir import RunDir
 from nodeproxy.app.process import set_up_grpc, set_up_logging
 from nodeproxy.app.serving import Serving
@@ -53,6 +55,7 @@ def run(config: RunConfig) -> int:
                 steering,
                 authority,
                 kept,
+                _events(config),
                 cgroup_root=root,
                 own_cgroup_id=own_id,
                 predecessor=predecessor,
@@ -107,6 +110,14 @@ def _authority(config: RunConfig) -> tuple[CertificateAuthority, KeptCertificate
     from nodeproxy.app.control_plane import remote_authority
 
     return remote_authority(config)
+
+
+def _events(config: RunConfig) -> Events:
+    """Who is told of pods: whoever looks at them in Kubernetes, if we may tell."""
+    if config.kube_api is not None and not (config.kube_account / TOKEN).exists():
+        log.warning("no Events on pods: there is no %s; see --kube-account", config.kube_account / TOKEN)
+        return Events(config.node, None)
+    return Events(config.node, None if config.kube_api is None else EventApi(config.kube_api, config.kube_account))
 
 
 def _require_privileges() -> None:
