@@ -28,6 +28,7 @@ from nodeproxy.agent.kubelet import KubeletWatch
 from nodeproxy.agent.on_demand import OnDemand
 from nodeproxy.agent.pods.address_watch import AddressWatch
 from nodeproxy.agent.pods.attachments import Attachments
+from nodeproxy.agent.pods.cni import CniPart
 from nodeproxy.agent.pods.events import Events
 from nodeproxy.agent.pods.labels import LabelEnrolment
 from nodeproxy.agent.pods.provisional import Provisional
@@ -160,6 +161,7 @@ class Node:
         self.metrics.kubelet = kubelet.statistics
         self.metrics.events = self.events.statistics if self.events.on else None
         self.metrics.on_demand = self.on_demand.statistics if self.on_demand is not None else None
+        self.cni: CniPart | None = None
         self.labels: LabelEnrolment | None = None
         if by_labels is not None and self.roster is not None and self.provisional is not None:
             self.labels = LabelEnrolment(
