@@ -160,6 +160,12 @@ class RunConfig:
     same_node: SameNode = SameNode.DIRECT
     # Two pods of this node: `direct`, without the proxy where policy can be asked beforehand (then it costs nothing), or
     # `hbone`, in mutual TLS as between nodes, for sites that want encryption inside the node as well.
+    takeover: bool = False
+    # Where an agent of this instance runs already: take over from it without refusing a connection.  Off: refuse to start, for
+    # who starts two may not mean to.
+    wait_after_handover: bool = False
+    # When another agent has taken over and all connections have ended: wait for SIGTERM, and serve again should nobody do.
+    # Off: end.  On in a DaemonSet, whose kubelet would start again what ends.
     run_dir: Path = RUN_ROOT / "default"
     # State, admin socket and token.  RUN_ROOT/INSTANCE: /run is gone after a boot, as the pins are.
     node_dir: Path = Path("/var/lib/nodeproxy")
@@ -375,6 +381,8 @@ _READERS: dict[str, Reader] = {
     "ready": read_address_or_off,
     "workers": read_number(1, MAX_WORKERS),
     "same_node": _same_node,
+    "takeover": _yes_or_no,
+    "wait_after_handover": _yes_or_no,
     "run_dir": read_path,
     "node_dir": read_path,
     "cni_conf_dir": read_path_or_off,

@@ -31,15 +31,18 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _encoder = msgspec.json.Encoder(enc_hook=str)
 
 
-def write_token(run_dir: Path) -> str:
-    """A new token in `run_dir`, for root's eyes only."""
-    token = secrets.token_urlsafe(32)
+def new_token() -> str:
+    """One that nobody can guess."""
+    return secrets.token_urlsafe(32)
+
+
+def write_token(run_dir: Path, token: str) -> None:
+    """Leave it in `run_dir`, for root's eyes only."""
     path = run_dir / TOKEN_FILE
     path.unlink(missing_ok=True)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "w") as file:
         file.write(token)
-    return token
 
 
 class Admin:
@@ -86,6 +89,7 @@ class Admin:
                     "connection": msgspec.to_builtins(node.connection()) if node.connection is not None else None,
                 },
                 "pods": pod_rows(node),
+                "cni": node.cni.status() if node.cni is not None else None,
                 "workers": [
                     {"slot": slot, "pid": pid, "ready": ready, "restarts": node.workers.restarts[slot]}
                     for slot, (pid, ready) in node.workers.pids.items()

@@ -76,12 +76,17 @@ class DirectPath:
         self._members: set[str] = set()  # that the published table knows
         self._spoken_of: set[int] = set()  # cookies that may be in the table
         self._openings = 0
-        self._closed_since = 0.0 if table.epoch else time.monotonic()
+        self._closed_since = time.monotonic()
         self._closed_s = 0.0
-        if off:
-            self._shut()
 
     # ── what the node says ──
+
+    def hold(self, *, close: bool) -> None:
+        """The table is this agent's from now on.  close: what is open is of a state that is not this agent's."""
+        if self._table.epoch:
+            self._closed_since = 0.0
+        if close or self.off:
+            self._shut()
 
     def before_change(self, touched: Touched) -> None:
         """A change is about to be committed.  `changed` must follow, whatever becomes of it."""

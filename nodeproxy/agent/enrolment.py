@@ -5,6 +5,9 @@ Two wishes make the set: what the source says (`want`, or `change` of some pods)
 them prepared at a time.
 Order, so that no connection is lost or passes unseen: listeners, then the pod's sk_lookup link, then its netns cookie; out in
 reverse. A pod that can't be enrolled is tried again, and is a named error in `status` until then.
+
+When another agent takes over (`freeze`), nothing is put in or out here any more.  What it takes out is taken from this agent's
+workers, too (`removed`), and it hears when they are done: to it this agent is a worker more, in the slot `PREDECESSOR`.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from nodeproxy.errors import EnrolmentError, NodeproxyError
 from nodeproxy.kernel.abi import Role
 from nodeproxy.kernel.steering import PodSteering, Steering
 from nodeproxy.linux.addresses import pod_addresses
+from nodeproxy.linux.netns import netns_inode
 from nodeproxy.linux.sockets import open_listeners
 from nodeproxy.model.delta import PodSpec
 from nodeproxy.model.messages import PodAdded, PodRemoved
@@ -37,6 +41,9 @@ _RETRY_S = 1.0  # until then its traffic is plain
 _AT_ONCE = 16
 # Of a pod.  Each has a listener for each worker and role in the kernel's map, which all pods of the node share.
 MAX_ADDRESSES = 16
+
+# The workers of the agent that this one has taken over from, all together.
+PREDECESSOR = -1
 
 Tell = Callable[[int, msgspec.Struct, tuple[int, ...]], bool]
 
@@ -94,6 +101,7 @@ class Enrolment:
         self._leaving: dict[int, _Leaving] = {}  # by netns cookie
         self._tidying: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()
+        self._successor: Callable[[int], None] | None = None  # told of namespaces that are not needed; None: there is none
 
     # ── wishes ──
 
@@ -120,6 +128,7 @@ class Enrolment:
     async def enrol(self, spec: PodSpec) -> None:
         """By command.  Raises EnrolmentError when it can't be done; then nothing is remembered."""
         async with self._lock:
+            self._refuse_frozen()
             if (present := self.pods.get(spec.uid)) is not None and present.spec != spec:
                 await self._remove(present, abort=False)
             if spec.uid not in self.pods:
@@ -129,6 +138,7 @@ class Enrolment:
     async def leave(self, uid: str) -> bool:
         """By command.  False: it was not in."""
         async with self._lock:
+            self._refuse_frozen()
             self._by_command[uid] = None
             self.failed.pop(uid, None)
             pod = self.pods.get(uid)
@@ -158,6 +168,8 @@ class Enrolment:
     async def _reconcile(self, uids: Iterable[str], ended: Collection[str] = ()) -> None:
         to_add = []
         async with self._lock:
+            if self._successor is not None:
+                return
             target = self._target()
             for uid in uids:
                 spec = target.get(uid)
@@ -173,14 +185,15 @@ class Enrolment:
                     to_add.append(uid)
         for start in range(0, len(to_add), _AT_ONCE):
             async with self._lock:
-                target = self._target()
-                await self._try_all([target[uid] for uid in to_add[start : start + _AT_ONCE] if uid in target])
+                if self._successor is None:
+                    target = self._target()
+                    await self._try_all([target[uid] for uid in to_add[start : start + _AT_ONCE] if uid in target])
 
     async def refresh(self, uid: str) -> None:
         """The pod may have other addresses by now than when it was enrolled.  Raises NodeproxyError."""
         async with self._lock:
             pod = self.pods.get(uid)
-            if pod is None:
+            if pod is None or self._successor is not None:
                 return
             present = await asyncio.to_thread(pod_addresses, pod.netns_fd)
             before = pod.addresses
@@ -237,13 +250,64 @@ class Enrolment:
 
     def attach_worker(self, slot: int) -> None:
         """A new worker took `slot`: give it listeners in every pod; what the one before held is over."""
-        for cookie in list(self._leaving):
-            self.released(slot, cookie)
+        self.ended(slot)
+        if self._successor is not None:
+            return
         for pod in self.pods.values():
             try:
                 self._listen(pod, slot)
             except (NodeproxyError, OSError) as error:
                 log.error("pod %s: worker %d gets no listeners: %s", pod.spec.uid, slot, error)
+
+    def ended(self, slot: int) -> None:
+        """What held that slot holds nothing any more."""
+        for cookie in list(self._leaving):
+            self.released(slot, cookie)
+
+    # ── handing over ──
+
+    async def freeze(self, on_released: Callable[[int], None]) -> None:
+        """Put nothing in or out from now on; `on_released(cookie)`: nothing here needs the namespace of a pod that has left."""
+        async with self._lock:
+            self._successor = on_released
+
+    async def thaw(self) -> None:
+        """There is no successor after all: what this agent has is put in once more, then whatever was wished meanwhile."""
+        async with self._lock:
+            self._successor = None
+            for pod in list(self.pods.values()):
+                try:
+                    for slot in range(self._slots):
+                        self._listen(pod, slot)
+                    self._steering.enrol(PodSteering(pod.netns_fd, pod.cookie, pod.addresses))
+                except (NodeproxyError, OSError) as error:
+                    log.error("pod %s can't be put in once more, and is closed: %s", pod.spec.uid, error)
+        await self.reconcile()
+
+    def leaving(self) -> list[EnrolledPod]:
+        """Pods that have left while connections of them go on."""
+        return [each.pod for each in self._leaving.values()]
+
+    def inherit_leaving(self, spec: PodSpec, cookie: int, netns_fd: int) -> None:
+        """A pod has left while the agent before was the one to take it out, and connections of it go on there."""
+        pod = EnrolledPod(spec, netns_fd, netns_inode(netns_fd), cookie, (), time.time())
+        self._leaving[cookie] = _Leaving(pod, {PREDECESSOR})
+
+    def removed(self, message: PodRemoved) -> None:
+        """The successor has taken a pod out."""
+        pod = self.pods.get(message.uid)
+        if pod is None or pod.cookie != message.cookie:
+            if self._successor is not None and message.cookie not in self._leaving:
+                self._successor(message.cookie)
+            return
+        self._forget(pod)
+        everybody = (*range(self._slots), PREDECESSOR)
+        self._leaving[pod.cookie] = _Leaving(pod, {slot for slot in everybody if self._tell(slot, message, ())})
+        self._finish_leaving(pod.cookie)
+
+    def _refuse_frozen(self) -> None:
+        if self._successor is not None:
+            raise EnrolmentError("another agent is taking over from this one: say it again in a moment")
 
     # ── inside ──
 
@@ -355,24 +419,33 @@ class Enrolment:
         self._before_leave(pod.cookie, abort)
         self._steering.leave(pod.cookie)
         self._adopted.discard(pod.cookie)
-        waiting = {slot for slot in range(self._slots) if self._tell(slot, PodRemoved(uid, pod.cookie, abort), ())}
-        del self.pods[uid]
-        del self._by_cookie[pod.cookie]
-        for address in pod.addresses:
-            self._owners.pop(address, None)  # it may have been on two interfaces
-        log.info("pod %s has left the mesh", uid)
-        self._on_change(uid)
+        removed = PodRemoved(uid, pod.cookie, abort)
+        waiting = {slot for slot in (*range(self._slots), PREDECESSOR) if self._tell(slot, removed, ())}
+        self._forget(pod)
         if abort:
             os.close(pod.netns_fd)
         else:
             self._leaving[pod.cookie] = _Leaving(pod, waiting)
             self._finish_leaving(pod.cookie)
 
+    def _forget(self, pod: EnrolledPod) -> None:
+        uid = pod.spec.uid
+        del self.pods[uid]
+        del self._by_cookie[pod.cookie]
+        for address in pod.addresses:
+            self._owners.pop(address, None)  # it may have been on two interfaces
+        log.info("pod %s has left the mesh", uid)
+        self._on_change(uid)
+
     def _finish_leaving(self, cookie: int) -> None:
         leaving = self._leaving.get(cookie)
         if leaving is None or leaving.slots:
             return
         del self._leaving[cookie]
+        if self._successor is not None:
+            os.close(leaving.pod.netns_fd)
+            self._successor(cookie)
+            return
         task = asyncio.get_running_loop().create_task(self._tidy_later(leaving.pod))
         self._tidying.add(task)
         task.add_done_callback(self._tidying.discard)
@@ -380,7 +453,7 @@ class Enrolment:
     async def _tidy_later(self, pod: EnrolledPod) -> None:
         """When nobody puts it in again at this moment, and nobody has: what is set up there would be missing."""
         async with self._lock:
-            if pod.cookie in self._by_cookie or pod.cookie in self._leaving:
+            if pod.cookie in self._by_cookie or pod.cookie in self._leaving or self._successor is not None:
                 os.close(pod.netns_fd)
             else:
                 await asyncio.to_thread(tidy, pod)

@@ -75,6 +75,20 @@ from nodeproxy.errors import ConfigError
 @click.option("--ready", metavar="ADDR:PORT", help="Readiness, or off.  [default: 0.0.0.0:15021]")
 @click.option("--workers", metavar="N", help="Processes that carry traffic, 1 to 16.  [default: 2, at most one a core]")
 @click.option("--same-node", metavar="direct|hbone", help="How two pods of this node reach one another.  [default: direct]")
+@click.option(
+    "--takeover",
+    metavar="true|false",
+    is_flag=False,
+    flag_value="true",
+    help="Take over from an agent of this instance that runs, refusing no connection.  [default: false]",
+)
+@click.option(
+    "--wait-after-handover",
+    metavar="true|false",
+    is_flag=False,
+    flag_value="true",
+    help="When another one has taken over: wait for SIGTERM.  [default: false, end]",
+)
 @click.option("--run-dir", metavar="DIR", help=f"State, socket and token.  [default: {config.RUN_ROOT}/INSTANCE]")
 @click.option("--node-dir", metavar="DIR", help=f"What outlives a boot.  [default: {config.RunConfig.node_dir}]")
 @click.option("--cni-conf-dir", metavar="DIR", help="Keep our CNI plug-in in the chain there, or off.  [default: off]")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+from collections.abc import Callable
 from functools import partial
 
 from nodeproxy.decide.demand import Unanswered
@@ -23,6 +24,12 @@ from nodeproxy.proxy.waiting import Parked
 from nodeproxy.wire.frames import ErrorCode
 from nodeproxy.wire.hbone import connect_suffix, forwarded_for
 from nodeproxy.wire.trace import new_traceparent
+
+# All nodes are told of a label at about the same time, and a pod's own node needs a moment to serve it, or to have its
+# certificate; as it leaves, others hear of it a moment later.  Who connects meanwhile waits, and is decided on anew.
+SERVED_WITHIN_S = 1.0
+_ASK_AGAIN_S = 0.05
+_SOON = frozenset({Reason.CONNECT_REFUSED, Reason.NO_CERTIFICATE})
 
 
 class Outbound:
@@ -58,10 +65,7 @@ class Outbound:
         if refusal is not None:
             self._refuse_or_wait(session, refusal, peer, original)
             return
-        try:
-            self._start(session, plan, peer[0])
-        except Exception as error:
-            session.failed(error)
+        session.guard(lambda: self._start(session, plan, peer, original))
 
     # ── what must be asked for first ──
 
@@ -78,19 +82,33 @@ class Outbound:
 
     def _decide_again(self, peer: tuple[str, int], original: tuple[str, int] | None, parked: Parked) -> None:
         session = parked.session
-        if session.pod.leaving:
-            session.refuse(Refusal(Reason.POD_LEFT, "the pod has left the mesh or ended"))
-            return
-        plan = self._plans.get(session.pod, peer[0], original)
-        record = session.record
-        record.source, record.destination = plan.party(record.source.address), plan.destination
-        record.security, record.service, record.hbone_address = plan.security, plan.service, plan.hbone_address
+        plan = self._plan_again(session, peer, original)
         if isinstance(plan.refusal, Unanswered):
             self._context.waiting.park_again(parked, plan.refusal.names)
         elif plan.refusal is not None:
             session.refuse(plan.refusal)
         else:
-            self._start(session, plan, peer[0])
+            self._start(session, plan, peer, original)
+
+    def _plan_again(self, session: Session, peer: tuple[str, int], original: tuple[str, int] | None) -> Plan:
+        record = session.record
+        if session.pod.leaving:
+            return Plan(record.destination, refusal=Refusal(Reason.POD_LEFT, "the pod has left the mesh or ended"))
+        plan = self._plans.get(session.pod, peer[0], original)
+        record.source, record.destination = plan.party(record.source.address), plan.destination
+        record.security, record.service, record.hbone_address = plan.security, plan.service, plan.hbone_address
+        return plan
+
+    # ── whom nobody serves yet, or any more ──
+
+    def _start_again(self, session: Session, peer: tuple[str, int], original: tuple[str, int] | None, until: float) -> None:
+        if session.ended:
+            return
+        plan = self._plan_again(session, peer, original)
+        if plan.refusal is not None:
+            self._refuse_or_wait(session, plan.refusal, peer, original)
+        else:
+            session.guard(lambda: self._start(session, plan, peer, original, until))
 
     # ── all the rest ──
 
@@ -98,12 +116,16 @@ class Outbound:
         """Membership of this node's pods has changed: what was decided may be old."""
         self._plans.forget()
 
-    def _start(self, session: Session, plan: Plan, client_ip: str) -> None:
+    def _start(
+        self, session: Session, plan: Plan, peer: tuple[str, int], original: tuple[str, int] | None, until: float = 0.0
+    ) -> None:
+        """until: when a connection that waits for its peer's node waits no longer, 0 if it does not wait."""
         context = self._context
         if plan.key is not None:
-            self._by_tunnel(session, plan, plan.key)
+            until = until or context.poller.clock() + SERVED_WITHIN_S
+            self._by_tunnel(session, plan, plan.key, partial(self._start_again, session, peer, original, until), until)
         elif plan.admission is not None:
-            self._to_local_pod(session, plan.admission, client_ip)
+            self._to_local_pod(session, plan.admission, peer[0])
         elif plan.route is not None:
             session.pending = context.dial_from(session.pod, plan.route.address, partial(context.join, session))
 
@@ -121,15 +143,22 @@ class Outbound:
 
     # ── by tunnel ──
 
-    def _by_tunnel(self, session: Session, plan: Plan, key: PoolKey, retry: bool = True) -> None:
+    def _by_tunnel(
+        self, session: Session, plan: Plan, key: PoolKey, again: Callable[[], None] | None = None, until: float = 0.0
+    ) -> None:
+        """again: from the decision on, None if it is the last try."""
+        retry = again is not None
         tunnel = self.pool.free(key)
         if isinstance(tunnel, ClientTunnel):
             self._open_stream(session, tunnel, plan, retry)
             return
 
         def have(tunnel: PooledTunnel | None, refusal: Refusal | None) -> None:
+            poller = self._context.poller
             if isinstance(tunnel, ClientTunnel):
                 session.guard(lambda: self._open_stream(session, tunnel, plan, retry))
+            elif again is not None and refusal is not None and refusal.reason in _SOON and poller.clock() < until:
+                poller.later(_ASK_AGAIN_S, again)
             else:
                 session.refuse(refusal or Refusal(Reason.INTERNAL, "the tunnel ended without a reason"))
 
@@ -156,7 +185,7 @@ class Outbound:
         """See `Asker`."""
         session.destination = None
         if plan.key is not None:
-            self._by_tunnel(session, plan, plan.key, retry=False)
+            self._by_tunnel(session, plan, plan.key)
 
     def _make_tunnel(self, key: PoolKey) -> None:
         context = self._context

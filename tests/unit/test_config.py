@@ -158,6 +158,8 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path):
         "ready": "10.0.0.1:3",
         "workers": "16",
         "same_node": "hbone",
+        "takeover": "true",
+        "wait_after_handover": "yes",
         "run_dir": "/r",
         "node_dir": "/var/n",
         "cni_conf_dir": "/etc/net.d",

@@ -325,8 +325,10 @@ class LabelEnrolment:
         self._set_place(pod, spec)
         is_new = before is None or before[1].inode != spec.inode
         await self._enrolment.change({spec.uid: spec}, (spec.uid,) if is_new else ())
-        if (failed := self._enrolment.failed.get(spec.uid)) is not None:
-            raise EnrolmentError(failed.error)
+        enrolled = self._enrolment.pods.get(spec.uid)
+        if enrolled is None or enrolled.inode != spec.inode:
+            failed = self._enrolment.failed.get(spec.uid)
+            raise EnrolmentError(failed.error if failed is not None else "another agent is taking over from this one")
         if not is_new:
             await self._enrolment.refresh(spec.uid)  # another interface of it has come
         await self._note_steered([spec.uid])
