@@ -18,7 +18,7 @@ from nodeproxy.wire.frames import ErrorCode
 from nodeproxy.wire.stream import Stream
 
 if TYPE_CHECKING:
-    from nodeproxy.proxy.plans import Plan
+    from nodeproxy.proxy.attempt import Attempt
     from nodeproxy.proxy.session import Session
 
 _OK = b"200"
@@ -31,32 +31,34 @@ class Asker(Protocol):
     def answered(self, half: ClientStream, refusal: Refusal | None) -> None:
         """The peer said 200, or what `refusal` says; called once."""
 
-    def unserved(self, session: Session, plan: Plan) -> None:
+    def unserved(self, attempt: Attempt) -> None:
         """The peer did not begin to serve the stream: ask for it elsewhere."""
 
 
 class ClientStream(TunnelStream):
-    """A CONNECT that was asked for.  plan: to ask by once more, should the peer not begin to serve it; None: do not."""
+    """A CONNECT that was asked for.  attempt: to go on with, should the peer not begin to serve it; None: do not."""
 
-    __slots__ = ("_asker", "_plan")
+    __slots__ = ("_asker", "_attempt")
 
-    def __init__(self, tunnel: Tunnel, session: Session, asker: Asker, plan: Plan | None) -> None:
+    def __init__(self, tunnel: Tunnel, session: Session, asker: Asker, attempt: Attempt | None) -> None:
         super().__init__(tunnel, session)
         self._asker: Asker | None = asker
-        self._plan = plan
+        self._attempt = attempt
 
     def answered(self, refusal: Refusal | None) -> None:
         """The peer said yes or no."""
         asker, self._asker = self._asker, None
+        self._attempt = None
         if asker is not None:
             asker.answered(self, refusal)
 
     def ask_again(self) -> bool:
         """See `TunnelStream.ask_again`."""
-        asker, self._asker, plan = self._asker, None, self._plan
-        if asker is None or plan is None or self.session.ended:
+        asker, self._asker, attempt = self._asker, None, self._attempt
+        self._attempt = None
+        if asker is None or attempt is None or self.session.ended:
             return False
-        asker.unserved(self.session, plan)
+        asker.unserved(attempt)
         return True
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Callable
 from functools import partial
 
 from nodeproxy.decide.demand import Unanswered
@@ -14,6 +13,7 @@ from nodeproxy.model.address import join_address
 from nodeproxy.model.connection import Connection, Direction, Party
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.proxy.app_socket import AppSocket
+from nodeproxy.proxy.attempt import Attempt
 from nodeproxy.proxy.client_tunnel import ClientStream, ClientTunnel
 from nodeproxy.proxy.context import Context
 from nodeproxy.proxy.plans import Plan, Plans
@@ -29,7 +29,7 @@ from nodeproxy.wire.trace import new_traceparent
 # certificate; as it leaves, others hear of it a moment later.  Who connects meanwhile waits, and is decided on anew.
 SERVED_WITHIN_S = 1.0
 _ASK_AGAIN_S = 0.05
-_SOON = frozenset({Reason.CONNECT_REFUSED, Reason.NO_CERTIFICATE})
+_SOON = frozenset({Reason.CONNECT_REFUSED, Reason.NO_CERTIFICATE, Reason.POD_LEFT})
 
 
 class Outbound:
@@ -65,7 +65,7 @@ class Outbound:
         if refusal is not None:
             self._refuse_or_wait(session, refusal, peer, original)
             return
-        session.guard(lambda: self._start(session, plan, peer, original))
+        session.guard(lambda: self._start(Attempt(session, peer, original), plan))
 
     # ── what must be asked for first ──
 
@@ -82,33 +82,37 @@ class Outbound:
 
     def _decide_again(self, peer: tuple[str, int], original: tuple[str, int] | None, parked: Parked) -> None:
         session = parked.session
+        if session.pod.leaving:
+            session.refuse(Refusal(Reason.POD_LEFT, "the pod has left the mesh or ended"))
+            return
         plan = self._plan_again(session, peer, original)
         if isinstance(plan.refusal, Unanswered):
             self._context.waiting.park_again(parked, plan.refusal.names)
         elif plan.refusal is not None:
             session.refuse(plan.refusal)
         else:
-            self._start(session, plan, peer, original)
+            self._start(Attempt(session, peer, original), plan)
 
     def _plan_again(self, session: Session, peer: tuple[str, int], original: tuple[str, int] | None) -> Plan:
-        record = session.record
-        if session.pod.leaving:
-            return Plan(record.destination, refusal=Refusal(Reason.POD_LEFT, "the pod has left the mesh or ended"))
         plan = self._plans.get(session.pod, peer[0], original)
+        record = session.record
         record.source, record.destination = plan.party(record.source.address), plan.destination
         record.security, record.service, record.hbone_address = plan.security, plan.service, plan.hbone_address
         return plan
 
     # ── whom nobody serves yet, or any more ──
 
-    def _start_again(self, session: Session, peer: tuple[str, int], original: tuple[str, int] | None, until: float) -> None:
-        if session.ended:
-            return
-        plan = self._plan_again(session, peer, original)
+    def _wait(self, attempt: Attempt) -> None:
+        attempt.session.pending = self._context.poller.later(_ASK_AGAIN_S, partial(self._start_again, attempt))
+
+    def _start_again(self, attempt: Attempt) -> None:
+        session = attempt.session
+        session.pending = None
+        plan = self._plan_again(session, attempt.peer, attempt.original)
         if plan.refusal is not None:
-            self._refuse_or_wait(session, plan.refusal, peer, original)
+            self._refuse_or_wait(session, plan.refusal, attempt.peer, attempt.original)
         else:
-            session.guard(lambda: self._start(session, plan, peer, original, until))
+            session.guard(lambda: self._start(attempt, plan))
 
     # ── all the rest ──
 
@@ -116,16 +120,13 @@ class Outbound:
         """Membership of this node's pods has changed: what was decided may be old."""
         self._plans.forget()
 
-    def _start(
-        self, session: Session, plan: Plan, peer: tuple[str, int], original: tuple[str, int] | None, until: float = 0.0
-    ) -> None:
-        """until: when a connection that waits for its peer's node waits no longer, 0 if it does not wait."""
-        context = self._context
+    def _start(self, attempt: Attempt, plan: Plan) -> None:
+        context, session = self._context, attempt.session
         if plan.key is not None:
-            until = until or context.poller.clock() + SERVED_WITHIN_S
-            self._by_tunnel(session, plan, plan.key, partial(self._start_again, session, peer, original, until), until)
+            attempt.until = attempt.until or context.poller.clock() + SERVED_WITHIN_S
+            self._by_tunnel(attempt, plan, plan.key)
         elif plan.admission is not None:
-            self._to_local_pod(session, plan.admission, peer[0])
+            self._to_local_pod(session, plan.admission, attempt.peer[0])
         elif plan.route is not None:
             session.pending = context.dial_from(session.pod, plan.route.address, partial(context.join, session))
 
@@ -143,32 +144,31 @@ class Outbound:
 
     # ── by tunnel ──
 
-    def _by_tunnel(
-        self, session: Session, plan: Plan, key: PoolKey, again: Callable[[], None] | None = None, until: float = 0.0
-    ) -> None:
-        """again: from the decision on, None if it is the last try."""
-        retry = again is not None
+    def _by_tunnel(self, attempt: Attempt, plan: Plan, key: PoolKey) -> None:
+        session = attempt.session
         tunnel = self.pool.free(key)
         if isinstance(tunnel, ClientTunnel):
-            self._open_stream(session, tunnel, plan, retry)
+            self._open_stream(attempt, tunnel, plan)
             return
 
         def have(tunnel: PooledTunnel | None, refusal: Refusal | None) -> None:
-            poller = self._context.poller
             if isinstance(tunnel, ClientTunnel):
-                session.guard(lambda: self._open_stream(session, tunnel, plan, retry))
-            elif again is not None and refusal is not None and refusal.reason in _SOON and poller.clock() < until:
-                poller.later(_ASK_AGAIN_S, again)
+                session.guard(lambda: self._open_stream(attempt, tunnel, plan))
+            elif refusal is not None and refusal.reason in _SOON and self._context.poller.clock() < attempt.until:
+                self._wait(attempt)
             else:
                 session.refuse(refusal or Refusal(Reason.INTERNAL, "the tunnel ended without a reason"))
 
-        session.pending = self.pool.acquire(key, have)
+        place = self.pool.acquire(key, have)
+        if place.waits:
+            session.pending = place
 
-    def _open_stream(self, session: Session, tunnel: ClientTunnel, plan: Plan, retry: bool) -> None:
+    def _open_stream(self, attempt: Attempt, tunnel: ClientTunnel, plan: Plan) -> None:
+        session = attempt.session
         record = session.record
         if record.destination.identity != tunnel.peer_identity:
             record.destination = Party(record.destination.address, record.destination.workload, tunnel.peer_identity)
-        session.destination = half = ClientStream(tunnel, session, self, plan if retry else None)
+        session.destination = half = ClientStream(tunnel, session, self, None if attempt.unserved else attempt)
         suffix = connect_suffix(forwarded_for(record.source.address), new_traceparent(self._random_bits))
         tunnel.connect(half, plan.prefix + suffix)
 
@@ -181,11 +181,16 @@ class Outbound:
         elif session.source is not None and not session.ended:
             session.relay(session.source, half)
 
-    def unserved(self, session: Session, plan: Plan) -> None:
+    def unserved(self, attempt: Attempt) -> None:
         """See `Asker`."""
+        session = attempt.session
         session.destination = None
-        if plan.key is not None:
-            self._by_tunnel(session, plan, plan.key)
+        attempt.unserved, attempt.until = True, self._context.poller.clock() + SERVED_WITHIN_S
+        plan = self._plan_again(session, attempt.peer, attempt.original)
+        if plan.refusal is not None:
+            self._refuse_or_wait(session, plan.refusal, attempt.peer, attempt.original)
+        else:
+            self._start(attempt, plan)
 
     def _make_tunnel(self, key: PoolKey) -> None:
         context = self._context

@@ -10,12 +10,12 @@ from collections.abc import Callable
 import pytest
 
 from nodeproxy.identity.tls import verify_client
-from nodeproxy.model.connection import Direction, Party
+from nodeproxy.model.connection import Direction
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.proxy.app_socket import AppSocket
+from nodeproxy.proxy.attempt import Attempt
 from nodeproxy.proxy.buffers import Budget
 from nodeproxy.proxy.client_tunnel import ClientStream, ClientTunnel
-from nodeproxy.proxy.plans import Plan
 from nodeproxy.proxy.pool import Pool, PooledTunnel, PoolKey
 from nodeproxy.proxy.server_tunnel import ServerStream
 from nodeproxy.proxy.session import Session
@@ -98,7 +98,9 @@ class World:
             if not isinstance(tunnel, ClientTunnel):
                 session.refuse(refusal or DENIED)
                 return
-            session.destination = half = ClientStream(tunnel, session, self, Plan(Party("")) if again else None)
+            session.destination = half = ClientStream(
+                tunnel, session, self, Attempt(session, ("127.0.0.1", 1), None) if again else None
+            )
             tunnel.connect(half, connect_block("127.0.0.1:80"))
 
         session.pending = self.pool.acquire(KEY, have)
@@ -111,7 +113,7 @@ class World:
         else:
             half.session.relay(half.session.source, half)
 
-    def unserved(self, session: Session, plan: Plan) -> None:
+    def unserved(self, attempt: Attempt) -> None:
         assert self.again is not None
         self.again()
 
