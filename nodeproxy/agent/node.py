@@ -12,6 +12,7 @@ import logging
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TypeVar
 
@@ -264,6 +265,10 @@ class Node:
         """Change the state of the agent's own accord: the source has not spoken.  Raises StateError."""
         async with self._changing():
             self.state.apply(delta, meta)
+
+    def certificates(self, identities: Collection[str], timeout_s: float) -> AbstractAsyncContextManager[None]:
+        """Within, there are certificates for these, as far as the CA makes them in time."""
+        return self.identities.beforehand(identities, timeout_s)
 
     async def serving(self, uid: str, timeout_s: float) -> None:
         """Wait until an enrolled pod is served: with its certificate, by all workers.  Raises EnrolmentError if it is not."""
