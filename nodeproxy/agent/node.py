@@ -27,6 +27,7 @@ from nodeproxy.agent.handover.taking import Predecessor
 from nodeproxy.agent.identities import Identities
 from nodeproxy.agent.on_demand import OnDemand
 from nodeproxy.agent.pods.attachments import Attachments
+from nodeproxy.agent.pods.cni import CniPart
 from nodeproxy.agent.pods.labels import LabelEnrolment
 from nodeproxy.agent.pods.provisional import Provisional
 from nodeproxy.agent.pods.roster import Roster
@@ -150,6 +151,7 @@ class Node:
         self.metrics.kernel_drops = steering.drop_counters
         self.metrics.direct = self.direct.statistics
         self.metrics.on_demand = self.on_demand.statistics if self.on_demand is not None else None
+        self.cni: CniPart | None = None
         self.labels: LabelEnrolment | None = None
         if by_labels is not None and self.roster is not None and self.provisional is not None:
             self.labels = LabelEnrolment(

@@ -23,6 +23,7 @@ from nodeproxy.agent.handover.taking import Predecessor, own_netns
 from nodeproxy.agent.node import Node
 from nodeproxy.agent.pods.standing import Standing
 from nodeproxy.agent.run_dir import RunDir
+from nodeproxy.app.cni import cni_part
 from nodeproxy.app.source import follow, source_name
 from nodeproxy.config import EnrolmentMode, RunConfig, StandingConnections
 from nodeproxy.errors import HandoverError, KernelError
@@ -89,6 +90,7 @@ class Serving:
             cluster_domain=config.cluster_domain,
             held_back=predecessor is not None,
         )
+        self._cni = cni_part(config, self._node)
         identification = {"version": __version__, "instance": config.instance, "run_dir": str(config.run_dir)}
         self._stopping = asyncio.Event()
         self._token = new_token()
@@ -117,11 +119,15 @@ class Serving:
             if self._predecessor is not None and not await self._unless_ended(self._take_over(self._predecessor)):
                 return False
             self._start_active()
+            if self._cni is not None:
+                await self._cni.start()
             self._giving.listen()
             await ports
             return await self._serve()
         finally:
             await _cancel(ports, *self._active, *self._passive, *filter(None, [self._hearing]))
+            if self._cni is not None:
+                await self._cni.stop()
             await self._paths.stop()
             await self._ports.stop()
             await self._authority.close()
@@ -148,6 +154,8 @@ class Serving:
         ]
         if node.labels is not None:
             self._active.append(self._task(node.labels.run(), "pods by label"))
+        if self._cni is not None:
+            self._active.append(self._task(self._cni.run(), "cni"))
         self._changed.set()
 
     async def _stop_active(self) -> None:
@@ -279,6 +287,8 @@ class Serving:
         drain_s = self._config.drain_s
         log.info("ending: connections get %d s; pods stay closed until the next start or `nodeproxy uninstall`", drain_s)
         self._ending = True
+        if self._cni is not None:
+            await self._cni.stop()
         await self._stop_active()
         await self._node.drain(drain_s)
         await self._giving.close()
@@ -329,6 +339,8 @@ class Serving:
 
     async def pause(self) -> None:
         """See `Giver`."""
+        if self._cni is not None:
+            await self._cni.pause()
         await self._stop_active()
         await self._node.let_go(self._giving.released)
 
@@ -341,6 +353,8 @@ class Serving:
         await self._paths.stop()
         await self._serve_paths()
         self._start_active()
+        if self._cni is not None:
+            self._cni.resume()
         self._giving.listen()
 
     def said(self) -> list[Said]:
