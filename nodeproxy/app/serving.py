@@ -213,6 +213,7 @@ class Serving:
         for leaving, netns_fd in taken.leaving if taken is not None else ():
             node.enrolment.inherit_leaving(leaving.spec, leaving.cookie, netns_fd)
         await node.take_over({said.uid: said.spec for said in taken.said} if taken is not None else None)
+        await self._kubelet.look()
         self._steering.attach(self._cgroup_root)
         await self._serve_paths()
         predecessor.done()
