@@ -290,7 +290,8 @@ class Node:
         if workload is None:
             raise EnrolmentError(f"the state has no workload {uid}: its connections would be refused")
         try:
-            await asyncio.wait_for(self.identities.manager.wait_certificate(workload.identity), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self.identities.manager.wait_certificate(workload.identity)
         except (TimeoutError, IdentityError) as error:
             why = str(error) or f"the CA did not answer within {timeout_s:g} s"
             raise EnrolmentError(f"there is no certificate for {workload.identity}: {why}") from error
@@ -349,7 +350,8 @@ class Node:
         if workload is not None:
             # So that its first connection does not come before its certificate; a CA that is away is no reason to fail.
             with contextlib.suppress(TimeoutError, IdentityError):
-                await asyncio.wait_for(self.identities.manager.wait_certificate(workload.identity), _CERTIFICATE_WAIT_S)
+                async with asyncio.timeout(_CERTIFICATE_WAIT_S):
+                    await self.identities.manager.wait_certificate(workload.identity)
         return took_ms
 
     async def leave(self, uid: str) -> bool:
