@@ -33,6 +33,9 @@ from nodeproxy.settings import LogFormat as LogFormat
 from nodeproxy.settings import address as address
 
 RUN_ROOT = Path("/run/nodeproxy")
+# What must outlive a boot, which /run does not.
+NODE_DIR = Path("/var/lib/nodeproxy")
+CNI_CONF_DIR = Path("/etc/cni/net.d")  # on most nodes
 # A cluster's DNS label has 63 characters; what is left is room for the names that are made of it (pins, cgroups, sockets).
 INSTANCE = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 # More than this many interpreters on one node say that something is mistaken; it is also what the kernel's maps have room for.
@@ -143,6 +146,10 @@ class RunConfig:
     # Its address, told to the control plane, which only shows it.
     metadata: tuple[tuple[str, str], ...] = ()
     # More to tell the control plane of this node: variables ISTIO_META_…, without that prefix.
+    kube_api: Address | None = None
+    # The API server that Events on pods are written to, or None ("off").  By default as Kubernetes tells each pod.
+    kube_account: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+    # The directory with the token and the roots (token, ca.crt) for that.  Where Kubernetes mounts them.
     instance: str = "default"
     # Tells agents on one machine apart; pins, run directory and cgroup carry it.  Most machines have one.
     cgroup_root: Path | None = None
@@ -168,7 +175,7 @@ class RunConfig:
     # Off: end.  On in a DaemonSet, whose kubelet would start again what ends.
     run_dir: Path = RUN_ROOT / "default"
     # State, admin socket and token.  RUN_ROOT/INSTANCE: /run is gone after a boot, as the pins are.
-    node_dir: Path = Path("/var/lib/nodeproxy")
+    node_dir: Path = NODE_DIR
     # What must be known before an agent runs: the list of the mesh's namespaces, for the CNI plug-in.  Not in /run, which is
     # gone after a boot, when the first pods start.
     cni_conf_dir: Path | None = None
@@ -205,6 +212,8 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str], config_pat
     for name in (field.name for field in fields(RunConfig) if field.default is MISSING):
         if name not in settings:
             raise _SETTINGS.missing(name)
+    if "kube_api" not in settings:
+        settings["kube_api"] = _kubernetes(environ)
     settings.setdefault("workers", min(2, max(len(os.sched_getaffinity(0)), 1)))
     settings.setdefault("run_dir", RUN_ROOT / settings.get("instance", "default"))
     if settings.get("cni_conf_dir") is not None and settings["enrolment"] is not EnrolmentMode.LABELS:
@@ -241,6 +250,17 @@ def _settle_enrolment(settings: dict[str, Any], given: Mapping[str, Given], *, i
         raise given["enrolment"].wrong("a control plane is no mesh file: with source xds it is labels, zds or command")
     if mode is EnrolmentMode.LABELS and not is_xds:
         raise given["enrolment"].wrong("labels are told by nodeproxy's controller: it needs source xds")
+
+
+def _kubernetes(environ: Mapping[str, str]) -> Address | None:
+    """The API server that Kubernetes tells a pod of, None outside of one.  Raises ConfigError."""
+    host, port = (environ.get(f"KUBERNETES_SERVICE_{part}", "") for part in ("HOST", "PORT"))
+    if not host or not port:
+        return None
+    try:
+        return address(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    except ConfigError as exc:
+        raise ConfigError(f"KUBERNETES_SERVICE_HOST, KUBERNETES_SERVICE_PORT: {exc}; or give --kube-api") from exc
 
 
 def instance_name(text: str) -> str:
@@ -373,6 +393,8 @@ _READERS: dict[str, Reader] = {
     "pod_name": read_name,
     "pod_namespace": read_name,
     "pod_ip": _address_text,
+    "kube_api": read_address_or_off,
+    "kube_account": read_path,
     "instance": _instance,
     "cgroup_root": read_path,
     "kubelet_cgroup": _kubelet_cgroup,

@@ -30,6 +30,7 @@ from nodeproxy.agent.on_demand import OnDemand
 from nodeproxy.agent.pods.address_watch import AddressWatch
 from nodeproxy.agent.pods.attachments import Attachments
 from nodeproxy.agent.pods.cni import CniPart
+from nodeproxy.agent.pods.events import Events
 from nodeproxy.agent.pods.labels import LabelEnrolment
 from nodeproxy.agent.pods.provisional import Provisional
 from nodeproxy.agent.pods.roster import Roster
@@ -85,14 +86,17 @@ class Node:
         cluster_domain: str = "cluster.local",
         kubelet: KubeletWatch,
         held_back: bool = False,
+        events: Events | None = None,
     ) -> None:
         """source: its name, for people.  kept: where certificates outlive the agent, if the CA may be away.
 
         by_labels: labels in the cluster say which pods are in the mesh, and this finds them.
         held_back: another agent serves the node; nothing that both share is changed until `take_over`.
         on_demand: the state holds only what was asked for; cluster_domain: of the names that `why` completes then.
+        events: who tells people of pods, if not nobody.
         """
         self.source_error = ""
+        self.events = events if events is not None else Events("", None)
         self.started = time.time()
         self.steering = steering
         self.state = StateWriter(store, before_commit=self._before_commit)
@@ -156,6 +160,7 @@ class Node:
         self.metrics.kernel_drops = steering.drop_counters
         self.metrics.direct = self.direct.statistics
         self.metrics.kubelet = kubelet.statistics
+        self.metrics.events = self.events.statistics if self.events.on else None
         self.metrics.on_demand = self.on_demand.statistics if self.on_demand is not None else None
         self.cni: CniPart | None = None
         self.labels: LabelEnrolment | None = None

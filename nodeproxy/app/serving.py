@@ -22,6 +22,7 @@ from nodeproxy.agent.handover.giving import Giving
 from nodeproxy.agent.handover.taking import Predecessor, own_netns
 from nodeproxy.agent.kubelet import KubeletWatch
 from nodeproxy.agent.node import Node
+from nodeproxy.agent.pods.events import Events
 from nodeproxy.agent.pods.standing import Standing
 from nodeproxy.agent.run_dir import RunDir
 from nodeproxy.app.cni import cni_part
@@ -60,6 +61,7 @@ class Serving:
         steering: Steering,
         authority: CertificateAuthority,
         kept: KeptCertificates | None,
+        events: Events,
         *,
         cgroup_root: Path,
         own_cgroup_id: int,
@@ -91,6 +93,7 @@ class Serving:
             by_labels=PodFinder(config.cgroup_root) if config.enrolment is EnrolmentMode.LABELS else None,
             cluster_domain=config.cluster_domain,
             kubelet=self._kubelet,
+            events=events,
             held_back=predecessor is not None,
         )
         self._cni = cni_part(config, self._node)
@@ -141,6 +144,7 @@ class Serving:
         node = self._node
         self._passive = [
             self._task(node.identities.manager.run(), "certificates"),
+            self._task(node.events.run(), "events"),
             self._task(follow(self._config, node, self._store), "source"),
             self._task(node.standing.run(), "standing connections"),
         ]
@@ -153,8 +157,8 @@ class Serving:
         self._active = [
             self._task(node.enrolment.watch(), "pods"),
             self._task(node.direct.run(), "direct path"),
-            self._task(node.addresses.run(), "addresses"),
             self._task(self._kubelet.run(), "kubelet"),
+            self._task(node.addresses.run(), "addresses"),
             self._task(_note_ready(node), "readiness"),
         ]
         if node.labels is not None:

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from nodeproxy.identity.schedule import CertificateStatistics
 from nodeproxy.observe.cni_metrics import CniStatistics, cni_families
 from nodeproxy.observe.counters import Totals
+from nodeproxy.observe.event_metrics import EventStatistics, event_families
 from nodeproxy.observe.labels import LABELS, Labels, Reporter
 from nodeproxy.observe.on_demand_metrics import OnDemandStatistics, on_demand_families
 from nodeproxy.observe.xds_metrics import XdsStatistics, xds_families
@@ -86,8 +87,9 @@ class Metrics:
         self.direct: Callable[[], DirectStatistics] | None = None
         self.xds: Callable[[], XdsStatistics] | None = None
         self.on_demand: Callable[[], OnDemandStatistics] | None = None
-        self.kubelet: Callable[[], KubeletStatistics] | None = None
         self.cni: Callable[[], CniStatistics] | None = None
+        self.kubelet: Callable[[], KubeletStatistics] | None = None
+        self.events: Callable[[], EventStatistics] | None = None
         self.kernel_drops: Callable[[], Mapping[str, int]] | None = None
         self._totals = totals
         self._build = (component, version)
@@ -119,6 +121,8 @@ class Metrics:
             yield from on_demand_families(self.on_demand())
         if self.cni is not None:
             yield from cni_families(self.cni())
+        if self.events is not None:
+            yield from event_families(self.events())
         if self.state is not None:
             yield from self._state(self.state())
         if self.xds is not None:
@@ -149,6 +153,9 @@ class Metrics:
             ("reason", "direction"),
             self._totals.refused.items(),
         )
+        passed_over = [((reason,), count) for reason, count in self._totals.passed_over.items()]
+        about = "Endpoints of services that were not reached, so that another one was tried"
+        yield _counter("nodeproxy_endpoints_passed_over", about, ("reason",), passed_over)
         rows = [((policy, "deny" if denied else "allow"), count) for (policy, denied), count in self._totals.dry_run.items()]
         yield _counter("nodeproxy_policy_dry_run", "What policies in dry-run would have decided", ("policy", "verdict"), rows)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ from nodeproxy.model.node_pod import Membership
 from tests.cni_plugin import Done
 from tests.mesh.cluster import wait_until
 from tests.mesh.cni import CHAIN, CniCluster
+from tests.mesh.roll import ended, roll
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,37 @@ def test_many_pods_at_once(mesh: CniCluster, record_property: Callable[[str, obj
     assert [mesh.path_of(pod) for pod in pods[:3]] == ["mesh"] * 3
     for pod in pods:
         mesh.call("DEL", pod)
+
+
+def test_no_pod_is_held_back_while_one_agent_takes_over_from_another(mesh: CniCluster) -> None:
+    """One after the other is put in, without a pause, from before the next agent starts until after it serves."""
+    pods = [mesh.new(f"rolled-{number}", families=(4,)) for number in range(20)]
+    mesh.wait_told(*pods)
+    stop, refused, added = threading.Event(), [], []
+
+    def work() -> None:
+        for pod in itertools.cycle(pods):
+            if stop.is_set():
+                return
+            done = mesh.call("ADD", pod)
+            (refused if done.status else added).append(done.said)
+            mesh.call("DEL", pod)
+
+    working = threading.Thread(target=work)
+    working.start()
+    try:
+        wait_until(lambda: len(added) > 3, "pods come")
+        new, old = roll(mesh.agents[0])
+        before = len(added)
+        wait_until(lambda: len(added) > before + 5 or refused, "pods come to the new agent", 20)
+    finally:
+        stop.set()
+        working.join()
+    assert refused == []
+    assert ended(old) == 0
+    assert (new.run_dir / "cni.sock").exists()  # the one that ended left it
+    assert mesh.call("ADD", pods[0]).status == 0
+    assert mesh.path_of(pods[0]) == "mesh"
 
 
 def test_an_agent_that_is_killed_in_the_middle_of_a_call(mesh: CniCluster) -> None:

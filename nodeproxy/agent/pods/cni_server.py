@@ -214,8 +214,7 @@ class CniServer:
         try:
             await self._admitter.check(pod)
         except EnrolmentError as error:
-            text = f"nodeproxy: pod {pod.namespace}/{pod.name}: {error}"
-            raise _Refused(CniRefusal.NOT_AS_ADDED, text, code=NOT_IN_MESH, decided=True) from error
+            raise _Refused(CniRefusal.NOT_AS_ADDED, f"nodeproxy: {error}", code=NOT_IN_MESH, decided=True) from error
 
     def _took(self, seconds: float) -> None:
         self.add_counts[bisect.bisect_left(BOUNDS_S, seconds)] += 1
