@@ -68,6 +68,7 @@ FEATURES = (
         "a_later_version_knows_the_flows", "an_agent_that_comes_again_knows_the_flows", "who_closes_without_reading",
         "refused_by_the_application",
     ),)),
+    Feature("the kubelet's probes pass policy, nobody else does", (f"{KERNEL}/test_kubelet.py", f"{KERNEL}/test_find_kubelet.py")),
     Feature("SOCK_DESTROY", (f"{KERNEL}/test_sock_diag.py",)),
     Feature("programs load, pin and are replaced; down is closed", (_LIFECYCLE,)),
     Feature("nodes: HBONE between them, streams whole", _of(
@@ -92,6 +93,10 @@ FEATURES = (
              "a_connection_outlives_its_pods_leaving", "a_pod_that_leaves_and_comes_back_at_once_is_whole"),
         *_of(f"{MESH}/test_commands.py", "enrol_and_leave_by_command"),
     )),
+    Feature("nodes: pods with several addresses, and such that come, go and end", _of(
+        f"{MESH}/test_odd_pods.py", "every_address_of_every_interface_is_judged", "addresses_that_come_and_go_after_enrolment",
+        "an_interface_that_comes_after_enrolment_is_judged_as_well", "a_job_that_ends_leaves_nothing",
+    )),
     Feature("nodes: killed, restarted, uninstalled", _of(
         f"{MESH}/test_life.py", "a_killed_agent_leaves_the_node_closed_and_the_next_one_opens_it", "a_killed_worker_is_replaced",
         "plain_traffic_from_outside_is_closed_too", "a_drain_lets_connections_end", "a_namespace_that_has_gone_is_forgotten",
@@ -112,6 +117,7 @@ LEFT_OUT = {
     f"{MESH}/test_direct_never_open.py": "races of thousands of connections, minutes without emulation's factor",
     f"{MESH}/test_hostile_peer.py": "HTTP/2 and TLS in user space, the same on each kernel",
     f"{MESH}/test_identity.py": "TLS in user space, the same on each kernel",
+    f"{MESH}/test_kubelet.py": "the agent's part, user space alone; the kernel's part is in the kernel tier",
     f"{MESH}/test_large_mesh_file.py": "100,000 workloads, user space alone",
     f"{MESH}/test_on_demand.py": "the control plane's protocol, user space alone",
     f"{MESH}/test_protocols.py": "databases and HTTP programs, minutes to start under emulation",
