@@ -26,7 +26,7 @@ def _of(file: str, *names: str) -> tuple[str, ...]:
 _OUTBOUND, _INBOUND = f"{KERNEL}/test_outbound.py", f"{KERNEL}/test_inbound.py"
 _FLOWS, _LIFECYCLE, _LINUX = f"{KERNEL}/test_direct_flows.py", f"{KERNEL}/test_lifecycle.py", f"{KERNEL}/test_linux.py"
 
-# In the order in which they are run and shown: what the others stand on comes first, and what compiles after what does not.
+# In the order in which they are shown, and their files run: what the others stand on comes first, what compiles comes later.
 FEATURES = (
     Feature("network namespaces, capture, listeners", (_LINUX,)),
     Feature("steering, IPv4", _of(_OUTBOUND, "ipv4", "a_pod_that_is_not_enrolled_is_untouched", "a_mark_exempts_nobody")),
@@ -123,8 +123,10 @@ LEFT_OUT = {
 
 
 def selection() -> list[str]:
-    """What pytest is told to run, in order, each once."""
-    return list(dict.fromkeys(test for feature in FEATURES for test in feature.tests))
+    """What pytest is told to run: each once, and file by file, for what a file's tests share is made anew after another's."""
+    tests = list(dict.fromkeys(test for feature in FEATURES for test in feature.tests))
+    files = list(dict.fromkeys(test.split("::")[0] for test in tests))
+    return [test for file in files for test in tests if test.split("::")[0] == file]
 
 
 def features_of(node: str) -> Iterator[Feature]:
