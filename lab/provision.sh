@@ -32,8 +32,9 @@ packages() {
     # The lists may be older than the archive; and ./dev would look at them only when a package is missing in them.
     step "packages"
     apt-get -q update >/dev/null
-    # ./dev installs the rest itself on Debian, and on others wants to find it.  Ubuntu's headers have another name.
-    local headers; headers=linux-headers-$(. /etc/os-release && [[ $ID == ubuntu ]] && echo generic || dpkg --print-architecture)
+    # ./dev installs these itself on Debian, and on others wants to find them.  Debian's headers serve any kernel, Ubuntu's their own.
+    local headers
+    headers=linux-headers-$(. /etc/os-release && [[ $ID == ubuntu ]] && uname -r || dpkg --print-architecture)
     install_packages python3-venv ca-certificates python3-bpfcc "$headers" iproute2 iputils-ping curl procps tcpdump
     "$tree/dev" run version
     printf '#!/bin/sh\nexec %q -P -m nodeproxy "$@"\n' "$tree/.venv/bin/python" >/usr/local/bin/nodeproxy
