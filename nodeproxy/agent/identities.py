@@ -5,7 +5,9 @@ Invariant: a worker that has a pod has, or gets, the certificate of that pod's i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 
 import msgspec
 
@@ -13,6 +15,8 @@ from nodeproxy.identity.certificate import CertificateAuthority, IssuedCertifica
 from nodeproxy.identity.kept import KeptCertificates
 from nodeproxy.identity.manager import CertificateManager
 from nodeproxy.model.messages import CertificateDropped, CertificateIssued
+
+_EXPECTED = ""  # in place of a pod's uid
 
 
 class Identities:
@@ -25,6 +29,8 @@ class Identities:
         self._issued: dict[str, IssuedCertificate] = {}
         self._roots = b""
         self._by_pod: dict[str, str] = {}
+        self._expected: set[str] = set()
+        self._holders = 0
         self.manager = CertificateManager(
             authority, on_certificate=self._on_certificate, on_dropped=self._on_dropped, on_roots=self._on_roots, kept=kept
         )
@@ -46,6 +52,45 @@ class Identities:
                     over.append((before, uid))
         for identity, uid in over:
             self.manager.unwant(identity, uid)
+
+    def wanted(self) -> list[str]:
+        """The identities of this node's pods."""
+        return sorted(set(self._by_pod.values()))
+
+    def expect(self, identities: Iterable[str]) -> None:
+        """Have certificates for pods that are not this agent's yet."""
+        for identity in identities:
+            self._expected.add(identity)
+            self.manager.want(identity, _EXPECTED)
+
+    def expected_missing(self) -> bool:
+        """Whether one of them is not there."""
+        return not self._expected <= self._issued.keys()
+
+    def expect_no_more(self) -> None:
+        """What was expected has come, or does not come."""
+        for identity in self._expected:
+            self.manager.unwant(identity, _EXPECTED)
+        self._expected.clear()
+
+    @contextlib.asynccontextmanager
+    async def beforehand(self, identities: Collection[str], timeout_s: float) -> AsyncIterator[None]:
+        """Within, there are certificates for these, whoever has them; or the CA has not made them in time."""
+        self._holders += 1
+        holder = f"beforehand {self._holders}"
+        for identity in identities:
+            self.manager.want(identity, holder)
+        try:
+            if any(identity not in self._issued for identity in identities):
+                waiting = [asyncio.ensure_future(self.manager.wait_certificate(identity)) for identity in identities]
+                _, late = await asyncio.wait(waiting, timeout=timeout_s)
+                for each in late:
+                    each.cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
+            yield
+        finally:
+            for identity in identities:
+                self.manager.unwant(identity, holder)
 
     def messages(self) -> list[CertificateIssued]:
         """What a new worker must be told."""

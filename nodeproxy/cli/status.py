@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from nodeproxy.cli.cluster import cluster_options, node_option, wanted
 from nodeproxy.cli.options import Command, connect, instance_options, output_option
 from nodeproxy.cli.output import ago, ahead, mark, plural, print_json, print_table
 
@@ -15,18 +16,32 @@ from nodeproxy.cli.output import ago, ahead, mark, plural, print_json, print_tab
     short_help="Show how the agent and its pods are.",
     examples="""
         sudo nodeproxy status
+        nodeproxy status --kubeconfig ~/.kube/config
+        nodeproxy status -n shop --node node-a
         sudo nodeproxy status --instance blue
         nodeproxy status --admin 127.0.0.1:15000 -o json
     """,
 )
+@click.option("-A", "--all-namespaces", is_flag=True, help="Through the API server, pods of all namespaces.")
+@node_option
+@cluster_options
 @instance_options
 @output_option
-def status(output: str, **where: Any) -> None:
+@click.pass_context
+def status(ctx: click.Context, /, output: str, instance: str, run_dir: str | None, admin: str | None, **_cluster: Any) -> None:
     """Show whether the agent is ready, how old its state is, and its pods, workers and certificates.
 
-    Exit status 0 if an agent answers, ready or not.
+    From anywhere, through the API server (--kubeconfig, --context, -n or -A): which nodes have an agent, of which version, ready
+    or waiting for what; with -n or -A also each pod, in the mesh or why not.
+
+    Exit status 0 if an agent answers, ready or not; of a cluster, if all agents answer.
     """
-    found = connect(**where).get("/status")
+    if wanted(ctx):
+        from nodeproxy.cli import cluster_status
+
+        cluster_status.show(ctx)
+        return
+    found = connect(instance, run_dir, admin).get("/status")
     if output == "json":
         print_json(found)
         return
@@ -51,9 +66,28 @@ def _summary(found: dict[str, Any]) -> None:
     if state["connection"] is not None:
         _connection(state["connection"])
     _direct(found["direct"])
-    failed = [pod for pod in found["pods"] if pod["error"]]
-    inside = plural(len(found["pods"]) - len(failed), "pod")
-    click.echo(f"{mark(not failed)} {inside} enrolled" + (f", {len(failed)} failed." if failed else "."))
+    kubelet = found["kubelet"]
+    if kubelet["pid"]:
+        click.echo(f"{mark(True)} The kubelet's probes pass policy: process {kubelet['pid']} in {kubelet['cgroup']}.")
+    else:
+        click.echo(f"{mark(True)} The kubelet's probes are judged by policy as anybody's: {kubelet['why']}.")
+    click.echo(_pods(found["pods"]))
+
+
+def _pods(pods: list[dict[str, Any]]) -> str:
+    failed = sum(bool(pod["error"]) for pod in pods)
+    inside = sum(pod["state"] == "in" and not pod["error"] for pod in pods)
+    said = [f"{plural(inside, 'pod')} enrolled"]
+    if failed:
+        said.append(f"{failed} failed")
+    if waiting := sum(pod["state"] == "waiting" for pod in pods):
+        said.append(f"{waiting} {'is' if waiting == 1 else 'are'} waited for")
+    if outside := sum(pod["state"] not in ("in", "waiting", "failed") for pod in pods):
+        said.append(f"{outside} outside the mesh")
+    line = f"{mark(not failed and not waiting)} {', '.join(said)}."
+    if standing := sum(pod["standing_connections"] for pod in pods):
+        line += f" {plural(standing, 'connection')} from before {'goes' if standing == 1 else 'go'} on outside the mesh."
+    return line
 
 
 def _connection(connection: dict[str, Any]) -> None:
@@ -80,7 +114,7 @@ def _direct(direct: dict[str, Any]) -> None:
 
 def _tables(found: dict[str, Any]) -> None:
     if found["pods"]:
-        columns: tuple[str, ...] = ("pod", "addresses", "identity", "enrolled", "certificate ends", "error")
+        columns: tuple[str, ...] = ("pod", "state", "addresses", "identity", "enrolled", "certificate ends", "why")
         print_table("Pods", columns, [_pod(pod) for pod in found["pods"]])
     workers = [(f"{each['slot']}", f"{each['pid']}", _yes(each["ready"]), f"{each['restarts']}") for each in found["workers"]]
     print_table("Workers", ("worker", "pid", "ready", "restarts"), workers)
@@ -93,12 +127,13 @@ def _tables(found: dict[str, Any]) -> None:
 
 def _pod(pod: dict[str, Any]) -> tuple[str, ...]:
     return (
-        pod["uid"],
+        pod["uid"] or pod["workload"],
+        pod["state"],
         " ".join(pod["addresses"]),
         pod["identity"],
-        "" if pod["error"] else ago(pod["since"]),
+        "" if pod["error"] or not pod["since"] else ago(pod["since"]),
         ahead(pod["certificate_until"]),
-        pod["error"],
+        pod["error"] or ("" if pod["state"] == "in" else pod["why"]),
     )
 
 

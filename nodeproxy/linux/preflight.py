@@ -15,6 +15,7 @@ from typing import Final
 from nodeproxy.errors import NodeproxyError
 from nodeproxy.linux.bpffs import BPFFS, is_bpffs
 from nodeproxy.linux.cgroup import cgroup2_mount
+from nodeproxy.linux.kubelet import NoKubelet, find_kubelet
 from nodeproxy.linux.sock_diag import can_destroy
 from nodeproxy.model.requirement import Requirement
 
@@ -23,10 +24,7 @@ _OLDEST_KERNEL: Final = (6, 1)
 # <linux/capability.h>: number, name, what for
 _CAPABILITIES: Final = (
     (12, "CAP_NET_ADMIN", "attach eBPF programs, set marks and routes"),
-    (13, "CAP_NET_RAW", "bind a client's address"),
-    (21, "CAP_SYS_ADMIN", "enter network namespaces, mount the BPF file system"),
-    (38, "CAP_PERFMON", "load eBPF programs"),
-    (39, "CAP_BPF", "load eBPF programs"),
+    (21, "CAP_SYS_ADMIN", "enter network namespaces, load eBPF programs, mount the BPF file system"),
 )
 # Each pod takes one descriptor and three for each worker, each relayed connection two: 100 pods and 7,000 connections a
 # worker fit.
@@ -50,6 +48,7 @@ def rows() -> list[Requirement]:
         _ipv6,
         _mptcp,
         _destroy,
+        _kubelet,
         _descriptors,
     )
     return [*(check() for check in checks), *capabilities()]
@@ -122,6 +121,18 @@ def _destroy() -> Requirement:
     missing = can_destroy()
     found = f"no: pods of this node talk through the proxy ({missing})" if missing else "there"
     return Requirement("SOCK_DESTROY (ends direct connections that policy no longer allows)", True, found)
+
+
+def _kubelet() -> Requirement:
+    """Nor is this one: without it the kubelet's probes are judged by policy."""
+    name = "kubelet (its probes pass policies that ask for an identity)"
+    try:
+        found = find_kubelet(cgroup2_mount())
+    except NodeproxyError as error:
+        return Requirement(name, True, f"no: {error}")
+    if isinstance(found, NoKubelet):
+        return Requirement(name, True, f"none that is told from others: {found.why}")
+    return Requirement(name, True, f"process {found.pid} in {found.cgroup}")
 
 
 def _descriptors() -> Requirement:

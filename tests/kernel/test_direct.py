@@ -256,12 +256,12 @@ def test_too_many_are_being_made(pods: Pods) -> None:
     pods.allow()
     in_use, flows = (pods.node.steering._maps[name] for name in ("in_use", "flows"))
     before = pods.table.counters()["full"]
-    in_use.put(_ZERO, IN_USE.pack(0, flows.max_entries - 4096))
+    in_use.put(_ZERO, IN_USE.pack(0, flows.max_entries - 4096, 0))
     try:
         answer = pods.client.connect(pods.server_pod.address4, 80)
         assert (answer["role"], answer["original"]) == ("OUTBOUND", [pods.server_pod.address4, 80])
     finally:
-        in_use.put(_ZERO, IN_USE.pack(0, 0))
+        in_use.put(_ZERO, IN_USE.pack(0, 0, 0))
     assert pods.table.counters()["full"] == before + 1
 
 

@@ -120,12 +120,12 @@ class Agent:
         self.process: subprocess.Popen[bytes] | None = None
         self.source = ["--mesh", str(self.mesh), "--ca", str(cluster.ca)]
         self.arguments: list[str] = []
-        self.source = ["--mesh", str(self.mesh), "--ca", str(cluster.ca)]
+        self.wrapper: list[str] = []  # a program that starts it, with its arguments
 
     def start(self, wait: bool = True) -> None:
         """Start it; by default until it is ready."""
         node: Host = self.cluster.lab.nodes[self.number]
-        argv = [sys.executable, *ENTRY, "run", "--node", self.name, *self.source]
+        argv = [*self.wrapper, sys.executable, *ENTRY, "run", "--node", self.name, *self.source]
         argv += ["--instance", self.instance, "--cgroup-root", str(self.cluster.cgroup), "--run-dir", str(self.run_dir)]
         argv += ["--log-format", "json", *self.arguments]
         with self.log_path.open("ab") as log:

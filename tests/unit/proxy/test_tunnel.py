@@ -13,6 +13,7 @@ from nodeproxy.identity.tls import verify_client
 from nodeproxy.model.connection import Direction, Party
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.proxy.app_socket import AppSocket
+from nodeproxy.proxy.attempt import Attempt
 from nodeproxy.proxy.buffers import Budget
 from nodeproxy.proxy.client_tunnel import ClientStream, ClientTunnel
 from nodeproxy.proxy.plans import Plan
@@ -93,12 +94,14 @@ class World:
         session = self.bench.session()
         session.source = AppSocket(self.bench.poller, ours, session)
         self.again = again
+        attempt = Attempt(session, "127.0.0.1", None, Plan(Party("")))
+        attempt.unserved = again is None
 
         def have(tunnel: PooledTunnel | None, refusal: Refusal | None) -> None:
             if not isinstance(tunnel, ClientTunnel):
                 session.refuse(refusal or DENIED)
                 return
-            session.destination = half = ClientStream(tunnel, session, self, Plan(Party("")) if again else None)
+            session.destination = half = ClientStream(tunnel, self, attempt)
             tunnel.connect(half, connect_block("127.0.0.1:80"))
 
         session.pending = self.pool.acquire(KEY, have)
@@ -111,9 +114,12 @@ class World:
         else:
             half.session.relay(half.session.source, half)
 
-    def unserved(self, session: Session, plan: Plan) -> None:
+    def unserved(self, attempt: Attempt) -> None:
         assert self.again is not None
         self.again()
+
+    def unreached(self, attempt: Attempt, refusal: Refusal) -> bool:
+        return False
 
     def joined(self) -> tuple[socket.socket, socket.socket, Session]:
         """(program, application, the program's session)."""
@@ -247,6 +253,23 @@ def test_goaway_lets_streams_end_and_then_the_tunnel(bench: Bench, world: World)
     application.close()
     bench.until(lambda: client.closed and server.closed)
     assert session.record.reason is None
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_a_client_asks_for_before_it_reads_goaway(bench: Bench, world: World, at_once: bool) -> None:
+    program, application, _ = world.joined()
+    server, client = world.servers[0], world.clients[0]
+    asked: list[str] = []
+    late, session = world.connect(again=lambda: asked.append("again"))
+    server.say_goaway(at_once)
+    bench.until(lambda: session.relaying or asked)
+    assert asked == (["again"] if at_once else [])
+    if asked:
+        session.refuse(DENIED)
+    assert client.free_streams == 0, "the next one has a tunnel of its own"
+    for sock in (program, application, late, *server.applications):
+        sock.close()
+    bench.until(lambda: client.closed and server.closed)
 
 
 def test_a_server_that_leaves_ends_an_idle_tunnel_by_itself(bench: Bench, world: World) -> None:
