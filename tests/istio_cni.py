@@ -12,6 +12,9 @@ import select
 import socket
 import threading
 from pathlib import Path
+from typing import Any
+
+from nodeproxy.lab.topology import Host
 
 ANSWER_S = 5.0
 
@@ -174,3 +177,56 @@ class IstioCni:
             return connection.ask(request, fd)
         finally:
             os.close(fd)
+
+
+# What istio-cni programs in a pod (cni/pkg/iptables), for both families, without its capture of DNS.
+_PROBES = {"iptables": "169.254.7.127", "ip6tables": "fd16:9254:7127:1337:ffff:ffff:ffff:ffff"}
+_LOOPBACK = {"iptables": "127.0.0.1/32", "ip6tables": "::1/128"}
+_RULES = """
+*mangle
+-N ISTIO_PRERT
+-N ISTIO_OUTPUT
+-A PREROUTING -j ISTIO_PRERT
+-A OUTPUT -j ISTIO_OUTPUT
+-A ISTIO_PRERT -m mark --mark 0x539/0xfff -j CONNMARK --set-xmark 0x111/0xfff
+-A ISTIO_OUTPUT -m connmark --mark 0x111/0xfff -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff
+COMMIT
+*nat
+-N ISTIO_PRERT
+-N ISTIO_OUTPUT
+-A OUTPUT -j ISTIO_OUTPUT
+-A PREROUTING -j ISTIO_PRERT
+-A ISTIO_PRERT -s {probes} -p tcp -m tcp -j ACCEPT
+-A ISTIO_OUTPUT -d {probes} -p tcp -m tcp -j ACCEPT
+-A ISTIO_PRERT ! -d {loopback} -p tcp ! --dport 15008 -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15006
+-A ISTIO_OUTPUT -p tcp -m mark --mark 0x111/0xfff -j ACCEPT
+-A ISTIO_OUTPUT ! -d {loopback} -o lo -j ACCEPT
+-A ISTIO_OUTPUT ! -d {loopback} -p tcp -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15001
+COMMIT
+"""
+
+
+def program(host: Host) -> None:
+    """Make its rules in a pod."""
+    for tool, probes in _PROBES.items():
+        rules = _RULES.format(probes=probes, loopback=_LOOPBACK[tool])
+        _run(host, f"{tool}-restore", "--noflush", input=rules)
+    for family, everything in (("-4", "0.0.0.0/0"), ("-6", "::/0")):
+        _run(host, "ip", family, "rule", "add", "fwmark", "0x111/0xfff", "pref", "32764", "lookup", "100")
+        _run(host, "ip", family, "route", "add", "local", everything, "dev", "lo", "table", "100")
+
+
+def undo(host: Host) -> None:
+    """Take them away, as before a Del of a pod that goes on."""
+    for tool in _PROBES:
+        for table in ("mangle", "nat"):
+            _run(host, tool, "-t", table, "-F")
+            _run(host, tool, "-t", table, "-X")
+    for family in ("-4", "-6"):
+        _run(host, "ip", family, "rule", "del", "pref", "32764")
+        _run(host, "ip", family, "route", "flush", "table", "100")
+
+
+def _run(host: Host, *argv: str, **options: Any) -> None:
+    done = host.run(argv, **options)
+    assert done.returncode == 0, f"{argv}: {done.stderr}"

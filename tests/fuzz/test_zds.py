@@ -31,8 +31,7 @@ def test_garbage(seed: int) -> None:
                     packet[at % len(packet)] = chance.randrange(256)
         try:
             request = parse(bytes(packet))
-        except EnrolmentError as error:
-            assert len(str(error)) < 300
+        except EnrolmentError:
             continue
         if isinstance(request, Add):
             assert all(_NAME.fullmatch(name) for name in request[1:])
