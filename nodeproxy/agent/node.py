@@ -11,10 +11,10 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -57,10 +57,16 @@ from nodeproxy.state.changes import Touched
 from nodeproxy.state.store import Meta, StateWriter
 from nodeproxy.state.view import View
 
+if TYPE_CHECKING:  # with it comes protobuf, which an agent with a mesh file does without
+    from nodeproxy.agent.pods.zds import ZdsEnrolment
+
 # A CA answers in milliseconds, or is away.
 _CERTIFICATE_WAIT_S = 2.0
+# Why there is no direct path with istio-cni: what a pod sends, but for what the proxy sends for it, its rules lead back to it.
+_REDIRECTED = "istio-cni redirects what pods send"
 
 _T = TypeVar("_T")
+ByIstioCni = Callable[["Node", Enrolment, Provisional, StateWriter, Callable[[Collection[int]], Awaitable[None]]], "ZdsEnrolment"]
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +89,7 @@ class Node:
         kept: KeptCertificates | None = None,
         on_demand: bool = False,
         by_labels: PodFinder | None = None,
+        by_istio_cni: ByIstioCni | None = None,
         cluster_domain: str = "cluster.local",
         kubelet: KubeletWatch,
         held_back: bool = False,
@@ -91,6 +98,7 @@ class Node:
         """source: its name, for people.  kept: where certificates outlive the agent, if the CA may be away.
 
         by_labels: labels in the cluster say which pods are in the mesh, and this finds them.
+        by_istio_cni: istio-cni says which they are, and this makes what hears it.
         held_back: another agent serves the node; nothing that both share is changed until `take_over`.
         on_demand: the state holds only what was asked for; cluster_domain: of the names that `why` completes then.
         events: who tells people of pods, if not nobody.
@@ -107,7 +115,7 @@ class Node:
             )
         self.remembered = Remembered(self.state)
         self.roster = Roster(self.state) if by_labels is not None else None
-        self.provisional = Provisional(self.state) if by_labels is not None else None
+        self.provisional = Provisional(self.state) if by_labels is not None or by_istio_cni is not None else None
         self._reader = self.state.reader()
         self._releasing = False
         self._writing = asyncio.Lock()  # held while the store is lent to another process: to write then would stop the loop
@@ -141,8 +149,8 @@ class Node:
         pods = DirectPods()
         flows = DirectFlows(pods, self.view, self.totals, log_json=log_json, log_fd=sys.stdout.fileno())
         judge = Judge(pods, flows, self.view, hbone=hbone)
-        off = "same_node is hbone" if hbone else can_destroy()
-        if off and not hbone:
+        off = "same_node is hbone" if hbone else _REDIRECTED if by_istio_cni is not None else can_destroy()
+        if off and not hbone and by_istio_cni is None:
             log.warning("pods of this node talk through the proxy, as direct connections could not be ended: %s", off)
         self.direct = DirectPath(steering.direct, pods, flows, judge, self.view, off=off, on_demand=on_demand)
         self.on_demand: OnDemand | None = None
@@ -175,6 +183,9 @@ class Node:
                 is_connected=lambda: self.connection is not None and self.connection().connected,
                 on_looked=self._looked,
             )
+        self.zds: ZdsEnrolment | None = None
+        if by_istio_cni is not None and self.provisional is not None:
+            self.zds = by_istio_cni(self, self.enrolment, self.provisional, self.state, self._looked)
         self.enrolment.restore(self.remembered.commands)
         if self.on_demand is not None:
             for uid in self.enrolment.target_uids():
@@ -198,6 +209,8 @@ class Node:
         await self.workers.stop()
         await self.direct.finish()
         self.addresses.close()
+        if self.zds is not None:
+            self.zds.close()
         self.steering.close()
         self.state.close()
 
@@ -206,6 +219,8 @@ class Node:
     @property
     def knows_its_pods(self) -> bool:
         """Whether somebody has said which pods are to be in."""
+        if self.zds is not None and not self.zds.told:
+            return False
         return self._reconciled or (self._first_pods is not None and (self.roster is None or self.roster.received))
 
     async def take_over(self, said: Commands | None) -> None:
@@ -216,6 +231,8 @@ class Node:
         self.direct.hold(close=bool(self.state.rebuilt) or self.state.epoch != self._first_epoch)
         self._held_back = False
         await self._reconcile(self._first_pods or ())
+        if self.zds is not None:
+            await self.zds.take_over()
         self.identities.expect_no_more()
 
     async def copy_state(self, directory: Path) -> list[str]:
@@ -225,6 +242,8 @@ class Node:
 
     async def let_go(self, on_released: Callable[[int], None]) -> None:
         """A successor takes over: what both share is its own from now on.  on_released: see `Enrolment.freeze`."""
+        if self.zds is not None:
+            await self.zds.pause()
         await self.enrolment.freeze(on_released)
         await asyncio.to_thread(self.steering.direct.let_go)
         if self._kept is not None:
@@ -235,6 +254,8 @@ class Node:
         self.steering.take(self.steering.lock, own_cgroup_id=own_cgroup_id, workers=self.workers.count)
         self.direct.hold(close=True)
         await self.enrolment.thaw()
+        if self.zds is not None:
+            self.zds.resume()
         self.steering.attach(cgroup_root)
         self.steering.forget_others()
         if self._kept is not None:
@@ -290,7 +311,8 @@ class Node:
         if workload is None:
             raise EnrolmentError(f"the state has no workload {uid}: its connections would be refused")
         try:
-            await asyncio.wait_for(self.identities.manager.wait_certificate(workload.identity), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self.identities.manager.wait_certificate(workload.identity)
         except (TimeoutError, IdentityError) as error:
             why = str(error) or f"the CA did not answer within {timeout_s:g} s"
             raise EnrolmentError(f"there is no certificate for {workload.identity}: {why}") from error
@@ -349,7 +371,8 @@ class Node:
         if workload is not None:
             # So that its first connection does not come before its certificate; a CA that is away is no reason to fail.
             with contextlib.suppress(TimeoutError, IdentityError):
-                await asyncio.wait_for(self.identities.manager.wait_certificate(workload.identity), _CERTIFICATE_WAIT_S)
+                async with asyncio.timeout(_CERTIFICATE_WAIT_S):
+                    await self.identities.manager.wait_certificate(workload.identity)
         return took_ms
 
     async def leave(self, uid: str) -> bool:
@@ -380,6 +403,8 @@ class Node:
             pending.append("pods: not all looked at yet")
         if not self.workers.all_ready:
             pending.append("workers: not all run")
+        if self.zds is not None:
+            pending += self.zds.pending()
         pending += [f"certificate: none for {identity}" for identity in self.identities.missing()]
         return pending
 
@@ -412,11 +437,12 @@ class Node:
     async def _reconcile(self, pods: tuple[PodSpec, ...]) -> None:
         if self._held_back:
             self._first_pods = pods
-        elif self.labels is None:
+        elif self.labels is not None:
+            if not self._reconciled:
+                await self.labels.reconcile()
+        elif self.zds is None:
             await self.enrolment.want(pods)
             await self._looked()
-        elif not self._reconciled:
-            await self.labels.reconcile()
 
     async def _looked(self, others: Collection[int] = ()) -> None:
         """Every pod that is known has been looked at.  others: cookies of namespaces that stay steered."""

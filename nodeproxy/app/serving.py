@@ -21,7 +21,7 @@ from nodeproxy.agent.enrolment import PREDECESSOR
 from nodeproxy.agent.handover.giving import Giving
 from nodeproxy.agent.handover.taking import Predecessor, own_netns
 from nodeproxy.agent.kubelet import KubeletWatch
-from nodeproxy.agent.node import Node
+from nodeproxy.agent.node import ByIstioCni, Node
 from nodeproxy.agent.pods.events import Events
 from nodeproxy.agent.pods.standing import Standing
 from nodeproxy.agent.run_dir import RunDir
@@ -91,6 +91,7 @@ class Serving:
             kept=kept,
             on_demand=config.xds_on_demand,
             by_labels=PodFinder(config.cgroup_root) if config.enrolment is EnrolmentMode.LABELS else None,
+            by_istio_cni=_by_istio_cni(config, active=predecessor is None),
             cluster_domain=config.cluster_domain,
             kubelet=self._kubelet,
             events=events,
@@ -148,6 +149,8 @@ class Serving:
             self._task(follow(self._config, node, self._store), "source"),
             self._task(node.standing.run(), "standing connections"),
         ]
+        if node.zds is not None:
+            self._passive.append(self._task(node.zds.run(), "istio-cni"))
         if node.on_demand is not None:
             self._passive.append(self._task(node.on_demand.run(), "on demand"))
 
@@ -387,6 +390,14 @@ class Serving:
     def removed(self, message: PodRemoved) -> None:
         """See `Giver`."""
         self._node.enrolment.removed(message)
+
+
+def _by_istio_cni(config: RunConfig, *, active: bool) -> ByIstioCni | None:
+    if config.enrolment is not EnrolmentMode.ZDS:
+        return None
+    from nodeproxy.app.istio_cni import by_istio_cni
+
+    return by_istio_cni(config, active=active)
 
 
 async def _note_ready(node: Node) -> None:

@@ -160,8 +160,16 @@ def run(kernel: Unpacked, options: argparse.Namespace, pytests: list[str], tree:
                     say(f"{name}: FAILED {test.test}")
             if elapsed - said > _SAID_EVERY_S:
                 said = elapsed
-                say(f"{name}: {len(tests)} of {collected} tests, {len(told)} failed; {now or 'starting'}")
+                say(f"{name}: {len(tests)} of {collected} tests, {len(told)} failed; {now or phase(folder)}")
     return gathered(kernel, folder, time.monotonic() - start, boot_s, stopped)
+
+
+def phase(folder: Path) -> str:
+    """What the machine is at before its first test."""
+    for file, words in (("pytest.log", "pytest begins"), ("compile_s", "the programs load"), ("release", "`nodeproxy check`")):
+        if (folder / file).exists():
+            return words
+    return "booting"
 
 
 def gathered(kernel: Unpacked, folder: Path, seconds: float, boot_s: float, stopped: str) -> Shown:
