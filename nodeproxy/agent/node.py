@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
@@ -18,10 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from nodeproxy.agent.direct import DirectPath
-from nodeproxy.agent.direct_flows import DirectFlows
-from nodeproxy.agent.direct_judge import Judge
-from nodeproxy.agent.direct_pods import DirectPods
+from nodeproxy.agent.direct_parts import direct_path
 from nodeproxy.agent.enrolment import PREDECESSOR, EnrolledPod, Enrolment
 from nodeproxy.agent.handover.taking import Predecessor
 from nodeproxy.agent.identities import Identities
@@ -46,7 +42,6 @@ from nodeproxy.identity.certificate import CertificateAuthority
 from nodeproxy.identity.kept import KeptCertificates
 from nodeproxy.kernel.steering import Steering
 from nodeproxy.linux.kubepods import PodFinder
-from nodeproxy.linux.sock_diag import can_destroy
 from nodeproxy.model.connection import Connection
 from nodeproxy.model.delta import Delta, PodSpec
 from nodeproxy.model.messages import NamesUsed, NamesWanted, StateChanged, WorkerSettings
@@ -62,8 +57,6 @@ if TYPE_CHECKING:  # with it comes protobuf, which an agent with a mesh file doe
 
 # A CA answers in milliseconds, or is away.
 _CERTIFICATE_WAIT_S = 2.0
-# Why there is no direct path with istio-cni: what a pod sends, but for what the proxy sends for it, its rules lead back to it.
-_REDIRECTED = "istio-cni redirects what pods send"
 
 _T = TypeVar("_T")
 ByIstioCni = Callable[["Node", Enrolment, Provisional, StateWriter, Callable[[Collection[int]], Awaitable[None]]], "ZdsEnrolment"]
@@ -110,9 +103,7 @@ class Node:
         self.state = StateWriter(store, before_commit=self._before_commit)
         self._first_epoch = self.state.epoch
         if self.state.rebuilt:
-            log.warning(
-                "the state of the agent before was thrown away, and what was enrolled by command with it: %s", self.state.rebuilt
-            )
+            log.warning("the last state was thrown away, and what was enrolled by command with it: %s", self.state.rebuilt)
         self.remembered = Remembered(self.state)
         self.roster = Roster(self.state) if by_labels is not None else None
         self.provisional = Provisional(self.state) if by_labels is not None or by_istio_cni is not None else None
@@ -146,13 +137,7 @@ class Node:
             self._names_asked,
         )
         self.identities = Identities(authority, self.workers.broadcast, kept)
-        pods = DirectPods()
-        flows = DirectFlows(pods, self.view, self.totals, log_json=log_json, log_fd=sys.stdout.fileno())
-        judge = Judge(pods, flows, self.view, hbone=hbone)
-        off = "same_node is hbone" if hbone else _REDIRECTED if by_istio_cni is not None else can_destroy()
-        if off and not hbone and by_istio_cni is None:
-            log.warning("pods of this node talk through the proxy, as direct connections could not be ended: %s", off)
-        self.direct = DirectPath(steering.direct, pods, flows, judge, self.view, off=off, on_demand=on_demand)
+        self.direct = direct_path(steering.direct, self.view, self.totals, settings, is_redirected=by_istio_cni is not None)
         self.on_demand: OnDemand | None = None
         if on_demand:
             self.on_demand = OnDemand(self.view, self._write_answers, self.workers.send, self.direct.service_addresses)
@@ -173,16 +158,8 @@ class Node:
         self.cni: CniPart | None = None
         self.labels: LabelEnrolment | None = None
         if by_labels is not None and self.roster is not None and self.provisional is not None:
-            self.labels = LabelEnrolment(
-                self,
-                self.roster,
-                self.enrolment,
-                by_labels,
-                Attachments(self.state),
-                self.provisional,
-                is_connected=lambda: self.connection is not None and self.connection().connected,
-                on_looked=self._looked,
-            )
+            known = self.roster, Attachments(self.state), self.provisional
+            self.labels = LabelEnrolment(self, self.enrolment, by_labels, *known, on_looked=self._looked)
         self.zds: ZdsEnrolment | None = None
         if by_istio_cni is not None and self.provisional is not None:
             self.zds = by_istio_cni(self, self.enrolment, self.provisional, self.state, self._looked)
@@ -200,8 +177,7 @@ class Node:
         await self.workers.start()
 
     async def drain(self, grace_s: float, *, passed_on: bool = False) -> None:
-        """Let connections end; steering stays pinned, so that the node is closed until the next agent comes, or served by it
-        (passed_on)."""
+        """Let connections end; steering stays: the node is closed until the next agent comes, or served by it (passed_on)."""
         await self.workers.drain(grace_s, passed_on=passed_on)
 
     async def close(self) -> None:
@@ -300,6 +276,11 @@ class Node:
         """Change the state of the agent's own accord: the source has not spoken.  Raises StateError."""
         async with self._changing():
             self.state.apply(delta, meta)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the source is one that is connected to, and is."""
+        return self.connection is not None and self.connection().connected
 
     def certificates(self, identities: Collection[str], timeout_s: float) -> AbstractAsyncContextManager[None]:
         """Within, there are certificates for these, as far as the CA makes them in time."""
