@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
@@ -55,6 +56,22 @@ class Source(StrEnum):
     XDS = "xds"
 
 
+class EnrolmentMode(StrEnum):
+    """Who says which pods of this node are in the mesh.  By command it can be said beside each of them."""
+
+    FILE = "file"  # the mesh file
+    COMMAND = "command"  # nobody else
+    LABELS = "labels"  # nodeproxy's controller, by the labels in the cluster
+    ZDS = "zds"  # istio-cni
+
+
+class StandingConnections(StrEnum):
+    """What becomes of connections that a pod had before it was enrolled."""
+
+    KEEP = "keep"
+    DESTROY = "destroy"
+
+
 class SameNode(StrEnum):
     """How two pods of this node reach one another."""
 
@@ -91,6 +108,12 @@ class RunConfig:
     xds_on_demand: bool = False
     # Ask the control plane for addresses as connections first need them, so that a node's memory does not grow with the cluster.
     # Off, as ztunnel's: the first connection to an address waits for the answer.
+    enrolment: EnrolmentMode = EnrolmentMode.FILE
+    # Who puts this node's pods into the mesh: the mesh file (`file`), labels in the cluster (`labels`: needs our controller),
+    # istio-cni (`zds`), or `nodeproxy enrol` alone (`command`).  `file` with a mesh file, else `command`.
+    standing_connections: StandingConnections = StandingConnections.KEEP
+    # Connections that a pod had before it was enrolled: `keep` them, outside the mesh and shown in `status`, or `destroy` them.
+    # `keep`: what a label does to a running pod must not break what it is at.
     ca_address: tuple[Upstream, ...] = ()
     # The CA's servers.  Without ca, those of the control plane: istiod and nodeproxy's controller are both.
     xds_root_ca: Path = Path("/var/run/secrets/istio/root-cert.pem")
@@ -132,8 +155,27 @@ class RunConfig:
     same_node: SameNode = SameNode.DIRECT
     # Two pods of this node: `direct`, without the proxy where policy can be asked beforehand (then it costs nothing), or
     # `hbone`, in mutual TLS as between nodes, for sites that want encryption inside the node as well.
+    takeover: bool = False
+    # Where an agent of this instance runs already: take over from it without refusing a connection.  Off: refuse to start, for
+    # who starts two may not mean to.
+    wait_after_handover: bool = False
+    # When another agent has taken over and all connections have ended: wait for SIGTERM, and serve again should nobody do.
+    # Off: end.  On in a DaemonSet, whose kubelet would start again what ends.
     run_dir: Path = RUN_ROOT / "default"
     # State, admin socket and token.  RUN_ROOT/INSTANCE: /run is gone after a boot, as the pins are.
+    node_dir: Path = Path("/var/lib/nodeproxy")
+    # What must be known before an agent runs: the list of the mesh's namespaces, for the CNI plug-in.  Not in /run, which is
+    # gone after a boot, when the first pods start.
+    cni_conf_dir: Path | None = None
+    # Where the container runtime reads its network: the CNI plug-in is put into its chain and kept there.  None ("off"), for
+    # it changes the node; /etc/cni/net.d on most.
+    cni_bin_dir: Path = Path("/opt/cni/bin")
+    # Where the runtime finds plug-ins.  containerd's and CRI-O's default.
+    cni_plugin: Path = Path(sys.prefix, "libexec", "nodeproxy-cni")
+    # The plug-in's program, to be copied there.  Beside our own programs, as in the image.
+    cni_exempt_namespaces: tuple[str, ...] = ("kube-system", "nodeproxy-system")
+    # Namespaces whose pods start while the agent is away, in the mesh or not: what a cluster needs to come up, agent and
+    # controller among them.
     log_format: LogFormat = LogFormat.TEXT
     # Text for people, JSON for collectors.  Text, as ztunnel's default.
     grace_s: int = 30
@@ -160,6 +202,8 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str], config_pat
             raise _SETTINGS.missing(name)
     settings.setdefault("workers", min(2, max(len(os.sched_getaffinity(0)), 1)))
     settings.setdefault("run_dir", RUN_ROOT / settings.get("instance", "default"))
+    if settings.get("cni_conf_dir") is not None and settings["enrolment"] is not EnrolmentMode.LABELS:
+        raise given["cni_conf_dir"].wrong("the CNI plug-in puts pods into the mesh by their labels: it needs enrolment labels")
     return RunConfig(**settings)
 
 
@@ -175,6 +219,7 @@ def _settle_source(settings: dict[str, Any], given: Mapping[str, Given]) -> None
         raise given[other].wrong(f"means nothing with source {settings['source']}; leave it out, or change the source")
     if needed not in given:
         raise _SETTINGS.missing(needed)
+    _settle_enrolment(settings, given, is_xds=is_xds)
     if settings.get("xds_on_demand") and not is_xds:
         raise given["xds_on_demand"].wrong("a mesh file is read as a whole; leave it out, or change the source")
     if "ca" in given and "ca_address" in given:
@@ -183,6 +228,14 @@ def _settle_source(settings: dict[str, Any], given: Mapping[str, Given]) -> None
         if not is_xds:
             raise _SETTINGS.missing("ca")
         settings["ca_address"] = settings["xds_address"]
+
+
+def _settle_enrolment(settings: dict[str, Any], given: Mapping[str, Given], *, is_xds: bool) -> None:
+    mode = settings.setdefault("enrolment", EnrolmentMode.COMMAND if is_xds else EnrolmentMode.FILE)
+    if mode is EnrolmentMode.FILE and is_xds:
+        raise given["enrolment"].wrong("a control plane is no mesh file: with source xds it is labels, zds or command")
+    if mode is EnrolmentMode.LABELS and not is_xds:
+        raise given["enrolment"].wrong("labels are told by nodeproxy's controller: it needs source xds")
 
 
 def instance_name(text: str) -> str:
@@ -255,6 +308,29 @@ def _yes_or_no(given: Given) -> bool:
         raise given.wrong("must be true or false") from None
 
 
+def _enrolment(given: Given) -> EnrolmentMode:
+    try:
+        return EnrolmentMode(given.text.lower())
+    except ValueError:
+        raise given.wrong("must be file, command, labels or zds") from None
+
+
+def _standing_connections(given: Given) -> StandingConnections:
+    try:
+        return StandingConnections(given.text.lower())
+    except ValueError:
+        raise given.wrong("must be keep or destroy") from None
+
+
+def _namespaces(given: Given) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in given.text.split(",") if name.strip())
+    for name in names:
+        # RFC 1123, section 2.1, as Kubernetes has it for namespaces.
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
+            raise given.wrong(f"{name!r} is no namespace's name")
+    return names
+
+
 def _same_node(given: Given) -> SameNode:
     try:
         return SameNode(given.text.lower())
@@ -269,6 +345,8 @@ _READERS: dict[str, Reader] = {
     "ca": read_path,
     "xds_address": _upstreams,
     "xds_on_demand": _yes_or_no,
+    "enrolment": _enrolment,
+    "standing_connections": _standing_connections,
     "ca_address": _upstreams,
     "xds_root_ca": read_path,
     "ca_root_ca": read_path,
@@ -288,7 +366,14 @@ _READERS: dict[str, Reader] = {
     "ready": read_address_or_off,
     "workers": read_number(1, MAX_WORKERS),
     "same_node": _same_node,
+    "takeover": _yes_or_no,
+    "wait_after_handover": _yes_or_no,
     "run_dir": read_path,
+    "node_dir": read_path,
+    "cni_conf_dir": read_path_or_off,
+    "cni_bin_dir": read_path,
+    "cni_plugin": read_path,
+    "cni_exempt_namespaces": _namespaces,
     "log_format": read_log_format,
     "grace_s": read_number(1, MAX_GRACE_S),
 }

@@ -11,6 +11,7 @@
     ├── ResourceError          one resource that a source sent can't be used; `reason` names how, the others are not touched
     ├── StateError             the state's store is damaged, full or held by somebody else
     │   └── UnstorableError    one resource can't be kept, whatever room there is
+    ├── HandoverError          the agent that runs does not hand over to this one: it must be stopped first
     ├── IdentityError          a certificate or key can't be made, read or trusted
     ├── CallerError            who asks the controller for something does not get it; `reason` names why
     └── ProtocolError          a peer broke a protocol; `reason` names how
@@ -53,6 +54,10 @@ class EnrolmentError(NodeproxyError):
 
 class StateError(NodeproxyError):
     """The state's store can't be opened, read or written."""
+
+
+class HandoverError(NodeproxyError):
+    """The agent of this instance that runs can't, or won't, hand over."""
 
 
 class UnstorableError(StateError):

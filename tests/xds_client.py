@@ -16,7 +16,7 @@ from types import TracebackType
 import grpc
 
 from nodeproxy.proto import authorization_pb2, discovery_pb2, workload_pb2
-from nodeproxy.xds.names import ADDRESS, AUTHORIZATION, WILDCARD
+from nodeproxy.xds.names import ADDRESS, AUTHORIZATION, MESH_NAMESPACE, NODE_POD, WILDCARD
 
 METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 MAX_MESSAGE_BYTES = 200 << 20  # ztunnel's
@@ -51,7 +51,9 @@ class XdsClient:
     def __init__(
         self, channel: grpc.Channel, *, token: str = "", node: str = "", metadata: Iterable[tuple[str, str]] = ()
     ) -> None:
-        self.resources: dict[str, dict[str, discovery_pb2.Resource]] = {ADDRESS: {}, AUTHORIZATION: {}}
+        self.resources: dict[str, dict[str, discovery_pb2.Resource]] = {
+            type_url: {} for type_url in (ADDRESS, AUTHORIZATION, NODE_POD, MESH_NAMESPACE)
+        }
         self.responses = 0
         self._node = node
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()

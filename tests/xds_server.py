@@ -26,8 +26,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from nodeproxy.identity import pki
 from nodeproxy.identity.local_ca import LocalCA
+from nodeproxy.model.node_pod import MeshNamespace, NodePod
 from nodeproxy.proto import authorization_pb2, certificate_pb2, discovery_pb2, workload_pb2
-from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
+from nodeproxy.xds.encode import encode_mesh_namespace, encode_node_pod
+from nodeproxy.xds.names import ADDRESS, AUTHORIZATION, MESH_NAMESPACE, NODE_POD
 
 Request = discovery_pb2.DeltaDiscoveryRequest
 Response = discovery_pb2.DeltaDiscoveryResponse
@@ -139,7 +141,8 @@ class ControlPlaneServer:
         self.token = token
         self.ca = ca
         self.lifetime_s = lifetime_s
-        self.resources: dict[str, dict[str, tuple[bytes, str, list[str]]]] = {ADDRESS: {}, AUTHORIZATION: {}}
+        types = (ADDRESS, AUTHORIZATION, NODE_POD, MESH_NAMESPACE)
+        self.resources: dict[str, dict[str, tuple[bytes, str, list[str]]]] = {type_url: {} for type_url in types}
         self.streams: list[Stream] = []
         self.past: list[Stream] = []
         self.certificate_requests: list[tuple[str, dict[str, str]]] = []
@@ -214,6 +217,18 @@ class ControlPlaneServer:
         if push:
             for type_url, names in changed.items():
                 self._push(type_url, names)
+
+    def put_node(self, *told: NodePod | MeshNamespace) -> None:
+        """What a node is told of its pods; in one response of each type."""
+        changed: dict[str, list[str]] = {}
+        for each in told:
+            encoded = encode_node_pod(each) if isinstance(each, NodePod) else encode_mesh_namespace(each)
+            (resource,) = Response.FromString(encoded.entry).resources
+            type_url = NODE_POD if isinstance(each, NodePod) else MESH_NAMESPACE
+            self.put_raw(type_url, resource.name, resource.resource.value, push=False)
+            changed.setdefault(type_url, []).append(resource.name)
+        for type_url, names in changed.items():
+            self._push(type_url, names)
 
     def put_raw(self, type_url: str, name: str, raw: bytes, *, aliases: Iterable[str] = (), push: bool = True) -> None:
         with self._lock:

@@ -14,7 +14,7 @@ import msgspec
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from nodeproxy.controller.xds.ads import SERVER_OPTIONS, Ads, Authenticate, Metadata
+from nodeproxy.controller.xds.ads import SERVER_OPTIONS, Ads, Metadata
 from nodeproxy.controller.xds.metrics import XdsMetrics
 from nodeproxy.controller.xds.publisher import Publisher
 from nodeproxy.model.delta import Delta
@@ -34,6 +34,14 @@ class Somebody(msgspec.Struct, frozen=True):
 
     node: str = ""
     pod_uid: str = ""
+    proxy: bool = False
+
+
+Authenticate = Callable[[Metadata, str], Awaitable[Somebody]]
+
+
+async def node_of(caller: Somebody) -> str:
+    return caller.node if caller.proxy else ""
 
 
 async def anybody(metadata: Metadata, peer: str) -> Somebody:
@@ -49,7 +57,7 @@ class XdsServer:
         self.registry = CollectorRegistry()
         self.target = ""
         self.publisher: Publisher
-        self.ads: Ads
+        self.ads: Ads[Somebody]
         self._authenticate = authenticate
         self._start = start
         self._options = tuple((dict(SERVER_OPTIONS) | (options or {})).items())
@@ -101,7 +109,7 @@ class XdsServer:
         self.publisher = Publisher(XdsMetrics(self.registry))
         if self._start:
             self.publisher.start()
-        self.ads = Ads(self.publisher, self._authenticate)
+        self.ads = Ads(self.publisher, self._authenticate, node_of)
         server = grpc.aio.server(options=self._options)
         server.add_generic_rpc_handlers((self.ads,))
         self.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"

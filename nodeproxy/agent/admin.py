@@ -18,6 +18,7 @@ from aiohttp import web
 
 from nodeproxy.agent.checks import Checks
 from nodeproxy.agent.node import Node
+from nodeproxy.agent.pod_rows import pod_rows
 from nodeproxy.agent.why import explain_arrival_now, explain_now
 from nodeproxy.errors import ConfigError, NodeproxyError
 from nodeproxy.model.delta import PodSpec
@@ -32,15 +33,18 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _encoder = msgspec.json.Encoder(enc_hook=str)
 
 
-def write_token(run_dir: Path) -> str:
-    """A new token in `run_dir`, for root's eyes only."""
-    token = secrets.token_urlsafe(32)
+def new_token() -> str:
+    """One that nobody can guess."""
+    return secrets.token_urlsafe(32)
+
+
+def write_token(run_dir: Path, token: str) -> None:
+    """Leave it in `run_dir`, for root's eyes only."""
     path = run_dir / TOKEN_FILE
     path.unlink(missing_ok=True)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "w") as file:
         file.write(token)
-    return token
 
 
 class Admin:
@@ -89,7 +93,7 @@ class Admin:
                     "error": node.source_error,
                     "connection": msgspec.to_builtins(node.connection()) if node.connection is not None else None,
                 },
-                "pods": self._pods(),
+                "pods": pod_rows(node),
                 "workers": [
                     {"slot": slot, "pid": pid, "ready": ready, "restarts": node.workers.restarts[slot]}
                     for slot, (pid, ready) in node.workers.pids.items()
@@ -99,43 +103,6 @@ class Admin:
                 "certificates": node.identities.manager.statistics(),
             }
         )
-
-    def _pods(self) -> list[dict[str, Any]]:
-        view = self._node.view()
-        rows = []
-        for uid, pod in sorted(self._node.enrolment.pods.items()):
-            workload = view.workload(uid)
-            identity = workload.identity if workload else ""
-            error = "" if workload else f"the state has no workload {uid}: its connections are refused"
-            if workload and not set(workload.addresses) & set(pod.addresses):
-                stated = ", ".join(workload.addresses) or "no address"
-                error = f"the state gives it {stated}, its namespace has {', '.join(pod.addresses)}"
-            rows.append(
-                {
-                    "uid": uid,
-                    "netns": pod.spec.netns,
-                    "addresses": pod.addresses,
-                    "identity": identity,
-                    "workload": f"{workload.namespace}/{workload.name}" if workload else "",
-                    "since": pod.since,
-                    "error": error,
-                    "certificate_until": self._node.identities.valid_until(identity),
-                }
-            )
-        rows += [
-            {
-                "uid": uid,
-                "netns": failed.spec.netns,
-                "addresses": (),
-                "identity": "",
-                "workload": "",
-                "since": 0.0,
-                "error": failed.error,
-                "certificate_until": 0.0,
-            }
-            for uid, failed in sorted(self._node.enrolment.failed.items())
-        ]
-        return rows
 
     async def _connections(self, request: web.Request) -> web.Response:
         connections = await self._node.connections()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from nodeproxy.agent.direct_flows import DirectFlows
 from nodeproxy.agent.direct_judge import Judge
 from nodeproxy.agent.direct_pods import DirectPods
-from nodeproxy.agent.enrolment import EnrolledPod
+from nodeproxy.agent.pod_namespace import EnrolledPod
 from nodeproxy.decide.direct import MAX_POLICIES, Direct, Held, Summary, summarise
 from nodeproxy.decide.direct_relevance import Relevance
 from nodeproxy.decide.outbound import Route, RouteKind, who_is
@@ -76,12 +76,17 @@ class DirectPath:
         self._members: set[str] = set()  # that the published table knows
         self._spoken_of: set[int] = set()  # cookies that may be in the table
         self._openings = 0
-        self._closed_since = 0.0 if table.epoch else time.monotonic()
+        self._closed_since = time.monotonic()
         self._closed_s = 0.0
-        if off:
-            self._shut()
 
     # ── what the node says ──
+
+    def hold(self, *, close: bool) -> None:
+        """The table is this agent's from now on.  close: what is open is of a state that is not this agent's."""
+        if self._table.epoch:
+            self._closed_since = 0.0
+        if close or self.off:
+            self._shut()
 
     def before_change(self, touched: Touched) -> None:
         """A change is about to be committed.  `changed` must follow, whatever becomes of it."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
-from nodeproxy.agent.enrolment import EnrolledPod
+from nodeproxy.agent.pod_namespace import EnrolledPod
 from nodeproxy.decide.direct import LocalPod
 from nodeproxy.errors import NodeproxyError
 from nodeproxy.kernel.direct import DirectFlow

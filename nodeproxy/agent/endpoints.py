@@ -17,19 +17,23 @@ from nodeproxy.settings import Address
 class Endpoints(Listeners):
     """The listeners of a node."""
 
-    async def serve_admin(self, admin: Admin, run_dir: Path, address: Address | None) -> None:
-        """The Unix socket always, TCP if `address` is given."""
+    async def serve_admin_socket(self, admin: Admin, run_dir: Path, token: str) -> None:
+        """The Unix socket, and the token for TCP beside it, each in place of an agent's before at once."""
         runner = await self.runner(admin.application(None))
         path = run_dir / SOCKET_FILE
-        path.unlink(missing_ok=True)
+        beside = path.with_suffix(".new")
+        beside.unlink(missing_ok=True)
         before = os.umask(0o177)
         try:
-            await web.UnixSite(runner, str(path)).start()
+            await web.UnixSite(runner, str(beside)).start()
         finally:
             os.umask(before)
-        token = write_token(run_dir)
-        if address is not None:
-            await self.listen_to("admin", address, admin.application(token))
+        beside.rename(path)
+        write_token(run_dir, token)
+
+    async def serve_admin(self, admin: Admin, address: Address, token: str) -> None:
+        """The same over TCP."""
+        await self.listen_to("admin", address, admin.application(token))
 
     async def serve_metrics(self, node: Node, address: Address) -> None:
         """Prometheus' page, under both names that Istio's scrapers use."""

@@ -14,6 +14,8 @@ from nodeproxy.identity.kept import KeptCertificates
 from nodeproxy.identity.manager import CertificateManager
 from nodeproxy.model.messages import CertificateDropped, CertificateIssued
 
+_EXPECTED = ""  # in place of a pod's uid
+
 
 class Identities:
     """`broadcast` reaches all workers."""
@@ -25,6 +27,7 @@ class Identities:
         self._issued: dict[str, IssuedCertificate] = {}
         self._roots = b""
         self._by_pod: dict[str, str] = {}
+        self._expected: set[str] = set()
         self.manager = CertificateManager(
             authority, on_certificate=self._on_certificate, on_dropped=self._on_dropped, on_roots=self._on_roots, kept=kept
         )
@@ -46,6 +49,26 @@ class Identities:
                     over.append((before, uid))
         for identity, uid in over:
             self.manager.unwant(identity, uid)
+
+    def wanted(self) -> list[str]:
+        """The identities of this node's pods."""
+        return sorted(set(self._by_pod.values()))
+
+    def expect(self, identities: Iterable[str]) -> None:
+        """Have certificates for pods that are not this agent's yet."""
+        for identity in identities:
+            self._expected.add(identity)
+            self.manager.want(identity, _EXPECTED)
+
+    def expected_missing(self) -> bool:
+        """Whether one of them is not there."""
+        return not self._expected <= self._issued.keys()
+
+    def expect_no_more(self) -> None:
+        """What was expected has come, or does not come."""
+        for identity in self._expected:
+            self.manager.unwant(identity, _EXPECTED)
+        self._expected.clear()
 
     def messages(self) -> list[CertificateIssued]:
         """What a new worker must be told."""

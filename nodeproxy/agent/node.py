@@ -11,27 +11,36 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 from typing import TypeVar
+
+import msgspec
 
 from nodeproxy.agent.direct import DirectPath
 from nodeproxy.agent.direct_flows import DirectFlows
 from nodeproxy.agent.direct_judge import Judge
 from nodeproxy.agent.direct_pods import DirectPods
-from nodeproxy.agent.enrolment import Enrolment
+from nodeproxy.agent.enrolment import PREDECESSOR, Enrolment
+from nodeproxy.agent.handover.taking import Predecessor
 from nodeproxy.agent.identities import Identities
 from nodeproxy.agent.on_demand import OnDemand
-from nodeproxy.agent.remembered import Remembered
+from nodeproxy.agent.pods.attachments import Attachments
+from nodeproxy.agent.pods.labels import LabelEnrolment
+from nodeproxy.agent.pods.provisional import Provisional
+from nodeproxy.agent.pods.roster import Roster
+from nodeproxy.agent.pods.standing import Standing
+from nodeproxy.agent.remembered import Commands, Remembered
 from nodeproxy.agent.sources.change import Change
 from nodeproxy.agent.sources.connection import SourceConnection
 from nodeproxy.agent.sources.xds_kept import DemandChange
 from nodeproxy.agent.workers import Workers
 from nodeproxy.config import SameNode
-from nodeproxy.errors import IdentityError, NodeproxyError
+from nodeproxy.errors import EnrolmentError, IdentityError, NodeproxyError
 from nodeproxy.identity.certificate import CertificateAuthority
 from nodeproxy.identity.kept import KeptCertificates
 from nodeproxy.kernel.steering import Steering
+from nodeproxy.linux.kubepods import PodFinder
 from nodeproxy.linux.sock_diag import can_destroy
 from nodeproxy.model.connection import Connection
 from nodeproxy.model.delta import Delta, PodSpec
@@ -63,26 +72,33 @@ class Node:
         workers: int,
         log_json: bool,
         same_node: SameNode,
+        standing: Standing,
         version: str,
         source: str,
         kept: KeptCertificates | None = None,
         on_demand: bool = False,
+        by_labels: PodFinder | None = None,
         cluster_domain: str = "cluster.local",
+        held_back: bool = False,
     ) -> None:
         """source: its name, for people.  kept: where certificates outlive the agent, if the CA may be away.
 
+        by_labels: labels in the cluster say which pods are in the mesh, and this finds them.
+        held_back: another agent serves the node; nothing that both share is changed until `take_over`.
         on_demand: the state holds only what was asked for; cluster_domain: of the names that `why` completes then.
         """
         self.source_error = ""
         self.started = time.time()
         self.steering = steering
         self.state = StateWriter(store, before_commit=self._before_commit)
+        self._first_epoch = self.state.epoch
         if self.state.rebuilt:
-            steering.direct.close()  # it was for a state that nobody knows any more
             log.warning(
                 "the state of the agent before was thrown away, and what was enrolled by command with it: %s", self.state.rebuilt
             )
         self.remembered = Remembered(self.state)
+        self.roster = Roster(self.state) if by_labels is not None else None
+        self.provisional = Provisional(self.state) if by_labels is not None else None
         self._reader = self.state.reader()
         self._releasing = False
         self._writing = asyncio.Lock()  # held while the store is lent to another process: to write then would stop the loop
@@ -92,7 +108,13 @@ class Node:
         self.connection: Callable[[], SourceConnection] | None = None  # of a source that has one
         self._received = 0.0
         self._reconciled = False
+        self._held_back = held_back
+        self._first_pods: tuple[PodSpec, ...] | None = None  # to be put in when this agent is not held back any more
+        self.source_answered = False
+        self._kept = kept
+        self.predecessor: Predecessor | None = None  # that this agent has taken over from, while it lives
         self.same_node = same_node
+        self.standing = standing
         self.cluster_domain = cluster_domain
         hbone = same_node is SameNode.HBONE
         settings = WorkerSettings(slot=0, store=str(store), log_json=log_json, same_node_hbone=hbone, on_demand=on_demand)
@@ -119,7 +141,7 @@ class Node:
         else:
             self.state.forget_asked()  # nobody will keep up to date what an agent before this one asked for
         self.enrolment = Enrolment(
-            steering, workers, self.workers.send, self._pods_changed, self._is_foreign, self.direct.entering, self.direct.leaving
+            steering, workers, self._tell, self._pods_changed, self._is_foreign, self.direct.entering, self.direct.leaving
         )
         self.metrics = Metrics(self.totals, version=version)
         self.metrics.certificates = self.identities.manager.statistics
@@ -127,10 +149,24 @@ class Node:
         self.metrics.kernel_drops = steering.drop_counters
         self.metrics.direct = self.direct.statistics
         self.metrics.on_demand = self.on_demand.statistics if self.on_demand is not None else None
+        self.labels: LabelEnrolment | None = None
+        if by_labels is not None and self.roster is not None and self.provisional is not None:
+            self.labels = LabelEnrolment(
+                self,
+                self.roster,
+                self.enrolment,
+                by_labels,
+                Attachments(self.state),
+                self.provisional,
+                is_connected=lambda: self.connection is not None and self.connection().connected,
+                on_looked=self._looked,
+            )
         self.enrolment.restore(self.remembered.commands)
         if self.on_demand is not None:
             for uid in self.enrolment.target_uids():
                 self.on_demand.keep(uid)
+        if not held_back:
+            self.direct.hold(close=bool(self.state.rebuilt))
 
     # ── life ──
 
@@ -138,12 +174,57 @@ class Node:
         """Workers first, so that a pod that is enrolled is served at once."""
         await self.workers.start()
 
-    async def drain(self, grace_s: float) -> None:
-        """Let connections end; steering stays pinned, so that the node is closed until the next agent comes."""
-        await self.workers.drain(grace_s)
+    async def drain(self, grace_s: float, *, passed_on: bool = False) -> None:
+        """Let connections end; steering stays pinned, so that the node is closed until the next agent comes, or served by it
+        (passed_on)."""
+        await self.workers.drain(grace_s, passed_on=passed_on)
+
+    async def close(self) -> None:
+        """Let go of everything."""
+        await self.workers.stop()
         await self.direct.finish()
         self.steering.close()
         self.state.close()
+
+    # ── from one agent to the next ──
+
+    @property
+    def knows_its_pods(self) -> bool:
+        """Whether somebody has said which pods are to be in."""
+        return self._reconciled or (self._first_pods is not None and (self.roster is None or self.roster.received))
+
+    async def take_over(self, said: Commands | None) -> None:
+        """Serve the node from now on: the steering is this agent's.  said: by command to the agent before, None: it is known."""
+        if said is not None:
+            self.enrolment.restore(said)
+            await self._keep_commands()
+        self.direct.hold(close=bool(self.state.rebuilt) or self.state.epoch != self._first_epoch)
+        self._held_back = False
+        await self._reconcile(self._first_pods or ())
+        self.identities.expect_no_more()
+
+    async def copy_state(self, directory: Path) -> list[str]:
+        """Copy the state for a successor; the identities of this node's pods.  Raises StateError."""
+        await self.reading(lambda state: state.copy(directory))
+        return self.identities.wanted()
+
+    async def let_go(self, on_released: Callable[[int], None]) -> None:
+        """A successor takes over: what both share is its own from now on.  on_released: see `Enrolment.freeze`."""
+        await self.enrolment.freeze(on_released)
+        await asyncio.to_thread(self.steering.direct.let_go)
+        if self._kept is not None:
+            self._kept.pass_on()
+
+    async def hold_again(self, own_cgroup_id: int, cgroup_root: Path) -> None:
+        """The successor is gone before it served: all is as this agent has it."""
+        self.steering.take(self.steering.lock, own_cgroup_id=own_cgroup_id, workers=self.workers.count)
+        self.direct.hold(close=True)
+        await self.enrolment.thaw()
+        self.steering.attach(cgroup_root)
+        self.steering.forget_others()
+        if self._kept is not None:
+            self._kept.pass_on(False)
+        self.direct.changed()
 
     @property
     def has_last_state(self) -> bool:
@@ -169,6 +250,7 @@ class Node:
             self._received = received if self._received else 0.0
             return
         self._received = received
+        self.source_answered = True
         await self._reconcile(pods)
         counts = self.view().counts()
         log.info(
@@ -177,6 +259,23 @@ class Node:
             ", ".join(f"{count} {kind}" for kind, count in counts.items()),
             len(self.enrolment.pods),
         )
+
+    async def write(self, delta: Delta, meta: Meta) -> None:
+        """Change the state of the agent's own accord: the source has not spoken.  Raises StateError."""
+        async with self._changing():
+            self.state.apply(delta, meta)
+
+    async def serving(self, uid: str, timeout_s: float) -> None:
+        """Wait until an enrolled pod is served: with its certificate, by all workers.  Raises EnrolmentError if it is not."""
+        workload = self.view().workload(uid)
+        if workload is None:
+            raise EnrolmentError(f"the state has no workload {uid}: its connections would be refused")
+        try:
+            await asyncio.wait_for(self.identities.manager.wait_certificate(workload.identity), timeout_s)
+        except (TimeoutError, IdentityError) as error:
+            why = str(error) or f"the CA did not answer within {timeout_s:g} s"
+            raise EnrolmentError(f"there is no certificate for {workload.identity}: {why}") from error
+        await self.workers.refresh_counters()  # who has answered has read what was told before
 
     async def keep(self, meta: Meta) -> None:
         """Write what the source keeps beside the state, of its own accord: it has not spoken.  Raises StateError."""
@@ -256,7 +355,9 @@ class Node:
         pending = []
         if not self._received:
             pending.append("state: the source has not answered")
-        if not self._reconciled:
+        if self._held_back:
+            pending.append("handover: the agent before this one serves still")
+        elif not self._reconciled:
             pending.append("pods: not all looked at yet")
         if not self.workers.all_ready:
             pending.append("workers: not all run")
@@ -290,12 +391,26 @@ class Node:
         self._reader.release()
 
     async def _reconcile(self, pods: tuple[PodSpec, ...]) -> None:
-        await self.enrolment.want(pods)
+        if self._held_back:
+            self._first_pods = pods
+        elif self.labels is None:
+            await self.enrolment.want(pods)
+            await self._looked()
+        elif not self._reconciled:
+            await self.labels.reconcile()
+
+    async def _looked(self, others: Collection[int] = ()) -> None:
+        """Every pod that is known has been looked at.  others: cookies of namespaces that stay steered."""
         if not self._reconciled:
-            await self.enrolment.release_strangers()
+            await self.enrolment.release_strangers(others)
             self._reconciled = True
             self.direct.start()
             self.identities.manager.all_wanted()
+
+    def _tell(self, slot: int, message: msgspec.Struct, fds: tuple[int, ...]) -> bool:
+        if slot == PREDECESSOR:
+            return self.predecessor is not None and self.predecessor.tell(message)
+        return self.workers.send(slot, message, fds)
 
     def _pods_changed(self, uid: str) -> None:
         self.metrics.enrolled_pods = len(self.enrolment.pods)
@@ -307,6 +422,10 @@ class Node:
                 self.on_demand.leave(uid)
         if pod is not None:
             self.direct.entered(pod)
+            if pod.fresh:
+                self.standing.entered(pod)
+        else:
+            self.standing.left(uid)
         self._assign_identities([uid])
 
     def _before_commit(self, touched: Touched) -> None:

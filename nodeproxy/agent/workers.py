@@ -20,6 +20,7 @@ import msgspec
 from nodeproxy.model.channel import Channel
 from nodeproxy.model.connection import Connection
 from nodeproxy.model.messages import (
+    LISTENERS_LINGER_S,
     Connections,
     ConnectionsWanted,
     Drain,
@@ -128,10 +129,13 @@ class Workers:
         """Whether every slot has a worker that serves."""
         return len(self._workers) == self.count and all(worker.ready for worker in self._workers.values())
 
-    async def drain(self, grace_s: float) -> None:
-        """Have every worker end, after at most `grace_s`; returns when they have."""
+    async def drain(self, grace_s: float, *, passed_on: bool = False) -> None:
+        """Have every worker end, after at most `grace_s`; returns when they have.
+
+        passed_on: the kernel gives new connections to another agent's workers, and none that came before is to be refused.
+        """
         self._ending = True
-        self.broadcast(Drain(grace_s))
+        self.broadcast(Drain(grace_s, LISTENERS_LINGER_S if passed_on else 0.0))
         deadline = self._loop.time() + grace_s + _ANSWER_TIMEOUT_S
         while self._workers and self._loop.time() < deadline:
             self._changed.clear()

@@ -25,6 +25,7 @@ from nodeproxy.controller.ca.settings import CaSettings
 from nodeproxy.controller.endpoints import Endpoints
 from nodeproxy.controller.leader import Leader
 from nodeproxy.controller.metrics import ControllerCollector, ControllerParts
+from nodeproxy.controller.node_proxies import NodeProxies
 from nodeproxy.controller.placement import PodPlacement
 from nodeproxy.controller.settings import ControllerConfig
 from nodeproxy.controller.watches import Watches
@@ -75,14 +76,14 @@ class Controller:
         self._publisher = Publisher(XdsMetrics(self._registry))
         self._placement = PodPlacement()
         self._leader = Leader(client, config.namespace, f"{config.pod_name}_{uuid.uuid4()}")
+        ca = CaSettings(
+            trust_domain=config.trust_domain, trusted_node_accounts=config.node_accounts, root_overlap_s=config.root_overlap_s
+        )
+        self._node_proxies = NodeProxies(self._placement, ca)
         self._ca = Ca(
             client,
             self._placement,
-            CaSettings(
-                trust_domain=config.trust_domain,
-                trusted_node_accounts=config.node_accounts,
-                root_overlap_s=config.root_overlap_s,
-            ),
+            ca,
             namespace=config.namespace,
             lists=asyncio.Semaphore(1),
             secret=config.ca_secret or DEFAULT_SECRET,
@@ -151,7 +152,7 @@ class Controller:
         config = self._config
         names = dns_names(config.namespace, cluster_domain=config.cluster_domain, more=config.serving_names)
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        server.add_generic_rpc_handlers((Ads(self._publisher, self._ca.callers.authenticate),))
+        server.add_generic_rpc_handlers((Ads(self._publisher, self._ca.callers.authenticate, self._node_proxies.node_of),))
         self._ca.open_port(server, str(config.listen), names)
         await server.start()
         self._server = server

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from nodeproxy.agent.remembered import remembered_netns
-from nodeproxy.app.run import LOCK_FILE, STORE
+from nodeproxy.agent.run_dir import LOCK_FILE, store_of
 from nodeproxy.errors import ConfigError, KernelError, NodeproxyError
 from nodeproxy.kernel.steering import Steering
 from nodeproxy.linux import cgroup
@@ -23,7 +23,7 @@ def uninstall(instance: str, run_dir: Path, cgroup_root: Path | None) -> None:
     """Remove it all; its pods are plain again.  Raises KernelError while the agent runs, ConfigError for a directory that is no
     agent's."""
     Steering.uninstall(instance)
-    for path in remembered_netns(run_dir / STORE):
+    for path in remembered_netns(store_of(run_dir)):
         _tidy_pod(path)
     remove_run_directory(run_dir)
     _remove_cgroup(cgroup.instance_cgroup(cgroup_root or cgroup.cgroup2_mount(), instance))

@@ -41,6 +41,14 @@ from nodeproxy.errors import ConfigError
     flag_value="true",
     help="Ask the control plane for an address when it is first needed.  [default: false]",
 )
+@click.option(
+    "--enrolment",
+    metavar="HOW",
+    help="Who puts pods into the mesh: file, command, labels or zds.  [default: file with --mesh, else command]",
+)
+@click.option(
+    "--standing-connections", metavar="keep|destroy", help="Those that a pod had before it was enrolled.  [default: keep]"
+)
 @click.option("--ca-address", metavar="URL,…", help="The CA's servers.  [default: those of --xds-address, without --ca]")
 @click.option(
     "--xds-root-ca", metavar="FILE", help=f"Roots that check the control plane.  [default: {config.RunConfig.xds_root_ca}]"
@@ -66,7 +74,30 @@ from nodeproxy.errors import ConfigError
 @click.option("--ready", metavar="ADDR:PORT", help="Readiness, or off.  [default: 0.0.0.0:15021]")
 @click.option("--workers", metavar="N", help="Processes that carry traffic, 1 to 16.  [default: 2, at most one a core]")
 @click.option("--same-node", metavar="direct|hbone", help="How two pods of this node reach one another.  [default: direct]")
+@click.option(
+    "--takeover",
+    metavar="true|false",
+    is_flag=False,
+    flag_value="true",
+    help="Take over from an agent of this instance that runs, refusing no connection.  [default: false]",
+)
+@click.option(
+    "--wait-after-handover",
+    metavar="true|false",
+    is_flag=False,
+    flag_value="true",
+    help="When another one has taken over: wait for SIGTERM.  [default: false, end]",
+)
 @click.option("--run-dir", metavar="DIR", help=f"State, socket and token.  [default: {config.RUN_ROOT}/INSTANCE]")
+@click.option("--node-dir", metavar="DIR", help=f"What outlives a boot.  [default: {config.RunConfig.node_dir}]")
+@click.option("--cni-conf-dir", metavar="DIR", help="Keep our CNI plug-in in the chain there, or off.  [default: off]")
+@click.option("--cni-bin-dir", metavar="DIR", help=f"The runtime's plug-ins.  [default: {config.RunConfig.cni_bin_dir}]")
+@click.option("--cni-plugin", metavar="FILE", help="The plug-in's program.  [default: libexec/nodeproxy-cni beside ours]")
+@click.option(
+    "--cni-exempt-namespaces",
+    metavar="NAME,…",
+    help=f"Whose pods start while the agent is away.  [default: {','.join(config.RunConfig.cni_exempt_namespaces)}]",
+)
 @click.option("--log-format", metavar="text|json", help="How log lines are written.  [default: text]")
 @click.option("--grace-s", metavar="SECONDS", help="From SIGTERM to SIGKILL; connections get it less 5 s to end.  [default: 30]")
 @click.pass_context

@@ -66,9 +66,23 @@ def _summary(found: dict[str, Any]) -> None:
     if state["connection"] is not None:
         _connection(state["connection"])
     _direct(found["direct"])
-    failed = [pod for pod in found["pods"] if pod["error"]]
-    inside = plural(len(found["pods"]) - len(failed), "pod")
-    click.echo(f"{mark(not failed)} {inside} enrolled" + (f", {len(failed)} failed." if failed else "."))
+    click.echo(_pods(found["pods"]))
+
+
+def _pods(pods: list[dict[str, Any]]) -> str:
+    failed = sum(bool(pod["error"]) for pod in pods)
+    inside = sum(pod["state"] == "in" and not pod["error"] for pod in pods)
+    said = [f"{plural(inside, 'pod')} enrolled"]
+    if failed:
+        said.append(f"{failed} failed")
+    if waiting := sum(pod["state"] == "waiting" for pod in pods):
+        said.append(f"{waiting} {'is' if waiting == 1 else 'are'} waited for")
+    if outside := sum(pod["state"] not in ("in", "waiting", "failed") for pod in pods):
+        said.append(f"{outside} outside the mesh")
+    line = f"{mark(not failed and not waiting)} {', '.join(said)}."
+    if standing := sum(pod["standing_connections"] for pod in pods):
+        line += f" {plural(standing, 'connection')} from before {'goes' if standing == 1 else 'go'} on outside the mesh."
+    return line
 
 
 def _connection(connection: dict[str, Any]) -> None:
@@ -95,7 +109,7 @@ def _direct(direct: dict[str, Any]) -> None:
 
 def _tables(found: dict[str, Any]) -> None:
     if found["pods"]:
-        columns: tuple[str, ...] = ("pod", "addresses", "identity", "enrolled", "certificate ends", "error")
+        columns: tuple[str, ...] = ("pod", "state", "addresses", "identity", "enrolled", "certificate ends", "why")
         print_table("Pods", columns, [_pod(pod) for pod in found["pods"]])
     workers = [(f"{each['slot']}", f"{each['pid']}", _yes(each["ready"]), f"{each['restarts']}") for each in found["workers"]]
     print_table("Workers", ("worker", "pid", "ready", "restarts"), workers)
@@ -108,12 +122,13 @@ def _tables(found: dict[str, Any]) -> None:
 
 def _pod(pod: dict[str, Any]) -> tuple[str, ...]:
     return (
-        pod["uid"],
+        pod["uid"] or pod["workload"],
+        pod["state"],
         " ".join(pod["addresses"]),
         pod["identity"],
-        "" if pod["error"] else ago(pod["since"]),
+        "" if pod["error"] or not pod["since"] else ago(pod["since"]),
         ahead(pod["certificate_until"]),
-        pod["error"],
+        pod["error"] or ("" if pod["state"] == "in" else pod["why"]),
     )
 
 

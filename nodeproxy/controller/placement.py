@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple, Protocol
 
+from nodeproxy.controller.token_review import Caller
 from nodeproxy.translate import objects
 
 _ENDED = frozenset({"Succeeded", "Failed"})
@@ -24,6 +25,12 @@ class Placement(Protocol):
     def runs_on(self, node: str, namespace: str, service_account: str) -> bool:
         """Whether a pod of this service account is on the node and has not ended."""
         ...
+
+
+def node_of(placement: Placement, caller: Caller) -> str:
+    """Where the caller's pod runs; "" if it has not been seen, is gone, or is not on the node that its token says."""
+    node = placement.node_of(caller.namespace, caller.pod, caller.pod_uid)
+    return node if caller.node in ("", node) else ""
 
 
 class _Account(NamedTuple):

@@ -30,6 +30,7 @@ class KeptCertificates:
     def __init__(self, directory: Path, now_s: float) -> None:
         """Raises StateError if the directory can't be used."""
         self._directory = directory
+        self._passed_on = False
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             directory.chmod(0o700)
@@ -53,6 +54,10 @@ class KeptCertificates:
         found = self._kept.pop(identity, None)
         return found if found is not None and found.not_after > now_s else None
 
+    def pass_on(self, passed_on: bool = True) -> None:
+        """Another agent keeps them from now on: what this one still has made and dropped is its own."""
+        self._passed_on = passed_on
+
     def keep_roots(self, roots: bytes) -> None:
         """The roots as they are now."""
         self._write(_ROOTS, roots)
@@ -64,6 +69,8 @@ class KeptCertificates:
     def drop(self, identity: str) -> None:
         """Nobody uses it any more."""
         self._kept.pop(identity, None)
+        if self._passed_on:
+            return
         (self._directory / _file_name(identity)).unlink(missing_ok=True)
 
     def drop_rest(self) -> None:
@@ -82,6 +89,8 @@ class KeptCertificates:
         path.unlink(missing_ok=True)
 
     def _write(self, name: str, content: bytes) -> None:
+        if self._passed_on:
+            return
         # No fsync: after a crash of the machine nothing of this is needed.
         beside = self._directory / f".{name}"
         try:

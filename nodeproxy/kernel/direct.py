@@ -91,12 +91,28 @@ class DirectTable:
     def __init__(self, maps: Mapping[str, Map]) -> None:
         self._maps = maps
         self.left_out = 0
+        self.held = False  # whether this agent is the one whose word counts: else it reads, and writes nothing
         self._ended = Ring(maps["ended"], abi.DIRECT_ENDED)
         self._left_in_place = 0
         self._lock = threading.Lock()
+        self._publishing = threading.Lock()
         self._closings = 0
-        value = maps["direct_state"].get(_ZERO) or bytes(abi.DIRECT_STATE.size)
-        self._epoch, self._valid_until_ns = abi.DIRECT_STATE.unpack(value)
+        self._epoch = self._valid_until_ns = 0
+
+    def hold(self) -> None:
+        """From now on this agent's word counts; what the one before has opened stays open."""
+        value = self._maps["direct_state"].get(_ZERO) or bytes(abi.DIRECT_STATE.size)
+        with self._lock:
+            self._epoch, self._valid_until_ns = abi.DIRECT_STATE.unpack(value)
+            self.held = True
+
+    def let_go(self) -> None:
+        """Another agent goes on with what is open.  Returns when `publish` writes no more, which may take long."""
+        with self._lock:
+            self.held = False
+            self._closings += 1
+        with self._publishing:
+            return
 
     def unmap(self) -> None:
         """Give the memory back; the kernel goes on by what was published until the lease ends."""
@@ -108,6 +124,8 @@ class DirectTable:
         return self._epoch if time.monotonic_ns() < self._valid_until_ns else 0
 
     def _set(self, epoch: int) -> None:
+        if not self.held:
+            return
         self._epoch, self._valid_until_ns = epoch, time.monotonic_ns() + LEASE_NS if epoch else 0
         self._maps["direct_state"].put(_ZERO, abi.DIRECT_STATE.pack(self._epoch, self._valid_until_ns))
 
@@ -132,16 +150,19 @@ class DirectTable:
 
         What does not fit is left out, and so goes through the proxy; `left_out` says how much that was.
         """
-        # Unique while the machine is up, so that no entry of an agent before, left behind half-way, can have it.
-        epoch = time.monotonic_ns()
-        left_out = self._write_services(epoch, services) + self._write_verdicts(epoch, verdicts)
-        with self._lock:
-            if closing != self._closings:
+        with self._publishing:
+            if not self.held:
                 return False
-            self._set(epoch)
-        self.left_out = left_out
-        self._remove_others(epoch)
-        return True
+            # Unique while the machine is up, so that no entry of an agent before, left behind half-way, can have it.
+            epoch = time.monotonic_ns()
+            left_out = self._write_services(epoch, services) + self._write_verdicts(epoch, verdicts)
+            with self._lock:
+                if closing != self._closings:
+                    return False
+                self._set(epoch)
+            self.left_out = left_out
+            self._remove_others(epoch)
+            return True
 
     def _write_verdicts(self, epoch: int, verdicts: Iterable[Verdict]) -> int:
         """A pair's own entry only when those of its ports are there: without them it would let through what they forbid."""
@@ -203,6 +224,8 @@ class DirectTable:
 
     def take_ended(self) -> list[DirectFlow]:
         """Those that ended since the last call, oldest first.  Each is told once, also over a restart of the agent."""
+        if not self.held:
+            return []
         found = [DirectFlow._make(fields) for fields in self._ended.take()]
         left = self._maps["direct_counts"].per_cpu_sum(DirectCount.LEFT)
         if left != self._left_in_place:

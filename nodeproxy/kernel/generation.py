@@ -28,9 +28,9 @@ _CARRIED_OVER = ("enrolled", "pods_by_address", "direct")
 class Generation:
     """The open programs and maps of a generation.  carried: the direct connections that came from one of another layout."""
 
-    def __init__(self, directory: Path, carried: frozenset[bytes] = frozenset()) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.carried = carried
+        self.carried: frozenset[bytes] = frozenset()
         self.maps = {name: Map.open(directory / "maps" / name) for name in abi.MAPS}
         self.programs = {program.name: bpf.obj_get(directory / "programs" / program.name) for program in PROGRAMS}
         self.program_ids = {name: bpf.program_id(descriptor) for name, descriptor in self.programs.items()}
@@ -51,24 +51,61 @@ def wanted_name() -> str:
 
 def open_or_load(pins: Pins) -> tuple[Generation, bool]:
     """The wanted generation, and whether it was there already.  The caller holds the instance's lock."""
-    remove_tree(pins.loading)
+    remove_tree(pins.succeeding)
+    generation, found = _find_or_load(pins, pins.loading)
+    settle(pins, generation)
+    return generation, found
+
+
+def prepare(pins: Pins) -> tuple[Generation, bool]:
+    """The same for an agent that is about to take over from the one that holds the lock, which lets in one at a time.
+
+    One that had to be loaded is used by nothing until `settle`.
+    """
+    return _find_or_load(pins, pins.succeeding)
+
+
+def _find_or_load(pins: Pins, loading: Path) -> tuple[Generation, bool]:
+    remove_tree(loading)
     whole = pins.generation(wanted_name())
     if whole.is_dir():
         return Generation(whole), True
-    older = max(pins.generations(), key=lambda path: path.stat().st_mtime, default=None)
+    older = _newest(pins)
     try:
-        pins.loading.mkdir()
-        shares_maps = older is not None and older.name.startswith(map_digest())
-        if older is not None and shares_maps:
-            _share_maps(older, pins.loading)
-        _run_loader(pins.loading)
-        carried = frozenset() if older is None or shares_maps else _carry_over(older, pins.loading)
-        pins.loading.rename(whole)
+        loading.mkdir()
+        if older is not None and _shares_maps(older):
+            _share_maps(older, loading)
+        _run_loader(loading)
+        return Generation(loading), False
+    except BaseException as error:
+        remove_tree(loading)
+        if isinstance(error, OSError):
+            raise KernelError(f"pinning under {pins.directory}: {error.strerror}", error.errno or 0) from error
+        raise
+
+
+def settle(pins: Pins, generation: Generation) -> None:
+    """Give a generation that was loaded its name, with all that the one before knows.  The caller holds the instance's lock."""
+    if generation.directory not in (pins.loading, pins.succeeding):
+        return
+    older, whole = _newest(pins), pins.generation(wanted_name())
+    try:
+        if older is not None and not _shares_maps(older):
+            generation.carried = _carry_over(older, generation.directory)
+        generation.directory.rename(whole)
     except OSError as error:
         raise KernelError(f"pinning under {pins.directory}: {error.strerror}", error.errno or 0) from error
     finally:
-        remove_tree(pins.loading)
-    return Generation(whole, carried), False
+        remove_tree(generation.directory)
+    generation.directory = whole
+
+
+def _newest(pins: Pins) -> Path | None:
+    return max(pins.generations(), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _shares_maps(older: Path) -> bool:
+    return older.name.startswith(map_digest())
 
 
 def _share_maps(older: Path, younger: Path) -> None:

@@ -4,6 +4,7 @@
         links/connect4 …            the attached programs; links/pod-COOKIE for each enrolled pod
         MAPDIGEST-DIGEST/           a generation: maps/ and programs/
         loading/                    a generation that is not whole; nothing uses it
+        succeeding/                 the same, made by an agent that is about to take over while another one holds the instance
 
 A generation gets its name by one rename when it is whole, so whoever is killed leaves either all of it or something to
 throw away.  One process at a time holds an instance, by a lock on its directory that ends with the process.
@@ -35,6 +36,7 @@ class Pins:
         self.directory = ROOT / instance
         self.links = self.directory / "links"
         self.loading = self.directory / "loading"
+        self.succeeding = self.directory / "succeeding"
 
     def lock(self) -> int:
         """Make the directory and take its lock; the descriptor that holds it."""

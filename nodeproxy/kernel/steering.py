@@ -17,7 +17,7 @@ from nodeproxy.errors import ConfigError, EnrolmentError, KernelError
 from nodeproxy.kernel import abi, bpf
 from nodeproxy.kernel.abi import Drop, Role
 from nodeproxy.kernel.direct import DirectTable
-from nodeproxy.kernel.generation import Generation, forget_ended, open_or_load
+from nodeproxy.kernel.generation import Generation, forget_ended, open_or_load, prepare, settle
 from nodeproxy.kernel.pins import Pins, remove_tree
 from nodeproxy.kernel.programs import CGROUP_PROGRAMS, SK_LOOKUP, Program
 
@@ -34,21 +34,23 @@ class PodSteering:
 
 
 class Steering:
-    """The eBPF side of one instance.  `adopted`: it was pinned before, nothing had to be loaded."""
+    """The eBPF side of one instance.  `adopted`: it was pinned before, nothing had to be loaded.
+
+    One agent holds an instance.  Another may `prepare` beside it, and `take` it when it gets the lock: then pods are enrolled one
+    by one, whereby their listeners take the place of those before, and `attach` switches the programs, if they are others.
+    """
 
     def __init__(self, pins: Pins, lock: int, generation: Generation, adopted: bool) -> None:
         self.adopted = adopted
         self._pins = pins
         self._lock = lock
+        self._waiting: dict[int, PodSteering] | None = None  # pods to attach with the programs; None: they are attached
         self._generation = generation
         self._maps = generation.maps
         self.original_destination_fd = self._maps["original_destination"].fd
         self.direct = DirectTable(self._maps)
         # netns cookie → keys of the map: a look through the map itself would make each enrolment cost what all pods have.
         self._addresses: dict[int, set[bytes]] = {}
-        for key in self._maps["pods_by_address"].all_keys():
-            if (value := self._maps["pods_by_address"].get(key)) is not None:
-                self._addresses.setdefault(abi.OWNER.unpack(value)[0], set()).add(key)
 
     @classmethod
     def open(cls, instance: str, cgroup_root: Path, *, own_cgroup_id: int, workers: int) -> Steering:
@@ -63,26 +65,68 @@ class Steering:
         try:
             generation, adopted = open_or_load(pins)
             steering = cls(pins, lock, generation, adopted)
-            steering._maps["config"].put(_ZERO, abi.CONFIG.pack(own_cgroup_id, workers, 0))
-            steering._attach_pods()
-            steering._attach_cgroup(cgroup_root)
-            for old in pins.generations():
-                if old != generation.directory:
-                    forget_ended(old, generation)
-                    remove_tree(old)
+            steering.take(lock, own_cgroup_id=own_cgroup_id, workers=workers)
+            steering.attach(cgroup_root)
+            steering.forget_others()
         except BaseException:
             os.close(lock)
             raise
         return steering
+
+    @classmethod
+    def prepare(cls, instance: str) -> Steering:
+        """Load what is not there while another agent holds the instance.  Nothing is steered by it before `take`."""
+        pins = Pins(instance)
+        return cls(pins, -1, *prepare(pins))
+
+    def take(self, lock: int, *, own_cgroup_id: int, workers: int) -> None:
+        """Hold the instance, or hold it again.  lock: its lock, the steering's from now on.  `attach` must follow."""
+        self._lock = lock
+        settle(self._pins, self._generation)
+        self._maps["config"].put(_ZERO, abi.CONFIG.pack(own_cgroup_id, workers, 0))
+        self._addresses.clear()
+        for key in self._maps["pods_by_address"].all_keys():
+            if (value := self._maps["pods_by_address"].get(key)) is not None:
+                self._addresses.setdefault(abi.OWNER.unpack(value)[0], set()).add(key)
+        self.direct.hold()
+        self._waiting = {}
+
+    def attach(self, cgroup_root: Path) -> None:
+        """Switch to these programs whatever is attached, with the pods that were enrolled since `take`."""
+        self._attach_pods()
+        self._attach_cgroup(cgroup_root)
+        waiting, self._waiting = self._waiting or {}, None
+        for pod in waiting.values():
+            self._attach_pod(pod)
+
+    def forget_others(self) -> None:
+        """Unpin what other versions left: nobody uses it any more."""
+        for old in self._pins.generations():
+            if old != self._generation.directory:
+                forget_ended(old, self._generation)
+                remove_tree(old)
+
+    def take_lock(self) -> int:
+        """The instance's lock, of an agent that is no more.  Raises KernelError if another one has it."""
+        return self._pins.lock()
+
+    @property
+    def lock(self) -> int:
+        """The descriptor that holds the instance, -1: it is another agent's."""
+        return self._lock
+
+    def let_go(self) -> None:
+        """The instance is another agent's, to whom the lock was passed."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def close(self) -> None:
         """Release the instance; steering stays as it is."""
         self.direct.unmap()
         self._generation.close()
         self.original_destination_fd = -1
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self.let_go()
 
     # ── attaching ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -142,8 +186,6 @@ class Steering:
 
         Its listeners should be set already, or its connections are refused until they are.  Without an address it can't connect.
         """
-        four = [address for address in pod.addresses if ":" not in address]
-        six = [address for address in pod.addresses if ":" in address]
         self._refuse_strangers(pod)
         owners = self._maps["pods_by_address"]
         for address in pod.addresses:
@@ -159,6 +201,14 @@ class Steering:
         for key in self._addresses.get(pod.netns_cookie, set()) - {abi.pack_ip(address) for address in pod.addresses}:
             self._forget_address(key)
             self._addresses[pod.netns_cookie].discard(key)
+        if self._waiting is None:
+            self._attach_pod(pod)
+        else:
+            self._waiting[pod.netns_cookie] = pod
+
+    def _attach_pod(self, pod: PodSteering) -> None:
+        four = [address for address in pod.addresses if ":" not in address]
+        six = [address for address in pod.addresses if ":" in address]
         self._attach(SK_LOOKUP, self._pins.pod_link(pod.netns_cookie), pod.netns_fd, os.fstat(pod.netns_fd).st_ino)
         families = (abi.FAMILY_V4 if four else 0) | (abi.FAMILY_V6 if six else 0)
         value = abi.POD.pack(
@@ -170,6 +220,8 @@ class Steering:
 
     def leave(self, netns_cookie: int) -> None:
         """Steer the pod no longer; new connections are plain.  Nothing happens if it is not enrolled."""
+        if self._waiting is not None:
+            self._waiting.pop(netns_cookie, None)
         self._maps["enrolled"].delete(struct.pack("=Q", netns_cookie))
         path = self._pins.pod_link(netns_cookie)
         if path.exists():
@@ -188,7 +240,15 @@ class Steering:
             attached = bpf.attached_programs(pod.netns_fd, SK_LOOKUP.attach_type)
         except KernelError as error:
             raise EnrolmentError(f"the pod's network namespace cannot be used: {error}") from error
-        strangers = [number for number in attached if number != self._generation.program_ids[SK_LOOKUP.name]]
+        ours = {self._generation.program_ids[SK_LOOKUP.name]}
+        path = self._pins.pod_link(pod.netns_cookie)
+        if self._waiting is not None and path.exists():  # of the agent before, until `attach`
+            link = bpf.obj_get(path)
+            try:
+                ours.add(bpf.link_info(link).program_id)
+            finally:
+                os.close(link)
+        strangers = [number for number in attached if number not in ours]
         if strangers:
             raise EnrolmentError(
                 f"the pod is steered by somebody else already (sk_lookup program {strangers[0]}, `bpftool prog show id "

@@ -25,7 +25,7 @@ from typing import Any, Final, Self
 
 from nodeproxy.errors import ConfigError, KernelError
 from nodeproxy.lab.capture import Capture
-from nodeproxy.linux.iproute import IPRoute
+from nodeproxy.lab.iproute import IPRoute
 from nodeproxy.linux.netns import inside, open_netns
 
 _RUN_NETNS: Final = Path("/run/netns")
@@ -59,7 +59,7 @@ class Host:
         self.address4 = ""
         self.address6 = ""
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._make()
+        make_netns(netns_name)
         self.netns_fd = open_netns(self.netns_path)
         with inside(self.netns_fd):
             self._route = IPRoute()
@@ -67,19 +67,6 @@ class Host:
         # Else link-local addresses are not used for a second or two, and routers cannot ask for neighbours without one.
         for scope in ("all", "default"):
             self.sysctl(f"net/ipv6/conf/{scope}/accept_dad", "0")
-
-    def _make(self) -> None:
-        _RUN_NETNS.mkdir(parents=True, exist_ok=True)
-        path = Path(self.netns_path)
-        remove_netns(self.netns_name)  # one that a killed run left
-        path.touch(mode=0o444)
-        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with inside(home):  # comes back even from a namespace that unshare() made
-                _checked(_libc.unshare(_CLONE_NEWNET), "making a network namespace")
-                _checked(_libc.mount(b"/proc/thread-self/ns/net", os.fsencode(path), None, _MS_BIND, None), f"mounting {path}")
-        finally:
-            os.close(home)
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -276,6 +263,22 @@ class Lab:
 def _route_to_node(host: Host, node: int) -> None:
     host.add_route(f"10.10.{node}.0/24", f"10.10.{_UNDERLAY}.{node + 1}")
     host.add_route(f"fd00:10:{node}::/64", f"fd00:10:{_UNDERLAY}::{node + 1:x}")
+
+
+def make_netns(name: str) -> str:
+    """Make a named network namespace, in place of one that a killed run left; its path."""
+    _RUN_NETNS.mkdir(parents=True, exist_ok=True)
+    path = _RUN_NETNS / name
+    remove_netns(name)
+    path.touch(mode=0o444)
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with inside(home):  # comes back even from a namespace that unshare() made
+            _checked(_libc.unshare(_CLONE_NEWNET), "making a network namespace")
+            _checked(_libc.mount(b"/proc/thread-self/ns/net", os.fsencode(path), None, _MS_BIND, None), f"mounting {path}")
+    finally:
+        os.close(home)
+    return str(path)
 
 
 def remove_netns(name: str) -> None:

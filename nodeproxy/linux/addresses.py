@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from nodeproxy.errors import EnrolmentError
-from nodeproxy.linux.netlink import netlink
-
-_SCOPE_GLOBAL = 0  # RT_SCOPE_UNIVERSE of <linux/rtnetlink.h>
+from nodeproxy.linux.netns import inside
+from nodeproxy.linux.rtnetlink import RouteNetlink
 
 
 def pod_addresses(netns_fd: int) -> tuple[str, ...]:
@@ -15,12 +12,10 @@ def pod_addresses(netns_fd: int) -> tuple[str, ...]:
 
     Loopback and link-local ones are not among them.
     """
-    with netlink(netns_fd, "asking for a pod's addresses") as route:
-        found = [
-            ipaddress.ip_address(message.get("IFA_LOCAL") or message.get("IFA_ADDRESS"))
-            for message in route.get_addr()
-            if message["scope"] == _SCOPE_GLOBAL
-        ]
+    with inside(netns_fd):
+        route = RouteNetlink()
+    with route:
+        found = route.addresses()
     if not found:
         raise EnrolmentError("the pod has no address yet; enrol it when its network is up")
-    return tuple(str(address) for address in sorted(found, key=lambda address: address.version))
+    return tuple(map(str, found))

@@ -11,14 +11,15 @@ Both families; no iptables.  Idempotent, and undone when the pod leaves.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from nodeproxy.errors import KernelError
-from nodeproxy.linux.iproute import NetlinkError
-from nodeproxy.linux.netlink import netlink
+from nodeproxy.linux.netns import inside
 from nodeproxy.linux.pod_socket import MARK_LAST_LEG
+from nodeproxy.linux.rtnetlink import RouteNetlink
 
 TABLE: Final = 100
 # After `local` (0), whose routes say what the pod's own addresses are, and before `main` (32766).
@@ -37,44 +38,37 @@ _SETTINGS: Final = (
 _PRESENT: Final = frozenset({errno.EEXIST})
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ESRCH})
 _NO_IPV6: Final = frozenset({errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EACCES})
-_FAMILIES: Final = ((socket.AF_INET, "0.0.0.0/0"), (socket.AF_INET6, "::/0"))
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 
 def enable_last_leg(netns_fd: int) -> None:
     """Set all of it; what is set already stays."""
-    with netlink(netns_fd, "routing a pod's last leg") as route:
+    with inside(netns_fd):
         for name, value, _ in _SETTINGS:
             _write(name, value)
-        for family, everything in _FAMILIES:
-            _ask(_PRESENT, route.route, "add", _route(family, everything))
-            _ask(_PRESENT, route.rule, "add", _rule(family))
+        with RouteNetlink() as route:
+            for family in _FAMILIES:
+                _expect("routing a pod's last leg", family, _PRESENT, route.local_route(family, TABLE, _LOOPBACK_INDEX, add=True))
+                rule = route.mark_rule(family, MARK_LAST_LEG, TABLE, _RULE_PRIORITY, add=True)
+                _expect("routing a pod's last leg", family, _PRESENT, rule)
 
 
 def disable_last_leg(netns_fd: int) -> None:
     """Take all of it away; what is not there is no error."""
-    with netlink(netns_fd, "undoing a pod's last leg") as route:
-        for family, everything in _FAMILIES:
-            _ask(_ABSENT, route.rule, "del", _rule(family))
-            _ask(_ABSENT, route.route, "del", _route(family, everything))
+    with inside(netns_fd):
+        with RouteNetlink() as route:
+            for family in _FAMILIES:
+                rule = route.mark_rule(family, MARK_LAST_LEG, TABLE, _RULE_PRIORITY, add=False)
+                _expect("undoing a pod's last leg", family, _ABSENT, rule)
+                _expect("undoing a pod's last leg", family, _ABSENT, route.local_route(family, TABLE, _LOOPBACK_INDEX, add=False))
         for name, _, value in _SETTINGS:
             _write(name, value)
 
 
-def _route(family: int, everything: str) -> dict[str, Any]:
-    return {"family": family, "type": "local", "dst": everything, "oif": _LOOPBACK_INDEX, "table": TABLE, "scope": "host"}
-
-
-def _rule(family: int) -> dict[str, Any]:
-    return {"family": family, "fwmark": MARK_LAST_LEG, "table": TABLE, "priority": _RULE_PRIORITY}
-
-
-def _ask(done: frozenset[int], call: Any, command: str, arguments: dict[str, Any]) -> None:
-    """Change something; `done` are the errors that say it is so already.  A pod without IPv6 needs nothing of it."""
-    try:
-        call(command, **arguments)
-    except NetlinkError as error:
-        if error.code not in done and not (arguments["family"] == socket.AF_INET6 and error.code in _NO_IPV6):
-            raise
+def _expect(what: str, family: int, done: frozenset[int], number: int) -> None:
+    """`done` are the errors that say it is so already.  A pod without IPv6 needs nothing of it."""
+    if number and number not in done and not (family == socket.AF_INET6 and number in _NO_IPV6):
+        raise KernelError(f"{what}: {os.strerror(number)}", number)
 
 
 def _write(name: str, value: str) -> None:

@@ -10,11 +10,12 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from nodeproxy.errors import KernelError
 from nodeproxy.linux.netns import inside
+from nodeproxy.policy.address import canonical_ip
 
 _NETLINK_SOCK_DIAG: Final = 4  # <linux/netlink.h>
 _SOCK_DIAG_BY_FAMILY: Final = 20  # <linux/sock_diag.h>
@@ -22,7 +23,10 @@ _SOCK_DESTROY: Final = 21
 _NLMSG_ERROR: Final = 2
 _NLM_F_REQUEST: Final = 1
 _NLM_F_ACK: Final = 4
+_NLMSG_DONE: Final = 3
+_NLM_F_DUMP: Final = 0x300
 _INET_DIAG_INFO: Final = 2  # <linux/inet_diag.h>
+_INET_DIAG_CGROUP_ID: Final = 21
 _SO_COOKIE: Final = 57  # <asm-generic/socket.h>
 _ANY_COOKIE: Final = 0xFFFF_FFFF_FFFF_FFFF  # INET_DIAG_NOCOOKIE
 _ALL_STATES: Final = 0xFFFF_FFFF
@@ -37,6 +41,8 @@ _ATTRIBUTE: Final = struct.Struct("=HH")  # struct rtattr: length, type
 # struct tcp_info: tcpi_bytes_acked, tcpi_bytes_received
 _BYTES_AT: Final = 120
 _BYTES: Final = struct.Struct("=QQ")
+# ESTABLISHED, SYN_SENT, FIN_WAIT1 and CLOSE_WAIT: what may carry payload, or will
+_LIVE: Final = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 8
 _TCP_SYN_RECV: Final = 3  # <net/tcp_states.h>
 _TCP_FIN_WAIT2: Final = 5  # our FIN was acknowledged
 _TCP_LISTEN: Final = 10
@@ -57,6 +63,23 @@ class TcpBytes(NamedTuple):
 
     sent: int
     received: int
+
+
+class LiveSocket(NamedTuple):
+    """One end of a live TCP connection.  cgroup_id: of whoever made it (version 2), 0 if the kernel does not say."""
+
+    socket: TcpSocket
+    cgroup_id: int
+
+
+def live(netns_fd: int) -> list[LiveSocket]:
+    """All ends of TCP connections in a network namespace that carry something, or are being made."""
+    found = []
+    with _netlink(netns_fd) as netlink:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _LIVE, b"", b"", b"", b"", 0, 0)
+            found += [_live(family, answer) for answer in _dump(netlink, request)]
+    return found
 
 
 def destroy(netns_fd: int, connection: TcpSocket) -> bool:
@@ -128,6 +151,35 @@ def _ask(netlink: socket.socket, kind: int, body: bytes) -> tuple[int, bytes]:
     if answered == _NLMSG_ERROR:
         return -struct.unpack_from("=i", data, _HEADER.size)[0], b""
     return 0, data[_HEADER.size : length]
+
+
+def _dump(netlink: socket.socket, body: bytes) -> Iterator[bytes]:
+    netlink.send(_HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, 0, 0) + body)
+    while True:
+        data = netlink.recv(65536)
+        at = 0
+        while at + _HEADER.size <= len(data):
+            length, kind, _, _, _ = _HEADER.unpack_from(data, at)
+            if kind == _NLMSG_ERROR:
+                number = -struct.unpack_from("=i", data, at + _HEADER.size)[0]
+                raise KernelError(f"asking about connections: {os.strerror(number)}", number)
+            if kind == _NLMSG_DONE:
+                return
+            yield data[at + _HEADER.size : at + length]
+            at += (length + 3) & ~3
+
+
+def _live(family: int, answer: bytes) -> LiveSocket:
+    _, _, _, _, port, remote_port, address, remote, _, cookie, *_ = _MESSAGE.unpack_from(answer)
+    cgroup_id = _attribute(answer, _INET_DIAG_CGROUP_ID)
+    ends = [(_text(family, raw), int.from_bytes(number, "big")) for raw, number in ((address, port), (remote, remote_port))]
+    return LiveSocket(TcpSocket(ends[0], ends[1], cookie), struct.unpack("=Q", cgroup_id)[0] if cgroup_id else 0)
+
+
+def _text(family: int, raw: bytes) -> str:
+    if family == socket.AF_INET:
+        return socket.inet_ntop(socket.AF_INET, raw[:4])
+    return canonical_ip(socket.inet_ntop(socket.AF_INET6, raw))
 
 
 class _Answer(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from nodeproxy.model.node_pod import MeshNamespace, NodePod
 from nodeproxy.model.policy import Policy
 from nodeproxy.model.workload import Service, Workload
 
@@ -22,6 +23,12 @@ class Delta(msgspec.Struct, frozen=True):
     absent: tuple[str, ...] = ()
     present: tuple[str, ...] = ()
     forgotten: tuple[str, ...] = ()
+    # Of a cluster's translation alone: what each node is told of its own pods ((node, pod); (node, "namespace/name")), and every
+    # node of namespaces.
+    node_pods: tuple[tuple[str, NodePod], ...] = ()
+    removed_node_pods: tuple[tuple[str, str], ...] = ()
+    mesh_namespaces: tuple[MeshNamespace, ...] = ()
+    removed_mesh_namespaces: tuple[str, ...] = ()
 
 
 class Everything(msgspec.Struct, frozen=True):
@@ -33,7 +40,11 @@ class Everything(msgspec.Struct, frozen=True):
 
 
 class PodSpec(msgspec.Struct, frozen=True):
-    """A pod of this node that belongs in the mesh.  netns: path of its network namespace."""
+    """A pod of this node that belongs in the mesh.
+
+    netns: path of its network namespace.  inode: of the namespace that is meant; 0: whichever is there.
+    """
 
     uid: str
     netns: str
+    inode: int = 0

@@ -15,6 +15,9 @@ from nodeproxy.model.connection import Connection
 MAX_MESSAGE_BYTES = 106_496
 MAX_DESCRIPTORS = 8
 CONNECTIONS_A_PAGE = 50
+# Listeners that others have taken the place of in the kernel's map: so long may the handshake of a connection take that the
+# kernel had given to them (its SYN-ACK is sent again after a second, and after two more).
+LISTENERS_LINGER_S = 3.5
 # Names of at most 511 bytes (the store's limit of a key) in a message.
 NAMES_A_MESSAGE = 128
 
@@ -65,7 +68,10 @@ ZygoteReply = Forked | Exited
 
 
 class PodAdded(msgspec.Struct, frozen=True, tag=True):
-    """Serve this pod.  cookie: of its network namespace.  Descriptors: that, then its outbound, HBONE and plaintext listeners."""
+    """Serve this pod.  cookie: of its network namespace.  Descriptors: that, then its outbound, HBONE and plaintext listeners.
+
+    A pod that the worker has already, in that namespace, gets these listeners in place of those that it had.
+    """
 
     uid: str
     cookie: int
@@ -123,9 +129,14 @@ class ConnectionsWanted(msgspec.Struct, frozen=True, tag=True):
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True):
-    """Close the listeners, say GOAWAY, end when the last connection has ended or `grace_s` is over."""
+    """Close the listeners, say GOAWAY, end when the last connection has ended or `grace_s` is over.
+
+    linger_s: not 0 where another agent's listeners have taken the place of these: what had reached these by then is served as
+    before, for so long, and none of it is refused.
+    """
 
     grace_s: float
+    linger_s: float = 0.0
 
 
 ToWorker = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 from collections.abc import Callable, Sequence
 
 from aiohttp import web
@@ -9,11 +11,15 @@ from aiohttp import web
 from nodeproxy.errors import ConfigError
 from nodeproxy.settings import Address
 
+_POLL_S = 0.1
+
 
 class Listeners:
-    """Started once, stopped once."""
+    """Started, and stopped."""
 
-    def __init__(self) -> None:
+    def __init__(self, comes: Callable[[], bool] = lambda: False) -> None:
+        """comes: whether an address that somebody has will be free in a moment."""
+        self._comes = comes
         self._runners: list[web.AppRunner] = []
 
     async def serve_ready(self, pending: Callable[[], Sequence[str]], address: Address) -> None:
@@ -38,7 +44,8 @@ class Listeners:
         """As `listen`."""
         runner = await self.runner(application)
         try:
-            await web.TCPSite(runner, *address).start()
+            while not await self._listens(runner, address):
+                await asyncio.sleep(_POLL_S)
         except OSError as exc:
             raise ConfigError(f"--{setting} {address}: {exc.strerror}; give another address, or `off`") from exc
 
@@ -51,5 +58,15 @@ class Listeners:
 
     async def stop(self) -> None:
         """Close every listener."""
-        for runner in self._runners:
+        runners, self._runners = self._runners, []
+        for runner in runners:
             await runner.cleanup()
+
+    async def _listens(self, runner: web.AppRunner, address: Address) -> bool:
+        try:
+            await web.TCPSite(runner, *address).start()
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE or not self._comes():
+                raise
+            return False
+        return True

@@ -17,6 +17,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.registry import Collector
 
 from nodeproxy.identity.schedule import CertificateStatistics
+from nodeproxy.observe.cni_metrics import CniStatistics, cni_families
 from nodeproxy.observe.counters import Totals
 from nodeproxy.observe.labels import LABELS, Labels, Reporter
 from nodeproxy.observe.on_demand_metrics import OnDemandStatistics, on_demand_families
@@ -78,6 +79,7 @@ class Metrics:
         self.direct: Callable[[], DirectStatistics] | None = None
         self.xds: Callable[[], XdsStatistics] | None = None
         self.on_demand: Callable[[], OnDemandStatistics] | None = None
+        self.cni: Callable[[], CniStatistics] | None = None
         self.kernel_drops: Callable[[], Mapping[str, int]] | None = None
         self._totals = totals
         self._build = (component, version)
@@ -105,6 +107,8 @@ class Metrics:
             yield from _direct(self.direct())
         if self.on_demand is not None:
             yield from on_demand_families(self.on_demand())
+        if self.cni is not None:
+            yield from cni_families(self.cni())
         if self.state is not None:
             yield from self._state(self.state())
         if self.xds is not None:

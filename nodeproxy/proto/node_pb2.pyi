@@ -16,11 +16,13 @@ class NodePod(_message.Message):
         POD_LABEL: _ClassVar[NodePod.Membership]
         OPTED_OUT: _ClassVar[NodePod.Membership]
         HOST_NETWORK: _ClassVar[NodePod.Membership]
+        SIDECAR: _ClassVar[NodePod.Membership]
     UNLABELLED: NodePod.Membership
     NAMESPACE_LABEL: NodePod.Membership
     POD_LABEL: NodePod.Membership
     OPTED_OUT: NodePod.Membership
     HOST_NETWORK: NodePod.Membership
+    SIDECAR: NodePod.Membership
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     POD_UID_FIELD_NUMBER: _ClassVar[int]

@@ -41,9 +41,21 @@ class Pod:
 
     cookie: of its network namespace.  connections: how many of its sessions live.
     handshakes: tunnels whose handshake runs, the oldest first.
+    passed_on: another agent's workers have what comes from now on; what is here already is served as before.
     """
 
-    __slots__ = ("addresses", "connections", "cookie", "handshakes", "leaving", "listeners", "netns_fd", "tunnels", "uid")
+    __slots__ = (
+        "addresses",
+        "connections",
+        "cookie",
+        "handshakes",
+        "leaving",
+        "listeners",
+        "netns_fd",
+        "passed_on",
+        "tunnels",
+        "uid",
+    )
 
     def __init__(self, uid: str, cookie: int, addresses: tuple[str, ...], netns_fd: int) -> None:
         self.uid = uid
@@ -54,6 +66,7 @@ class Pod:
         self.connections = 0
         self.handshakes: dict[Tunnel, None] = {}
         self.leaving = False
+        self.passed_on = False
         self.tunnels: dict[Tunnel, None] = {}  # that arrived at this pod
 
     def enter(self) -> None:

@@ -102,6 +102,8 @@ class ServerTunnel(Tunnel):
         """The handshake is no longer one of the pod's."""
         self._pod.handshakes.pop(self, None)
         self._verdicts = Verdicts(self._context, self._uid, self._client_identity, self._peer, self._local)
+        if self._pod.passed_on:
+            self._leaving, self._at_once = True, False
 
     def on_lost(self, refusal: Refusal) -> None:
         """A handshake that failed, or a peer that broke HTTP/2, is a refusal of its own; else streams tell."""

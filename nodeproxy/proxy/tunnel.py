@@ -22,6 +22,7 @@ from nodeproxy.proxy import buffers
 from nodeproxy.proxy.poller import ERR, HUP, IN, OUT, Poller, Timer
 from nodeproxy.proxy.tunnel_stream import TunnelStream
 from nodeproxy.wire.connection import HboneConnection, Role
+from nodeproxy.wire.frames import LARGEST_STREAM_ID
 from nodeproxy.wire.stream import Stream
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -73,6 +74,7 @@ class Tunnel:
         self._heard = False
         self._settled = False  # SETTINGS came
         self._leaving = False  # no new streams: it ends with the last one
+        self._at_once = True
         self._pings_missed = 0
         poller.add(self._fd, self, IN)
         self._timer: Timer = poller.later(HANDSHAKE_TIMEOUT_S, self._handshake_timed_out)
@@ -202,7 +204,7 @@ class Tunnel:
         self._timer = self._poller.later(_PING_INTERVAL_S, self._keep_alive)
         self.on_established()
         if self._leaving:  # it was told so while the handshake ran
-            self.say_goaway()
+            self.say_goaway(self._at_once)
         return not self.closed
 
     def _decrypt(self) -> None:
@@ -374,13 +376,17 @@ class Tunnel:
             )
         )
 
-    def say_goaway(self) -> None:
-        """Ask the peer to open no new stream, and end when the last one has ended."""
-        self._leaving = True
+    def say_goaway(self, at_once: bool = True) -> None:
+        """Ask the peer to open no new stream, and end when the last one has ended.
+
+        Not at_once: streams that it opens before it has read this are served (RFC 9113, section 6.8: "to gracefully shut down a
+        connection SHOULD send an initial GOAWAY frame with the last stream identifier set to 2^31-1").
+        """
+        self._leaving, self._at_once = True, at_once
         if self.established and not self.closed:
-            self.codec.goaway(0)
+            self.codec.goaway(0, None if at_once else LARGEST_STREAM_ID)
             self.mark_dirty()
-            self._poller.later(_LINGER_S, self._shut_if_idle)
+            self._poller.later(_LINGER_S, self._shut_if_idle if at_once else self.say_goaway)
 
     def _shut_if_idle(self) -> None:
         if not self.closed and self.codec.active_streams == 0:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import resource
 import socket
 import traceback
 from collections import deque
+from functools import partial
 
 import msgspec
 
@@ -21,6 +23,7 @@ from nodeproxy.model.channel import Channel
 from nodeproxy.model.connection import Connection, Direction
 from nodeproxy.model.messages import (
     CONNECTIONS_A_PAGE,
+    LISTENERS_LINGER_S,
     MAX_MESSAGE_BYTES,
     NAMES_A_MESSAGE,
     CertificateDropped,
@@ -162,7 +165,7 @@ class Worker:
             case ConnectionsWanted():
                 self._send_connections(message.request)
             case Drain():
-                self._drain(message.grace_s)
+                self._drain(message)
 
     def _send(self, message: msgspec.Struct) -> None:
         self._outbox.append(message)
@@ -190,8 +193,16 @@ class Worker:
 
     def _add_pod(self, message: PodAdded, fds: list[int]) -> None:
         netns_fd, *listener_fds = fds
-        pod = Pod(message.uid, message.cookie, message.addresses, netns_fd)
-        self._context.pods[message.uid] = pod
+        known = self._context.pods.get(message.uid)
+        if known is not None and known.cookie == message.cookie:
+            os.close(netns_fd)
+            pod = known
+            pod.addresses = message.addresses
+            self._poller.later(LISTENERS_LINGER_S, partial(_close_all, pod.listeners))
+            pod.listeners = []
+        else:
+            pod = Pod(message.uid, message.cookie, message.addresses, netns_fd)
+            self._context.pods[message.uid] = pod
         self._outbound.forget()
         accepted = {
             Role.OUTBOUND: self._outbound.accepted,
@@ -305,14 +316,27 @@ class Worker:
 
     # ── the end ──
 
-    def _drain(self, grace_s: float) -> None:
+    def _drain(self, message: Drain) -> None:
+        self._poller.later(message.grace_s, self._grace_is_over)
+        if message.linger_s:
+            for pod in self._context.pods.values():
+                _pass_on(pod)
+            self._poller.later(message.linger_s, self._end_lingering)
+            return
         for pod in self._context.pods.values():
             self._retire(pod)
-        self._poller.later(grace_s, self._grace_is_over)
+        self._leave_when_empty()
+
+    def _end_lingering(self) -> None:
+        """Nothing comes to these listeners any more."""
+        for pod in self._context.pods.values():
+            pod.close_listeners()
+        self._outbound.pool.shut_idle()
         self._leave_when_empty()
 
     def _leave_when_empty(self) -> None:
-        if len(self._context.sessions) == 0:
+        """A client of a tunnel that was passed on may not have asked for its stream yet."""
+        if len(self._context.sessions) == 0 and not any(pod.passed_on and pod.tunnels for pod in self._context.pods.values()):
             self._finish()
         else:
             self._poller.later(0.1, self._leave_when_empty)
@@ -324,6 +348,18 @@ class Worker:
     def _finish(self) -> None:
         self._report(0)
         self._poller.stop()
+
+
+def _pass_on(pod: Pod) -> None:
+    """Its clients' next tunnels are to be another agent's."""
+    pod.passed_on = True
+    for tunnel in list(pod.tunnels):
+        tunnel.say_goaway(at_once=False)
+
+
+def _close_all(listeners: list[Listener]) -> None:
+    for listener in listeners:
+        listener.close()
 
 
 def _log_defect(error: Exception) -> None:

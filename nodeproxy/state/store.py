@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
@@ -153,6 +154,15 @@ class StateWriter:
                 if not key.startswith(head):
                     return
                 yield key[len(head) :].decode(), value
+
+    def copy(self, directory: Path) -> None:
+        """Write all of it to a directory of its own, made anew; nobody writes meanwhile.  Raises StateError."""
+        try:
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(mode=0o700)
+            self._environment.env.copy(str(directory), compact=True)
+        except (OSError, lmdb.Error) as exc:
+            raise StateError(f"can't copy the state to {directory}: {exc}; is the disk full?") from exc
 
     def reader(self) -> StateReader:
         """A reader in this process."""

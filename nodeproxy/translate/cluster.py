@@ -31,11 +31,12 @@ class Holding(Protocol):
 class Home:
     """A namespace, whether or not its resource has been seen, and what lives in it."""
 
-    __slots__ = ("annotations", "hosts", "labels", "pods", "selectable", "selectors", "sources", "templates")
+    __slots__ = ("annotations", "asking", "hosts", "labels", "pods", "selectable", "selectors", "sources", "templates")
 
     def __init__(self) -> None:
         self.labels: dict[str, str] = {}
         self.annotations: dict[str, str] = {}
+        self.asking = 0  # templates whose pods belong into the mesh by their own label
         self.pods: dict[str, Pod] = {}
         self.templates: dict[object, Template] = {}
         self.hosts: set[Host] = set()
@@ -65,6 +66,7 @@ class Cluster:
         self.stale_pods: dict[Pod, None] = {}
         self.stale_sources: dict[Source, None] = {}
         self.stale_hosts: dict[str, None] = {}
+        self.stale_namespaces: dict[str, None] = {}
         # By key of a gateway: what names it.
         self._users: dict[str, set[Template | Source | Host | str]] = {}
 

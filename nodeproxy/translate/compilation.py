@@ -14,11 +14,9 @@ from nodeproxy.translate import objects
 from nodeproxy.translate.foreign import foreign, note_unknown_fields
 from nodeproxy.translate.manifests import Manifest
 from nodeproxy.translate.notes import Note, Notes
-from nodeproxy.translate.pods import addresses_of
+from nodeproxy.translate.pods import addresses_of, has_ended
 from nodeproxy.translate.settings import MeshSettings
 from nodeproxy.translate.translator import Translator
-
-_ENDED = ("Succeeded", "Failed")
 
 
 class Finding(msgspec.Struct, frozen=True, order=True):
@@ -85,7 +83,7 @@ def compile_manifests(manifests: Iterable[Manifest], settings: MeshSettings) -> 
 def _note_missing(resource: objects.Resource | None, notes: Notes) -> None:
     """What a cluster would have filled in."""
     if isinstance(resource, objects.Pod):
-        if resource.status.phase not in _ENDED and not addresses_of(resource):
+        if not has_ended(resource) and not addresses_of(resource):
             notes.add("status.podIPs", "has no address that can be read", "no workload is made of it: nobody can reach it yet")
         elif not any(condition.type == "Ready" for condition in resource.status.conditions):
             notes.add("status.conditions", "does not say whether it is Ready", "it is unhealthy, and services do not use it")

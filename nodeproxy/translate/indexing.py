@@ -15,7 +15,7 @@ from nodeproxy.model.workload import Locality
 from nodeproxy.translate import names, objects
 from nodeproxy.translate.cluster import Cluster
 from nodeproxy.translate.hosts import Host
-from nodeproxy.translate.pods import Pod, Shape, Template, addresses_of, is_healthy, shape_of
+from nodeproxy.translate.pods import Pod, Shape, Template, addresses_of, has_ended, is_healthy, kubelet_uid, shape_of
 from nodeproxy.translate.services import hosts_of_entry, hosts_of_service
 from nodeproxy.translate.slices import EndpointSlice
 from nodeproxy.translate.source import Source
@@ -26,11 +26,15 @@ _NAMESPACE_ANNOTATIONS = (names.TRAFFIC_DISTRIBUTION, names.CANARY_WEIGHT)
 
 
 class Indexer:
-    """Puts resources into a cluster.  gone: is called with the uids of workloads that were told of and are no more."""
+    """Puts resources into a cluster.
 
-    def __init__(self, cluster: Cluster, gone: Callable[[Iterable[str]], None]) -> None:
+    gone: is called with the uids of workloads that were told of and are no more.  left: with pods that are no more.
+    """
+
+    def __init__(self, cluster: Cluster, gone: Callable[[Iterable[str]], None], left: Callable[[Pod], None]) -> None:
         self._cluster = cluster
         self._gone = gone
+        self._left = left
         self._hosts: dict[tuple[str, str], list[Host]] = {}
         self._sources: dict[tuple[str, str], Source] = {}
         self._gateways: dict[str, str] = {}  # by key of a service: the gateway that it is
@@ -50,21 +54,21 @@ class Indexer:
 
     def _pod(self, key: str, resource: objects.Pod | None) -> None:
         namespace, _, name = key.partition("/")
-        addresses = () if resource is None else addresses_of(resource)
-        if resource is None or not addresses:
+        if resource is None or has_ended(resource):
             self._drop_pod(namespace, name)
             return
         cluster = self._cluster
+        addresses = addresses_of(resource)
         pods = cluster.home(namespace).pods
         template = self._template(namespace, shape_of(resource))
         node, healthy = sys.intern(resource.spec.node_name), is_healthy(resource)
-        marker = hash(resource.metadata.uid)
+        marker, uid = hash(resource.metadata.uid), kubelet_uid(resource.metadata)
         pod = pods.get(name)
         if pod is None:
-            pod = pods[name] = Pod(name, template, addresses, node, healthy, marker)
+            pod = pods[name] = Pod(name, template, addresses, node, healthy, marker, uid)
             template.pods[name] = None
             cluster.nodes.setdefault(node, {})[pod] = None
-        elif (pod.template, pod.addresses, pod.node, pod.healthy, pod.marker) == (template, addresses, node, healthy, marker):
+        elif pod.says() == (template, addresses, node, healthy, marker, uid):
             return
         else:
             if pod.template is not template:
@@ -73,7 +77,8 @@ class Indexer:
             if pod.node != node:
                 self._leave_node(pod)
                 cluster.nodes.setdefault(node, {})[pod] = None
-            pod.template, pod.addresses, pod.node, pod.healthy, pod.marker = template, addresses, node, healthy, marker
+            pod.template, pod.addresses, pod.node = template, addresses, node
+            pod.healthy, pod.marker, pod.pod_uid = healthy, marker, uid
         cluster.stale_pods[pod] = None
 
     def _template(self, namespace: str, shape: Shape) -> Template:
@@ -83,6 +88,9 @@ class Indexer:
         if template is None:
             template = home.templates[shape] = Template(namespace, shape)
             home.selectable.add(template.labels, template)
+            if template.asks:
+                home.asking += 1
+                cluster.stale_namespaces[namespace] = None
             cluster.add_user(template, references(template.labels, namespace))
             cluster.touch(template)
         return template
@@ -97,6 +105,7 @@ class Indexer:
             cluster.stale_pods.pop(pod, None)
             if pod.digest:
                 self._gone((pod.uid(cluster.settings.cluster_id),))
+            self._left(pod)
             cluster.forget(namespace)
 
     def _leave_template(self, pod: Pod) -> None:
@@ -106,6 +115,9 @@ class Indexer:
             home = cluster.homes[template.namespace]
             del home.templates[template.shape]
             home.selectable.discard(template.labels, template)
+            if template.asks:
+                home.asking -= 1
+                cluster.stale_namespaces[template.namespace] = None
             cluster.discard_user(template, references(template.labels, template.namespace))
             cluster.stale_templates.pop(template, None)
 
@@ -128,6 +140,8 @@ class Indexer:
         annotations = {name: metadata.annotations[name] for name in _NAMESPACE_ANNOTATIONS if name in metadata.annotations}
         home = cluster.home(key)
         if (metadata.labels, annotations) != (home.labels, home.annotations):
+            if metadata.labels.get(names.DATAPLANE_MODE) != home.labels.get(names.DATAPLANE_MODE):
+                cluster.stale_namespaces[key] = None
             cluster.discard_user(key, references(home.labels, key))
             home.labels, home.annotations = metadata.labels, annotations
             cluster.add_user(key, references(home.labels, key))

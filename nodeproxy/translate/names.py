@@ -43,5 +43,7 @@ REDIRECTION = "ambient.istio.io/redirection"  # "enabled": a CNI plug-in has put
 SIDECAR_STATUS = "sidecar.istio.io/status"  # this pod has a sidecar, which is another way to be in a mesh
 INBOUND_BINDING = "ambient.istio.io/waypoint-inbound-binding"  # of gateways: PROTOCOL or PROTOCOL/PORT
 TRAFFIC_DISTRIBUTION = "networking.istio.io/traffic-distribution"  # of services and namespaces
+CONFIG_HASH = "kubernetes.io/config.hash"  # of a static pod: what the kubelet calls it
+CONFIG_MIRROR = "kubernetes.io/config.mirror"  # of what stands for a static pod in the API server: the same
 CANARY_WEIGHT = "istio.io/use-waypoint-canary-weight"  # percent
 REGISTRATION_GROUP = "istio.io/autoRegistrationGroup"  # of a WorkloadEntry: the name of its kind of machine

@@ -3,7 +3,8 @@
 A hundred thousand pods have some ten thousand templates (ReplicaSets, mostly): labels, service account, ports and whatever
 follows from them belong to the template, and a pod is its name, addresses, node and health.
 
-Invariant: a pod here is a workload: it has addresses and has not ended.  Knows nothing of what else is in the cluster.
+Invariant: a pod here has not ended.  It is a workload once it has addresses, and its node is told of it as soon as it has one.
+Knows nothing of what else is in the cluster.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 
 import msgspec
 
+from nodeproxy.model.node_pod import Membership
 from nodeproxy.model.workload import ApplicationTunnel, Gateway, Protocol
 from nodeproxy.policy.address import canonical_ip
 from nodeproxy.translate import names, objects
@@ -20,6 +22,8 @@ from nodeproxy.translate import names, objects
 # A CronJob's Jobs are named after the minute (Kubernetes) or second that they are for.
 _CRON_JOB = re.compile(r"(.+)-\d{8,10}")
 _ENDED = frozenset({"Succeeded", "Failed"})
+# What the kubelet hashes a static pod to (k8s.io/kubernetes/pkg/kubelet/config/common.go), of 128 bits since ever.
+_STATIC_UID = re.compile(r"[0-9a-f]{32}")
 _TYPES = {"Deployment": "deployment", "CronJob": "cronjob", "Job": "job"}
 
 
@@ -43,6 +47,7 @@ class Shape(msgspec.Struct, frozen=True, gc=False):
 class Derived(msgspec.Struct, frozen=True, gc=False):
     """What follows from a template and the rest of the cluster, the same for all of its pods."""
 
+    membership: Membership = Membership.UNLABELLED
     protocol: Protocol = Protocol.TCP
     native_tunnel: bool = False
     waypoint: Gateway | None = None
@@ -65,6 +70,23 @@ class Template:
         self.pods: dict[str, None] = {}
         self.derived = Derived()
 
+    def membership(self, namespace_labels: dict[str, str]) -> Membership:
+        """Whether its pods belong into the mesh, and why: the pod's own label wins over its namespace's."""
+        if self.shape.host_network:
+            return Membership.HOST_NETWORK
+        if self.shape.sidecar:
+            return Membership.SIDECAR
+        own = self.labels.get(names.DATAPLANE_MODE)
+        if own:
+            return Membership.POD_LABEL if own == names.AMBIENT else Membership.OPTED_OUT
+        labelled = namespace_labels.get(names.DATAPLANE_MODE) == names.AMBIENT
+        return Membership.NAMESPACE_LABEL if labelled else Membership.UNLABELLED
+
+    @property
+    def asks(self) -> bool:
+        """Whether its pods belong into the mesh whatever their namespace says."""
+        return self.membership({}).in_mesh
+
     def protocol(self, namespace_labels: dict[str, str]) -> tuple[Protocol, bool]:
         """What its pods accept from other nodes, and whether they speak it themselves.
 
@@ -76,16 +98,16 @@ class Template:
             return Protocol.HBONE, True
         if self.shape.redirected:
             return Protocol.HBONE, False
-        mode = self.labels.get(names.DATAPLANE_MODE) or namespace_labels.get(names.DATAPLANE_MODE)
-        wanted = mode == names.AMBIENT and not self.shape.host_network and not self.shape.sidecar
-        return (Protocol.HBONE if wanted else Protocol.TCP), False
+        return (Protocol.HBONE if self.membership(namespace_labels).in_mesh else Protocol.TCP), False
 
 
 class Pod(msgspec.Struct, eq=False, gc=False):
     """One pod.
 
     marker: a hash of the resource's uid, which tells a pod from its successor of the same name.
+    pod_uid: what the kubelet calls it.
     digest: of the workload that was last told of, 0 if none was.
+    told_node, told: the node that was last told of it ("": none), and a digest of that.
     """
 
     name: str
@@ -94,17 +116,46 @@ class Pod(msgspec.Struct, eq=False, gc=False):
     node: str
     healthy: bool
     marker: int
+    pod_uid: str
     digest: int = 0
+    told_node: str = ""
+    told: int = 0
+
+    def says(self) -> tuple[Template, tuple[str, ...], str, bool, int, str]:
+        """All that was read of it."""
+        return self.template, self.addresses, self.node, self.healthy, self.marker, self.pod_uid
+
+    @property
+    def key(self) -> str:
+        """ "namespace/name"."""
+        return f"{self.template.namespace}/{self.name}"
 
     def uid(self, cluster_id: str) -> str:
         """The workload's uid."""
         return f"{cluster_id}//Pod/{self.template.namespace}/{self.name}"
 
 
+def has_ended(pod: objects.Pod) -> bool:
+    """Whether none of its containers will run again."""
+    return pod.status.phase in _ENDED
+
+
+def kubelet_uid(metadata: objects.Metadata) -> str:
+    """What the kubelet calls the pod, in cgroups and to CNI plug-ins.
+
+    Of a static pod that is not `metadata.uid`, which is of what stands for it in the API server, but what two annotations say.
+    Anybody may write them: they are believed if they are both there, for such a pod the kubelet does not run, and of a form that
+    no uid has that the API server gives (RFC 9562, with hyphens): so no pod can be taken for another one, but for a static one.
+    """
+    static = metadata.annotations.get(names.CONFIG_HASH, "")
+    is_one = static == metadata.annotations.get(names.CONFIG_MIRROR) and _STATIC_UID.fullmatch(static)
+    return static if is_one else metadata.uid
+
+
 def addresses_of(pod: objects.Pod) -> tuple[str, ...]:
     """The pod's addresses in canonical form; none if it is no workload (any more), or one of them is none."""
     status = pod.status
-    if status.phase in _ENDED:
+    if has_ended(pod):
         return ()
     texts = [item.ip for item in status.pod_ips] or ([status.pod_ip] if status.pod_ip else [])
     try:

@@ -21,6 +21,7 @@ from nodeproxy.model.workload import Service, Workload
 from nodeproxy.translate import objects
 from nodeproxy.translate.cluster import NOWHERE, Cluster
 from nodeproxy.translate.indexing import Indexer
+from nodeproxy.translate.node_pods import Namespaces, NodePods
 from nodeproxy.translate.notes import Note
 from nodeproxy.translate.pods import Derived, Pod, Template, canonical_name
 from nodeproxy.translate.policies import PolicyTable
@@ -44,7 +45,9 @@ class Translator:
         self._settings = settings
         self._policies = PolicyTable(settings)
         self._cluster = Cluster(settings, self._policies)
-        self._index = Indexer(self._cluster, lambda uids: self._gone.update(dict.fromkeys(uids)))
+        self._node_pods = NodePods()
+        self._namespaces = Namespaces()
+        self._index = Indexer(self._cluster, lambda uids: self._gone.update(dict.fromkeys(uids)), self._node_pods.left)
         # Digests of what was told last: of services by hostname and key, of policies by key.
         self._told_services: dict[str, dict[str, int]] = {}
         self._told_policies: dict[str, int] = {}
@@ -81,9 +84,12 @@ class Translator:
         services, removed_services = self._take_services()
         workloads = self._take_workloads(limit)
         gone: dict[str, None] = {}
-        if limit is None or len(workloads) < limit:
+        left: dict[tuple[str, str], None] = {}
+        if not (self._cluster.stale_sources or self._cluster.stale_pods):
             # Only now, for a uid that went may have come back, with what was still to be worked out.
             gone, self._gone = self._gone, {}
+            left = self._node_pods.take_removed()
+        namespaces, removed_namespaces = self._namespaces.take(self._cluster)
         return Delta(
             workloads=tuple(workloads),
             services=tuple(services),
@@ -91,6 +97,10 @@ class Translator:
             removed_workloads=tuple(gone),
             removed_services=tuple(removed_services),
             removed_policies=tuple(removed_policies),
+            node_pods=tuple(self._node_pods.take_changed()),
+            removed_node_pods=tuple(left),
+            mesh_namespaces=tuple(namespaces),
+            removed_mesh_namespaces=tuple(removed_namespaces),
         )
 
     def _apply_policy(self, kind: str, key: str, resource: Any) -> None:
@@ -148,11 +158,16 @@ class Translator:
             source, _ = cluster.stale_sources.popitem()
             found += self._changed(source)
         # A pod that was marked and turns out as it was told is passed over, so that more of them may be looked at than told.
-        while cluster.stale_pods and (limit is None or len(found) < limit):
+        while cluster.stale_pods and (limit is None or max(len(found), len(self._node_pods)) < limit):
             pod, _ = cluster.stale_pods.popitem()
             workload = self._workload(pod)
             digest = _digest(workload)
-            if digest != pod.digest:
+            self._node_pods.tell(pod, workload, digest)
+            if not pod.addresses:
+                if pod.digest:
+                    pod.digest = 0
+                    self._gone[workload.uid] = None
+            elif digest != pod.digest:
                 pod.digest = digest
                 self._gone.pop(workload.uid, None)
                 found.append(workload)
@@ -169,6 +184,7 @@ class Translator:
         waypoint = None if instance is not None else cluster.waypoints.for_workload(namespace, labels, home.labels)
         protocol, native = template.protocol(home.labels)
         derived = Derived(
+            membership=template.membership(home.labels),
             protocol=protocol,
             native_tunnel=native,
             waypoint=waypoint,

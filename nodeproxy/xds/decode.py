@@ -1,4 +1,5 @@
-"""From a resource of the wire to the model: `istio.workload.Address` and `istio.security.Authorization`.
+"""From a resource of the wire to the model: `istio.workload.Address`, `istio.security.Authorization`, and what nodeproxy's own
+controller tells a node of its pods.
 
 Invariants: a resource is understood whole or is a ResourceError; nothing of a policy is left out, also no field that this version
 does not know, for without it the policy would say something else.  What is left out on purpose: extensions of workloads and
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from google.protobuf.message import DecodeError, Message
 
 from nodeproxy.errors import ConfigError, ResourceError
+from nodeproxy.model.node_pod import Membership, MeshNamespace, NodePod
 from nodeproxy.model.policy import Action, Clause, Match, Policy, PolicyScope, Rule, ServiceAccountMatch, StringMatch
 from nodeproxy.model.workload import (
     DEFAULT_TRUST_DOMAIN,
@@ -30,7 +32,7 @@ from nodeproxy.model.workload import (
     Workload,
 )
 from nodeproxy.policy.authorize import check_policy
-from nodeproxy.proto import authorization_pb2, workload_pb2
+from nodeproxy.proto import authorization_pb2, node_pb2, workload_pb2
 from nodeproxy.xds.fields import bounded, choice, cidr_text, ip_text, name, port, segment
 from nodeproxy.xds.names import MAX_NAMESPACE_BYTES
 
@@ -46,6 +48,14 @@ _ALLOW_UNHEALTHY = {0: False, 1: True}
 _NAMESPACE_ONLY = {0: False, 1: True}
 _POLICY_SCOPES = {0: PolicyScope.GLOBAL, 1: PolicyScope.NAMESPACE, 2: PolicyScope.WORKLOAD_SELECTOR}
 _ACTIONS = {0: Action.ALLOW, 1: Action.DENY}
+_MEMBERSHIPS = {
+    0: Membership.UNLABELLED,
+    1: Membership.NAMESPACE_LABEL,
+    2: Membership.POD_LABEL,
+    3: Membership.OPTED_OUT,
+    4: Membership.HOST_NETWORK,
+    5: Membership.SIDECAR,
+}
 _LONGEST_ADDRESS = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
 _NO_LOCALITY = Locality()
 _NO_BALANCER = LoadBalancer()
@@ -88,6 +98,29 @@ def decode_policy(raw: bytes) -> Policy:
     except ConfigError as exc:
         raise ResourceError("address", str(exc)) from exc
     return policy
+
+
+def decode_node_pod(raw: bytes) -> NodePod:
+    """A `nodeproxy.v1.NodePod`.  Raises ResourceError."""
+    message = node_pb2.NodePod()
+    _parse(message, raw)
+    pod = NodePod(
+        namespace=name("a pod's namespace", segment("a pod's namespace", message.namespace)),
+        name=name("a pod's name", segment("a pod's name", message.name)),
+        pod_uid=name("a pod's uid", segment("a pod's uid", message.pod_uid)),
+        membership=choice("a pod's membership", message.membership, _MEMBERSHIPS),
+        workload=_workload(message.workload) if message.HasField("workload") else None,
+    )
+    if pod.membership.in_mesh is not (pod.workload is not None):
+        raise ResourceError("unknown_value", f"a pod has the membership {pod.membership}, and its workload does not agree")
+    return pod
+
+
+def decode_mesh_namespace(raw: bytes) -> MeshNamespace:
+    """A `nodeproxy.v1.MeshNamespace`.  Raises ResourceError."""
+    message = node_pb2.MeshNamespace()
+    _parse(message, raw)
+    return MeshNamespace(name=name("a namespace", segment("a namespace", message.name)), labelled=message.labelled)
 
 
 def stand_in(key: str, raw: bytes | None, error: ResourceError, *, is_root: bool) -> Policy:

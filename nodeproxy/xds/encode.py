@@ -19,12 +19,14 @@ from socket import AF_INET, AF_INET6, inet_pton
 import msgspec
 
 from nodeproxy.errors import StateError
+from nodeproxy.model.node_pod import Membership, MeshNamespace, NodePod
 from nodeproxy.model.policy import Match, Policy, ServiceAccountMatch, StringMatch
 from nodeproxy.model.workload import DEFAULT_TRUST_DOMAIN, Gateway, Protocol, Service, Workload
 from nodeproxy.proto import authorization_pb2 as authorization
 from nodeproxy.proto import discovery_pb2 as discovery
+from nodeproxy.proto import node_pb2 as node_proto
 from nodeproxy.proto import workload_pb2 as workload_proto
-from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
+from nodeproxy.xds.names import ADDRESS, AUTHORIZATION, MESH_NAMESPACE, NODE_POD
 
 # 64 bits: two versions of one resource that a client mixes up once in 10^19.
 _VERSION_BYTES = 8
@@ -36,6 +38,14 @@ _WORKLOAD_TYPES = {
     "cronjob": workload_proto.CRONJOB,
     "pod": workload_proto.POD,
     "job": workload_proto.JOB,
+}
+_MEMBERSHIPS = {
+    Membership.UNLABELLED: node_proto.NodePod.UNLABELLED,
+    Membership.NAMESPACE_LABEL: node_proto.NodePod.NAMESPACE_LABEL,
+    Membership.POD_LABEL: node_proto.NodePod.POD_LABEL,
+    Membership.OPTED_OUT: node_proto.NodePod.OPTED_OUT,
+    Membership.HOST_NETWORK: node_proto.NodePod.HOST_NETWORK,
+    Membership.SIDECAR: node_proto.NodePod.SIDECAR,
 }
 
 
@@ -86,6 +96,25 @@ def encode_policy(policy: Policy) -> Encoded:
     except (OSError, ValueError) as exc:
         raise StateError(f"policy {policy.key} can't be sent: {exc}") from exc
     return _encoded(AUTHORIZATION, policy.key, message.SerializeToString(deterministic=True))
+
+
+def encode_node_pod(pod: NodePod) -> Encoded:
+    """Raises StateError if an address or a key in its workload is none."""
+    message = node_proto.NodePod(
+        namespace=pod.namespace, name=pod.name, pod_uid=pod.pod_uid, membership=_MEMBERSHIPS[pod.membership]
+    )
+    if pod.workload is not None:
+        try:
+            message.workload.CopyFrom(_workload(pod.workload))
+        except (OSError, ValueError) as exc:
+            raise StateError(f"pod {pod.key} can't be told its node: {exc}") from exc
+    return _encoded(NODE_POD, pod.key, message.SerializeToString(deterministic=True))
+
+
+def encode_mesh_namespace(namespace: MeshNamespace) -> Encoded:
+    """Whatever its name is."""
+    message = node_proto.MeshNamespace(name=namespace.name, labelled=namespace.labelled)
+    return _encoded(MESH_NAMESPACE, namespace.name, message.SerializeToString(deterministic=True))
 
 
 def encode_response(type_url: str, nonce: str, resources: Iterable[Encoded], removed: Iterable[str] = ()) -> bytes:

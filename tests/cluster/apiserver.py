@@ -160,7 +160,7 @@ class ApiServer:
     def close(self) -> None:
         self.apiserver = self._end(self.apiserver, signal.SIGKILL)
         self.etcd = self._end(self.etcd, signal.SIGKILL)
-        self._forget_connection()
+        self.forget_connection()
         shutil.rmtree(self.directory)
 
     @property
@@ -240,8 +240,18 @@ class ApiServer:
         return list(self.request("GET", list_path(kind, namespace))["items"])
 
     def delete(self, kind: str, name: str, namespace: str = "") -> None:
+        """At once: a pod is not left for its kubelet to end."""
         query = "?gracePeriodSeconds=0" if kind == "Pod" else ""
         self.request("DELETE", item_path(kind, name, namespace) + query)
+
+    def end_pod(self, name: str, namespace: str, *, uid: str = "", grace_s: int | None = None) -> None:
+        """As people delete pods, with their own time of grace or another; `uid`: only if it is that one."""
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions"}
+        if uid:
+            options["preconditions"] = {"uid": uid}
+        if grace_s is not None:
+            options["gracePeriodSeconds"] = grace_s
+        self.request("DELETE", item_path("Pod", name, namespace), options)
 
     def install_definitions(self, *files: Path) -> None:
         """CustomResourceDefinitions of YAML files; returns when their resources are served."""
@@ -288,7 +298,7 @@ class ApiServer:
                 break
             except (OSError, http.client.HTTPException):
                 reused = getattr(self._local, "used", False)
-                self._forget_connection()
+                self.forget_connection()
                 if attempt or not reused:  # a kept connection may have been closed meanwhile
                     raise
         self._local.used = True
@@ -296,18 +306,32 @@ class ApiServer:
             raise ApiError(response.status, content.decode(errors="replace"))
         return content if raw else json.loads(content)
 
+    def stream(self, path: str) -> tuple[http.client.HTTPSConnection, http.client.HTTPResponse]:
+        """A GET whose answer has no end of its own, on a connection of its own.  Raises ApiError."""
+        connection = self._connect()
+        connection.request("GET", path, headers={"Authorization": f"Bearer {self.tokens[ADMIN]}"})
+        response = connection.getresponse()
+        if response.status >= 400:
+            with contextlib.closing(connection), response:
+                raise ApiError(response.status, response.read().decode(errors="replace"))
+        return connection, response
+
     def _connection(self) -> http.client.HTTPSConnection:
         kept: http.client.HTTPSConnection | None = getattr(self._local, "connection", None)
         if kept is not None:
             return kept
+        self._local.connection, self._local.used = self._connect(), False
+        return self._local.connection
+
+    def _connect(self) -> http.client.HTTPSConnection:
         context = ssl.create_default_context(cafile=str(self.ca_file))
         made = http.client.HTTPSConnection(self.address, self.port, timeout=_REQUEST_S, context=context)
         with self.inside():
             made.connect()
-        self._local.connection, self._local.used = made, False
         return made
 
-    def _forget_connection(self) -> None:
+    def forget_connection(self) -> None:
+        """Close the calling thread's connection; a thread that has asked does so before it ends."""
         kept = getattr(self._local, "connection", None)
         if kept is not None:
             kept.close()

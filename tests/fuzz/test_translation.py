@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodeproxy.agent.sources.mesh_file import parse_mesh
 from nodeproxy.model.delta import Everything
+from nodeproxy.model.node_pod import Membership, MeshNamespace, NodePod
+from nodeproxy.model.workload import Workload
 from nodeproxy.translate.mesh_writer import mesh_tree, mesh_yaml
-from nodeproxy.translate.objects import Resource
+from nodeproxy.translate.objects import PodIP, PodStatus, Resource
+from nodeproxy.translate.pods import is_healthy
 from tests.unit.translate.resources import State, gateway, pod, resource, service
 
 pytestmark = pytest.mark.fuzz
@@ -21,7 +25,7 @@ LABELS = st.fixed_dictionaries(
     {},
     optional={
         "app": st.sampled_from(["web", "db"]),
-        "istio.io/dataplane-mode": st.sampled_from(["ambient", "none"]),
+        "istio.io/dataplane-mode": st.sampled_from(["ambient", "none", "other", ""]),
         "istio.io/use-waypoint": st.sampled_from(["wp", "other", "none"]),
         "istio.io/use-waypoint-namespace": st.sampled_from(["a", "b"]),
         "istio.io/use-waypoint-canary": st.sampled_from(["wp", "other"]),
@@ -36,12 +40,14 @@ ANNOTATIONS = st.fixed_dictionaries(
     optional={
         "istio.io/use-waypoint-canary-weight": st.sampled_from(["10", "x"]),
         "ambient.istio.io/redirection": st.just("enabled"),
+        "sidecar.istio.io/status": st.just("{}"),
         "networking.istio.io/traffic-distribution": st.just("PreferClose"),
         "ambient.istio.io/waypoint-inbound-binding": st.sampled_from(["PROXY", "NONE/15088"]),
     },
 )
 SELECTOR = st.sampled_from([{}, {"app": "web"}, {"app": "db"}, {"app": "web", "pod-template-hash": "1"}])
 ADDRESS = st.sampled_from(["10.0.0.1", "10.0.0.2", "fd00::1"])
+_WITH_ADDRESS = PodStatus(phase="Running", pod_ips=(PodIP("10.0.0.1"),))
 KEYS = st.sampled_from(["a/x", "a/y", "b/x"])
 CREATED = st.sampled_from([None, "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"])
 FROM = st.sampled_from([None, {"from": "All"}, {"from": "Selector", "selector": {"matchLabels": {"app": "web"}}}])
@@ -146,6 +152,55 @@ def _change(draw: Callable[[Any], Any]) -> tuple[str, str, Resource | None]:
 STEPS = st.lists(st.one_of(_change(), _change(), _change(), st.none(), st.integers(1, 3)), max_size=40)
 
 
+def _mode(resource: Any) -> str:
+    return "" if resource is None else resource.metadata.labels.get("istio.io/dataplane-mode", "")
+
+
+def _membership(there: dict[tuple[str, str], Any], found: Any) -> Membership:
+    if found.spec.host_network:
+        return Membership.HOST_NETWORK
+    if "sidecar.istio.io/status" in found.metadata.annotations:
+        return Membership.SIDECAR
+    return {
+        "ambient": Membership.POD_LABEL,
+        "": Membership.NAMESPACE_LABEL
+        if _mode(there.get(("Namespace", found.metadata.namespace))) == "ambient"
+        else Membership.UNLABELLED,
+    }.get(_mode(found), Membership.OPTED_OUT)
+
+
+def _pods(there: dict[tuple[str, str], Any]) -> Iterator[Any]:
+    for (kind, _), found in there.items():
+        if kind == "Pod" and found is not None and found.status.phase == "Running":
+            yield found
+
+
+def _node_pods(there: dict[tuple[str, str], Any], workloads: dict[str, Workload]) -> dict[tuple[str, str], NodePod]:
+    """What nodes must have been told, in plain words.  Of a pod with an address its workload is the one that all are told."""
+    result = {}
+    for found in _pods(there):
+        node, key, membership = found.spec.node_name, found.key, _membership(there, found)
+        if node:
+            state = State()  # a pod without an address: what its workload would be, but for the address
+            for (kind, name), resource in there.items():
+                state.translator.apply(kind, name, resource)
+            state.translator.apply("Pod", key, msgspec.structs.replace(found, status=_WITH_ADDRESS))
+            state.take()
+            workload = workloads.get(f"Kubernetes//Pod/{key}") or state.pod(key)
+            if not found.status.pod_ips:
+                workload = msgspec.structs.replace(workload, addresses=(), healthy=is_healthy(found))
+            told = workload if membership.in_mesh else None
+            namespace, name, uid = found.metadata.namespace, found.metadata.name, found.metadata.uid
+            result[node, key] = NodePod(namespace=namespace, name=name, pod_uid=uid, membership=membership, workload=told)
+    return result
+
+
+def _namespaces(there: dict[tuple[str, str], Any]) -> dict[str, MeshNamespace]:
+    labelled = {key for (kind, key), found in there.items() if kind == "Namespace" and _mode(found) == "ambient"}
+    asked = {found.metadata.namespace for found in _pods(there) if _membership(there, found) is Membership.POD_LABEL}
+    return {name: MeshNamespace(name=name, labelled=name in labelled) for name in labelled | asked}
+
+
 FEW = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 
@@ -180,11 +235,15 @@ def test_deltas_add_up_to_what_the_resources_mean(steps, order):
         fresh.translator.apply(kind, key, item)
     fresh.take()
     assert state.everything == fresh.everything
+    assert state.node_pods == fresh.node_pods == _node_pods(there, state.workloads)
+    assert state.namespaces == fresh.namespaces == _namespaces(there)
     assert sorted(state.translator.notes()) == sorted(fresh.translator.notes())
     for kind, key in there:
         state.translator.apply(kind, key, None)
     state.take()
     assert state.everything == ({}, {}, {})
+    assert not state.node_pods
+    assert not state.namespaces
     assert not state.translator._cluster.homes  # nothing is kept of what is gone
     assert not state.translator._cluster._users
     assert not state.translator._cluster.nodes

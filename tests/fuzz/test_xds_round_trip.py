@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from nodeproxy.model.node_pod import Membership, MeshNamespace, NodePod
 from nodeproxy.model.policy import Action, Match, Policy, PolicyScope, ServiceAccountMatch, StringMatch
 from nodeproxy.model.workload import (
     ApplicationTunnel,
@@ -20,8 +21,15 @@ from nodeproxy.model.workload import (
     Workload,
 )
 from nodeproxy.proto import discovery_pb2 as discovery
-from nodeproxy.xds.decode import decode_address, decode_policy
-from nodeproxy.xds.encode import Encoded, encode_policy, encode_service, encode_workload
+from nodeproxy.xds.decode import decode_address, decode_mesh_namespace, decode_node_pod, decode_policy
+from nodeproxy.xds.encode import (
+    Encoded,
+    encode_mesh_namespace,
+    encode_node_pod,
+    encode_policy,
+    encode_service,
+    encode_workload,
+)
 
 IPS = ("10.0.0.1", "192.0.2.255", "fd00::1", "2001:db8::ffff")
 BLOCKS = ("10.0.0.0/8", "10.1.2.3/32", "0.0.0.0/0", "2001:db8::/32", "::/0", "fd00::1/128")
@@ -99,6 +107,11 @@ class Chance:
             namespace_only=self.yes(),
         )
 
+    def node_pod(self) -> NodePod:
+        membership = self.choice(tuple(Membership))
+        workload = self.workload() if membership.in_mesh else None
+        return NodePod(namespace="ns", name=self.choice(NAMES), pod_uid="u-1", membership=membership, workload=workload)
+
     def strings(self) -> tuple[StringMatch, ...]:
         kinds = (StringMatch(exact="e"), StringMatch(prefix="p"), StringMatch(suffix="s"), StringMatch(presence=True))
         return tuple(self.random.sample(kinds, self.random.randrange(3)))
@@ -145,6 +158,9 @@ def test_what_is_encoded_is_decoded_to_the_same(seed: int) -> None:
     chance = Chance(seed)
     for _ in range(50):
         workload, service, policy = chance.workload(), chance.service(), chance.policy()
+        node_pod, namespace = chance.node_pod(), MeshNamespace(name=chance.choice(NAMES), labelled=chance.yes())
         assert decode_address(body(encode_workload(workload))) == workload
         assert decode_address(body(encode_service(service))) == service
         assert decode_policy(body(encode_policy(policy))) == policy
+        assert decode_node_pod(body(encode_node_pod(node_pod))) == node_pod
+        assert decode_mesh_namespace(body(encode_mesh_namespace(namespace))) == namespace

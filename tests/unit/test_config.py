@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nodeproxy import settings
-from nodeproxy.config import Address, LogFormat, RunConfig, SameNode, Source, Upstream, address, load
+from nodeproxy.config import Address, EnrolmentMode, LogFormat, RunConfig, SameNode, Source, Upstream, address, load
 from nodeproxy.errors import ConfigError
 
 FLAGS = {"node": "n1", "mesh": "/m.yaml", "ca": "/ca"}
@@ -43,7 +43,13 @@ def test_the_least_for_a_control_plane():
     loaded = load({"node": "n1", "xds_address": "https://istiod.istio-system.svc:15012"}, {})
     istiod = Upstream(Address("istiod.istio-system.svc", 15012), tls=True)
     assert loaded == dataclasses.replace(
-        load(FLAGS, {}), source=Source.XDS, mesh=None, ca=None, xds_address=(istiod,), ca_address=(istiod,)
+        load(FLAGS, {}),
+        source=Source.XDS,
+        enrolment=EnrolmentMode.COMMAND,
+        mesh=None,
+        ca=None,
+        xds_address=(istiod,),
+        ca_address=(istiod,),
     )
     assert (loaded.auth_token, loaded.secret_ttl_s) == (Path("/var/run/secrets/tokens/istio-token"), 86_400)
 
@@ -130,6 +136,8 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path):
         "source": "xds",
         "xds_address": "https://x:1,https://y:2",
         "xds_on_demand": "true",
+        "enrolment": "labels",
+        "standing_connections": "destroy",
         "ca_address": "https://z:3",
         "xds_root_ca": "/roots",
         "ca_root_ca": "/roots-of-ca",
@@ -149,7 +157,14 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path):
         "ready": "10.0.0.1:3",
         "workers": "16",
         "same_node": "hbone",
+        "takeover": "true",
+        "wait_after_handover": "yes",
         "run_dir": "/r",
+        "node_dir": "/var/n",
+        "cni_conf_dir": "/etc/net.d",
+        "cni_bin_dir": "/bin/cni",
+        "cni_plugin": "/libexec/plugin",
+        "cni_exempt_namespaces": "kube-system,a-b",
         "log_format": "json",
         "grace_s": "9",
     }
@@ -218,6 +233,15 @@ def test_one_core_gets_one_worker_unless_told_otherwise(monkeypatch: pytest.Monk
     ("flags", "environ", "message"),
     [
         ({}, {"NODEPROXY_WORKERS": "abc"}, "NODEPROXY_WORKERS=abc: must be a number from 1 to 16"),
+        ({"enrolment": "cni"}, {}, "--enrolment cni: must be file, command, labels or zds"),
+        ({"enrolment": "labels"}, {}, "--enrolment labels: labels are told by nodeproxy's controller: it needs source xds"),
+        ({"standing_connections": "end"}, {}, "--standing-connections end: must be keep or destroy"),
+        (
+            {"cni_conf_dir": "/c"},
+            {},
+            "--cni-conf-dir /c: the CNI plug-in puts pods into the mesh by their labels: it needs enrolm",
+        ),
+        ({"cni_exempt_namespaces": "a,B"}, {}, "--cni-exempt-namespaces a,B: 'B' is no namespace's name"),
         ({"same_node": "proxy"}, {}, "--same-node proxy: must be direct or hbone"),
         ({"workers": "17"}, {}, "--workers 17: must be a number from 1 to 16"),
         ({"workers": "0"}, {}, "--workers 0: must be a number from 1 to 16"),

@@ -19,9 +19,12 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
+from nodeproxy.agent.pods.provisional import Provisional
+from nodeproxy.agent.pods.roster import Roster
 from nodeproxy.agent.sources.connection import SourceConnection
 from nodeproxy.agent.sources.xds_apply import Applier, Sink, XdsChange
 from nodeproxy.agent.sources.xds_kept import known, taking_over
+from nodeproxy.agent.sources.xds_node_pods import NODE_TYPES, NodePodsApplier
 from nodeproxy.agent.sources.xds_rejected import RejectedResources
 from nodeproxy.errors import IdentityError, NodeproxyError, ResourceError, StateError
 from nodeproxy.identity.control_plane import ControlPlane, describe
@@ -85,7 +88,11 @@ class Listener(Protocol):
 
 
 class XdsSource:
-    """One source.  With on_demand, addresses are watched by name: `subscribe` and kin, and `listener` is told what came."""
+    """One source.  With on_demand, addresses are watched by name: `subscribe` and kin, and `listener` is told what came.
+
+    roster: where this node's pods go, if the control plane is to tell of them: nodeproxy's own controller alone does.
+    provisional: workloads of theirs that it has not told of.
+    """
 
     def __init__(
         self,
@@ -94,6 +101,8 @@ class XdsSource:
         about: discovery_pb2.Node,
         *,
         on_demand: bool = False,
+        roster: Roster | None = None,
+        provisional: Provisional | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.name = f"xds {control}"
@@ -101,9 +110,11 @@ class XdsSource:
         self._node = node
         self._control = control
         self._clock = clock
-        self._client = DeltaClient(about, (AUTHORIZATION, ADDRESS), on_demand=(ADDRESS,) if on_demand else ())
+        types = (AUTHORIZATION, ADDRESS, *(NODE_TYPES if roster is not None else ()))
+        self._client = DeltaClient(about, types, on_demand=(ADDRESS,) if on_demand else ())
         self._rejected = RejectedResources()
-        self._applier = Applier(node, self._rejected)
+        self._applier = Applier(node, self._rejected, provisional)
+        self._node_pods = NodePodsApplier(node, self._rejected, roster) if roster is not None else None
         self._backoff = Backoff(len(control))
         self._to_send = asyncio.Event()
         self._sent = asyncio.Event()
@@ -195,6 +206,8 @@ class XdsSource:
         except StateError as exc:
             return self._unwritten(exc)
         except TimeoutError:
+            if self._node_pods is not None and self._client.answered(ADDRESS) and not self._client.all_answered:
+                return "timeout", "it does not tell nodes of their pods: enrolment by labels needs nodeproxy's own controller"
             return "timeout", f"it did not connect within {CONNECT_TIMEOUT_S:.0f} s, or not answer or read within a minute"
         except grpc.aio.AioRpcError as exc:
             if exc.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and self._told_bytes > _ANY_SERVER_TAKES_BYTES:
@@ -268,7 +281,10 @@ class XdsSource:
         listener = self.listener if by_name else None
         is_all = url == ADDRESS and not by_name and not self._tells_known and not self._client.answered(url)
         held = self._applier.holds
-        outcome = await self._applier.apply(response, tell_names=listener is not None, is_all=is_all)
+        if self._node_pods is not None and url in NODE_TYPES:
+            outcome = await self._node_pods.apply(response)
+        else:
+            outcome = await self._applier.apply(response, tell_names=listener is not None, is_all=is_all)
         if self._applier.holds and not held:
             self._let_go_at = asyncio.get_running_loop().time() + HOLD_S
         self._told_bytes = 0  # it was taken, if it was all that was told
@@ -280,10 +296,13 @@ class XdsSource:
             await self._settle()
         if listener is not None:
             await listener.arrived(outcome.arrived, outcome.removed)
-            listener.connected(self.connected)
+        if self.listener is not None and (by_name or url in NODE_TYPES):
+            self.listener.connected(self.connected)
 
     async def _settle(self) -> None:
         """Everything has been answered once: the node can serve by it."""
+        if self._node_pods is not None:
+            await self._node_pods.settled()
         if not self._settled:
             await self._node.apply(XdsChange(Delta(), {}, pods=()))
             self._settled = True

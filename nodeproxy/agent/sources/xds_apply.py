@@ -18,6 +18,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
+from nodeproxy.agent.pods.provisional import Provisional
 from nodeproxy.agent.sources.change import Change
 from nodeproxy.agent.sources.xds_kept import known, version_meta
 from nodeproxy.agent.sources.xds_rejected import RejectedResources
@@ -64,14 +65,22 @@ class Sink(Protocol):
 class XdsChange:
     """A part of a response, as `Change`."""
 
-    def __init__(self, delta: Delta, meta: Meta, pods: tuple[PodSpec, ...] | None = None) -> None:
+    def __init__(
+        self, delta: Delta, meta: Meta, pods: tuple[PodSpec, ...] | None = None, provisional: Provisional | None = None
+    ) -> None:
         self.pods = pods
         self._delta = delta
         self._meta = meta
+        self._provisional = provisional
 
     async def write(self, state: StateWriter, meta: Meta) -> None:
         """As `Change`."""
-        state.apply(self._delta, {**meta, **self._meta})
+        if self._provisional is None:
+            state.apply(self._delta, {**meta, **self._meta})
+            return
+        delta, more = self._provisional.correct(self._delta)
+        state.apply(delta, {**meta, **self._meta, **more})
+        self._provisional.written(more)
 
 
 class Outcome(msgspec.Struct):
@@ -112,7 +121,7 @@ class _Batch:
         """What came under this name goes with another batch."""
         to.put(name, self.resources.pop(name), self.versions.pop(name), 0)
 
-    def change(self) -> XdsChange:
+    def change(self, provisional: Provisional | None) -> XdsChange:
         resources = self.resources.values()
         removed = tuple(self.removed)
         is_address = self.type_url == ADDRESS
@@ -125,7 +134,8 @@ class _Batch:
             removed_services=removed if is_address else (),
             removed_policies=() if is_address else removed,
         )
-        return XdsChange(delta, dict(version_meta(self.type_url, *entry) for entry in self.versions.items()))
+        versions = dict(version_meta(self.type_url, *entry) for entry in self.versions.items())
+        return XdsChange(delta, versions, provisional=provisional if is_address else None)
 
     def split(self) -> Iterable[_Batch]:
         """Each resource for itself."""
@@ -139,10 +149,11 @@ class _Batch:
 
 
 class Applier:
-    """Applies one response after the other."""
+    """Applies one response after the other.  provisional: workloads of this node's pods that nobody has told of."""
 
-    def __init__(self, sink: Sink, rejected: RejectedResources) -> None:
+    def __init__(self, sink: Sink, rejected: RejectedResources, provisional: Provisional | None = None) -> None:
         self._sink = sink
+        self._provisional = provisional
         self._rejected = rejected
         self._roots: frozenset[str] = frozenset()  # namespaces of global policies
         # What policies are to become (with its version), None: nothing, when workloads are told of that list them or do not.
@@ -277,7 +288,7 @@ class Applier:
         if not batch.versions:
             return
         try:
-            await self._sink.apply(batch.change())
+            await self._sink.apply(batch.change(self._provisional))
         except UnstorableError:
             if batch.type_url == AUTHORIZATION:  # which all take effect together, or not at all
                 raise
@@ -288,7 +299,7 @@ class Applier:
         """One of them can't be stored, and must not keep the others out."""
         for single in batch.split():
             try:
-                await self._sink.apply(single.change())
+                await self._sink.apply(single.change(self._provisional))
             except UnstorableError as exc:
                 self._reject(batch.type_url, next(iter(single.versions)), ResourceError("state", str(exc)), outcome)
 

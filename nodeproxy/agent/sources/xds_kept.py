@@ -11,29 +11,39 @@ from collections.abc import Iterator
 from heapq import merge
 from itertools import islice
 
+from nodeproxy.agent.pods import provisional
+from nodeproxy.agent.pods.roster import NAMESPACE_PREFIX, POD_PREFIX
 from nodeproxy.agent.remembered import SOURCE
 from nodeproxy.agent.sources import mesh_index
 from nodeproxy.model.delta import Delta
 from nodeproxy.state.store import Meta, StateWriter
-from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
+from nodeproxy.xds.names import ADDRESS, AUTHORIZATION, MESH_NAMESPACE, NODE_POD
 
 # A version is a hash or a counter; one that is longer is kept as "not known".
 _MAX_VERSION_BYTES = 256
-_PREFIXES = {ADDRESS: "xds/a/", AUTHORIZATION: "xds/p/"}
+_PREFIXES = {ADDRESS: "xds/a/", AUTHORIZATION: "xds/p/", NODE_POD: "xds/n/", MESH_NAMESPACE: "xds/m/"}
 _KINDS = {ADDRESS: ("workloads", "services"), AUTHORIZATION: ("policies",)}
+_KEPT_AS_META = {NODE_POD: POD_PREFIX, MESH_NAMESPACE: NAMESPACE_PREFIX}
 # A transaction of so many takes 5 ms.
 _FORGOTTEN_AT_ONCE = 1000
 
 
 def known(state: StateWriter, type_url: str) -> Iterator[tuple[str, str]]:
-    """Names and versions of all of a type that there is, whoever wrote it; nobody writes meanwhile."""
+    """Names and versions of all of a type that there is, whichever source wrote it; nobody writes meanwhile."""
     versions = state.metas(_PREFIXES[type_url])
     end: tuple[str, bytes] = ("", b"")
     name, version = next(versions, end)
-    for key in merge(*(state.keys(kind) for kind in _KINDS[type_url])):
+    for key in _keys(state, type_url):
         while name and name < key:
             name, version = next(versions, end)
         yield key, version.decode() if name == key else ""
+
+
+def _keys(state: StateWriter, type_url: str) -> Iterator[str]:
+    if type_url in _KEPT_AS_META:
+        return (key for key, _ in state.metas(_KEPT_AS_META[type_url]))
+    own = {uid for uid, _ in state.metas(provisional.PREFIX)}  # the server knows nothing of these
+    return (key for key in merge(*(state.keys(kind) for kind in _KINDS[type_url])) if key not in own)
 
 
 def version_meta(type_url: str, name: str, version: str | None) -> tuple[str, bytes | None]:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from nodeproxy.controller.ca.settings import CaSettings
-from nodeproxy.controller.placement import Placement
+from nodeproxy.controller.placement import Placement, node_of
 from nodeproxy.controller.refusals import Refused, refuse
 from nodeproxy.controller.token_review import Caller
 from nodeproxy.errors import IdentityError
@@ -64,7 +64,7 @@ class Authorizer:
                     return
         finally:
             self._waiting -= Counter([caller.pod_uid])
-        node = self._node_of(caller)
+        node = node_of(self._placement, caller)
         if not node:
             raise refuse(Refused.NODE_UNKNOWN, "the caller's pod is gone, or not on the node that its token says")
         raise refuse(
@@ -72,9 +72,5 @@ class Authorizer:
         )
 
     def _runs_beside(self, caller: Caller, asked: Spiffe) -> bool:
-        node = self._node_of(caller)
+        node = node_of(self._placement, caller)
         return bool(node) and self._placement.runs_on(node, asked.namespace, asked.service_account)
-
-    def _node_of(self, caller: Caller) -> str:
-        node = self._placement.node_of(caller.namespace, caller.pod, caller.pod_uid)
-        return node if caller.node in ("", node) else ""

@@ -12,7 +12,8 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from urllib.parse import unquote
 
 import grpc
@@ -72,16 +73,25 @@ class Caller(Protocol):
         """Its pod."""
 
 
-# From a request's metadata and the peer's address (for logs) to the caller; CallerError refuses.
-Authenticate = Callable[[Metadata, str], Awaitable[Caller]]
+_Caller = TypeVar("_Caller", bound=Caller)
 
 
-class Ads(grpc.GenericRpcHandler):
-    """The service; give it to `grpc.aio.Server.add_generic_rpc_handlers`."""
+class Ads(grpc.GenericRpcHandler, Generic[_Caller]):
+    """The service; give it to `grpc.aio.Server.add_generic_rpc_handlers`.
 
-    def __init__(self, publisher: Publisher, authenticate: Authenticate) -> None:
+    authenticate: from a request's metadata and the peer's address (for logs) to the caller; CallerError refuses.
+    node_of: from a caller to the node whose proxy it is, "" if it is none; CallerError ends its stream.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        authenticate: Callable[[Metadata, str], Awaitable[_Caller]],
+        node_of: Callable[[_Caller], Awaitable[str]],
+    ) -> None:
         self._publisher = publisher
         self._authenticate = authenticate
+        self._node_of = node_of
         self._streams = 0
         self._by_caller: Counter[str] = Counter()
         self._gates = Gates()
@@ -124,7 +134,7 @@ class Ads(grpc.GenericRpcHandler):
         self._by_caller[key] += 1
         try:
             await self._wait_started()
-            await Stream(self._publisher, context, caller.node, self._gates).run()
+            await Stream(self._publisher, context, caller.node, self._gates, partial(self._node_of, caller)).run()
         finally:
             self._by_caller[key] -= 1
             if not self._by_caller[key]:

@@ -56,6 +56,7 @@ class StreamEnd(StrEnum):
     UNSTARTED = "unstarted"  # the cluster has not been read yet
     CLIENTS = "clients"  # too many streams
     CALLER_STREAMS = "caller_streams"  # too many streams of one caller
+    UNPLACED = "unplaced"  # a node's proxy asks for its node's pods, and its own has not been seen
     MALFORMED = "malformed"  # a request that is no DeltaDiscoveryRequest
     NAMES = "names"  # more names than a subscriber may have, or one that is none
     FOREIGN = "foreign"  # asks for other types again and again
@@ -68,6 +69,7 @@ _STATUS = {
     StreamEnd.UNSTARTED: "UNAVAILABLE",
     StreamEnd.CLIENTS: "RESOURCE_EXHAUSTED",
     StreamEnd.CALLER_STREAMS: "RESOURCE_EXHAUSTED",
+    StreamEnd.UNPLACED: "UNAVAILABLE",
     StreamEnd.MALFORMED: "INVALID_ARGUMENT",
     StreamEnd.NAMES: "RESOURCE_EXHAUSTED",
     StreamEnd.FOREIGN: "INVALID_ARGUMENT",

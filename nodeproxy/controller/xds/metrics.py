@@ -8,9 +8,9 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from nodeproxy.controller.xds.limits import StreamEnd
-from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
+from nodeproxy.xds.names import ADDRESS, AUTHORIZATION, MESH_NAMESPACE, NODE_POD
 
-KINDS = {ADDRESS: "address", AUTHORIZATION: "authorization"}
+KINDS = {ADDRESS: "address", AUTHORIZATION: "authorization", NODE_POD: "node_pod", MESH_NAMESPACE: "mesh_namespace"}
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 

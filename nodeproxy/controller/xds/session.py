@@ -1,7 +1,9 @@
 """The delta xDS protocol of one stream: requests in, facts and responses out.
 
 Invariants: types that are not served are passed over, they get no answer; a request that breaks a limit ends the stream, and
-nothing of it was applied to others.  Sans-I/O: it must not know gRPC, tasks or the clock's source.
+nothing of it was applied to others; what is of a node is told once it is known which node's the client is (`place`); workloads
+are told of after the policies and the node's own pods that changed before them.  Sans-I/O: it must not know gRPC, tasks or the
+clock's source.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ from nodeproxy.controller.xds.limits import MAX_FOREIGN_REQUESTS, StreamEnd, end
 from nodeproxy.controller.xds.subscription import Push, Subscription
 from nodeproxy.controller.xds.tables import Table
 from nodeproxy.proto import discovery_pb2 as discovery
-from nodeproxy.xds.names import AUTHORIZATION
+from nodeproxy.xds.names import AUTHORIZATION, MESH_NAMESPACE, NODE_POD
 from nodeproxy.xds.request import Request, parse
 
 # What is said of a client in logs and errors comes from the client.
 _MAX_TEXT = 1000
+# What a client gets depends on where it is.
+_OF_ITS_NODE = frozenset((NODE_POD, MESH_NAMESPACE))
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -61,8 +65,8 @@ Event = Begun | Acknowledged | Rejected | Changed | PassedOver
 
 
 class Session:
-    """One stream.  tables: what is served.  node: the client's, if it is known otherwise than by what it says.  clock: seconds,
-    monotonic, the same as the tables'."""
+    """One stream.  tables: what everybody is served.  node: the client's, if it is known otherwise than by what it says.  clock:
+    seconds, monotonic, the same as the tables'."""
 
     def __init__(self, tables: Iterable[Table], *, node: str, clock: Callable[[], float]) -> None:
         self.node = node
@@ -70,6 +74,8 @@ class Session:
         self.subscriptions: dict[str, Subscription] = {}
         self.sent_at: dict[str, float] = {}  # when the responses that are unacknowledged were made, by type
         self._tables = {table.type_url: table for table in tables}
+        self._everybodys = frozenset(self._tables)
+        self._held: list[Request] = []  # until it is known where the client is
         self._changed_at: dict[str, float | None] = {}
         self._clock = clock
         self._foreign = 0
@@ -82,6 +88,27 @@ class Session:
             raise end(StreamEnd.MALFORMED, "this is no DeltaDiscoveryRequest") from exc
         if not self.client and request.node.id:
             self._introduce(request.node)
+        if request.type_url in _OF_ITS_NODE and request.type_url not in self._tables:
+            self._held.append(request)
+            return []
+        return self._apply(request)
+
+    @property
+    def awaits_place(self) -> bool:
+        """Whether the client has asked for what is of its node: before the next request is received, `place` it."""
+        return bool(self._held)
+
+    def place(self, tables: Iterable[Table]) -> list[Event]:
+        """It is known which node's the client is: it gets these.  CallerError as for `receive`."""
+        self._tables.update((table.type_url, table) for table in tables)
+        held, self._held = self._held, []
+        return [event for request in held for event in self._apply(request)]
+
+    def table(self, type_url: str) -> Table:
+        """What the client gets of a type that it has subscribed to."""
+        return self._tables[type_url]
+
+    def _apply(self, request: Request) -> list[Event]:
         table = self._tables.get(request.type_url)
         if table is None:
             self._foreign += 1
@@ -99,12 +126,14 @@ class Session:
 
     def respond(self) -> Push | None:
         """The next response of any type, None if there is none now.  CallerError: the stream ends."""
-        policies = self.subscriptions.get(AUTHORIZATION)
-        if policies is not None and policies.is_behind:
-            # Workloads may list a policy that the client has not been told of; without it they would be open.
-            push = self._respond(AUTHORIZATION, policies)
-            if push is not None or policies.unacknowledged:
-                return push
+        # Workloads may list a policy that the client has not been told of; without it they would be open.  And a node is to know
+        # its own pod before it is asked for it.
+        for first in (AUTHORIZATION, NODE_POD):
+            subscription = self.subscriptions.get(first)
+            if subscription is not None and subscription.is_behind:
+                push = self._respond(first, subscription)
+                if push is not None or subscription.unacknowledged:
+                    return push
         for type_url, subscription in self.subscriptions.items():
             push = self._respond(type_url, subscription)
             if push is not None:
@@ -120,8 +149,8 @@ class Session:
 
     @property
     def all_begun(self) -> bool:
-        """Whether the client has subscribed to every type that is served, and said what it has of it."""
-        return len(self.subscriptions) == len(self._tables)
+        """Whether the client has subscribed to every type that is everybody's, and said what it has of it."""
+        return self._everybodys <= self.subscriptions.keys()
 
     @property
     def owes_whole_state(self) -> bool:

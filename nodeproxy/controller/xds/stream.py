@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 
 import grpc.aio
 
@@ -48,7 +49,10 @@ class Gates:
 
 
 class Stream:
-    """One admitted client.  node: its, "" if it is not known."""
+    """One admitted client.
+
+    node: its, "" if it is not known.  place: says of which node it is the proxy, "" if of none; CallerError ends the stream.
+    """
 
     def __init__(
         self,
@@ -56,12 +60,14 @@ class Stream:
         context: Context,
         node: str,
         gates: Gates,
+        place: Callable[[], Awaitable[str]],
     ) -> None:
         self.session = Session(publisher.tables, node=node, clock=publisher.clock)
         self._publisher = publisher
         self._metrics = publisher.metrics
         self._context = context
         self._gates = gates
+        self._place = place
         self._starting = False
         self._ending = False
         self._woken = asyncio.Event()
@@ -117,6 +123,11 @@ class Stream:
             began = time.perf_counter()
             for event in self.session.receive(data):
                 self._note(event)
+            if self.session.awaits_place:
+                # It is asked for only now: stock clients never want it, and need no pod that the controller has seen.
+                tables = self._publisher.place(self, await self._place())
+                for event in self.session.place(tables):
+                    self._note(event)
             self._worked_s += time.perf_counter() - began
             if self.session.all_begun:
                 self._has_started()
@@ -176,7 +187,7 @@ class Stream:
             case Acknowledged(type_url, since_change_s) if since_change_s is not None:
                 self._metrics.seconds.labels(KINDS[type_url]).observe(since_change_s)
             case Rejected(type_url, message):
-                self._publisher.rejected(type_url, message, self.session.client)
+                self._publisher.rejected(self.session.table(type_url), message, self.session.client)
             case Begun(type_url, wildcard, resumed):
                 mode = "wildcard" if wildcard else "on_demand"
                 self._metrics.subscribed.labels(KINDS[type_url], mode, "yes" if resumed else "no").inc()

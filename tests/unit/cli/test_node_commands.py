@@ -22,6 +22,9 @@ POD = {
     "since": 1.0,
     "error": "",
     "certificate_until": 0.0,
+    "state": "in",
+    "why": "",
+    "standing_connections": 0,
 }
 STATUS: dict[str, Any] = {
     "version": "0.1.0",
@@ -125,7 +128,7 @@ def test_status_says_first_whether_all_is_well(admin: FakeAdmin, run_dir: Path, 
 def test_status_of_a_node_in_trouble(admin: FakeAdmin, run_dir: Path, run: Run):
     broken = STATUS | {"ready": False, "pending": ["the first state"], "certificates": []}
     broken["state"] = STATUS["state"] | {"received": 0.0, "error": "m.yaml:3:1: wrong"}
-    broken["pods"] = [POD, POD | {"uid": "other", "error": "netns gone", "addresses": [], "since": 0.0}]
+    broken["pods"] = [POD, POD | {"uid": "other", "error": "netns gone", "addresses": [], "since": 0.0, "state": "failed"}]
     admin.answers["GET /status"] = (200, broken)
     out = run("status", "--run-dir", run_dir).out
     assert "✗ n1 (instance default, nodeproxy 0.1.0) is not ready; it waits for: the first state." in out
@@ -133,6 +136,21 @@ def test_status_of_a_node_in_trouble(admin: FakeAdmin, run_dir: Path, run: Run):
     assert "The last change was refused, the state before it stays: m.yaml:3:1: wrong" in out
     assert "✗ 1 pod enrolled, 1 failed." in out
     assert "netns gone" in out
+
+
+def test_status_says_of_every_pod_why_it_is_in_or_not(admin: FakeAdmin, run_dir: Path, run: Run):
+    outside = POD | {"uid": "", "netns": "", "addresses": [], "identity": "", "since": 0.0}
+    pods = [
+        POD | {"standing_connections": 3},
+        outside | {"uid": "u", "workload": "shop/late", "state": "waiting", "why": "it has no process yet"},
+        outside | {"workload": "shop/free", "state": "opted_out", "why": "its own label keeps it out"},
+        outside | {"workload": "kube-system/dns", "state": "unlabelled", "why": "neither has the label"},
+    ]
+    admin.answers["GET /status"] = (200, STATUS | {"pods": pods})
+    out = " ".join(run("status", "--run-dir", run_dir).out.split())
+    assert "✗ 1 pod enrolled, 1 is waited for, 2 outside the mesh. 3 connections from before go on outside the mesh. " in out
+    for shown in ("shop/free", "opted_out", "its own label keeps it out", "kube-system/dns", "waiting", "it has no process yet"):
+        assert shown in out
 
 
 def test_status_of_a_source_that_is_connected_to(admin: FakeAdmin, run_dir: Path, run: Run):

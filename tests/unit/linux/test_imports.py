@@ -6,6 +6,6 @@ import subprocess
 import sys
 
 
-def test_netlink_brings_no_database() -> None:
-    program = "import sys, nodeproxy.linux.netlink, nodeproxy.linux.routes; sys.exit('sqlite3' in sys.modules)"
+def test_a_pods_routes_bring_no_library() -> None:
+    program = "import sys, nodeproxy.linux.addresses, nodeproxy.linux.routes; sys.exit('pyroute2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

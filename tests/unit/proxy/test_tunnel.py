@@ -249,6 +249,23 @@ def test_goaway_lets_streams_end_and_then_the_tunnel(bench: Bench, world: World)
     assert session.record.reason is None
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_a_client_asks_for_before_it_reads_goaway(bench: Bench, world: World, at_once: bool) -> None:
+    program, application, _ = world.joined()
+    server, client = world.servers[0], world.clients[0]
+    asked: list[str] = []
+    late, session = world.connect(again=lambda: asked.append("again"))
+    server.say_goaway(at_once)
+    bench.until(lambda: session.relaying or asked)
+    assert asked == (["again"] if at_once else [])
+    if asked:
+        session.refuse(DENIED)
+    assert client.free_streams == 0, "the next one has a tunnel of its own"
+    for sock in (program, application, late, *server.applications):
+        sock.close()
+    bench.until(lambda: client.closed and server.closed)
+
+
 def test_a_server_that_leaves_ends_an_idle_tunnel_by_itself(bench: Bench, world: World) -> None:
     """A client may keep it for ever; its socket would keep the pod's network namespace."""
     now = [100.0]

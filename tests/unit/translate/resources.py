@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from nodeproxy.model.delta import Delta
+from nodeproxy.model.node_pod import MeshNamespace, NodePod
 from nodeproxy.model.policy import Policy
 from nodeproxy.model.workload import Service, Workload
 from nodeproxy.translate.objects import KINDS, Resource
@@ -80,6 +81,8 @@ class State:
         self.workloads: dict[str, Workload] = {}
         self.services: dict[str, Service] = {}
         self.policies: dict[str, Policy] = {}
+        self.node_pods: dict[tuple[str, str], NodePod] = {}
+        self.namespaces: dict[str, MeshNamespace] = {}
 
     def apply(self, *resources: Resource) -> Delta:
         for item in resources:
@@ -96,13 +99,17 @@ class State:
         self.workloads.update((item.uid, item) for item in delta.workloads)
         self.services.update((item.key, item) for item in delta.services)
         self.policies.update((item.key, item) for item in delta.policies)
+        self.node_pods.update(((node, item.key), item) for node, item in delta.node_pods)
+        self.namespaces.update((item.name, item) for item in delta.mesh_namespaces)
         for known, removed in (
+            (self.node_pods, delta.removed_node_pods),
+            (self.namespaces, delta.removed_mesh_namespaces),
             (self.workloads, delta.removed_workloads),
             (self.services, delta.removed_services),
             (self.policies, delta.removed_policies),
         ):
             for key in removed:
-                del known[key]
+                del known[key]  # type: ignore[attr-defined]
         return delta
 
     def pod(self, key: str) -> Workload:

@@ -59,7 +59,7 @@ def test_a_pod_is_a_workload_while_it_lives(change, there):
 
 def test_a_pod_without_an_address_is_no_workload():
     state = State()
-    assert state.apply(pod("shop/a")) == Delta()
+    assert not state.apply(pod("shop/a")).workloads
     assert state.apply(pod("shop/a", "10.0.0.1")).workloads
     assert state.apply(pod("shop/a")).removed_workloads == ("Kubernetes//Pod/shop/a",)
 

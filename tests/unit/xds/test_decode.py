@@ -20,8 +20,8 @@ from nodeproxy.model.workload import (
 )
 from nodeproxy.policy.authorize import authorize
 from nodeproxy.policy.match import Subject
-from nodeproxy.proto import authorization_pb2, workload_pb2
-from nodeproxy.xds.decode import decode_address, decode_policy, stand_in
+from nodeproxy.proto import authorization_pb2, node_pb2, workload_pb2
+from nodeproxy.xds.decode import decode_address, decode_mesh_namespace, decode_node_pod, decode_policy, stand_in
 
 V4, V6 = bytes([10, 0, 0, 1]), bytes.fromhex("fd00000000000000000000000000000a")
 SUBJECT = Subject("spiffe://cluster.local/ns/a/sa/b", "10.0.0.1", "10.0.0.2", 80)
@@ -272,3 +272,28 @@ def test_in_place_of_one_whose_scope_is_unreadable(raw: bytes, is_root: bool, sc
     made = stand_in("ns/p", raw, ERROR, is_root=is_root)
     assert made.scope is scope
     assert not authorize((made,), SUBJECT).allowed
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"namespace": ""}, "name"),
+        ({"name": "a/b"}, "name"),
+        ({"pod_uid": ""}, "name"),
+        ({"membership": 99}, "unknown_value"),
+        ({"membership": 1}, "unknown_value"),  # in the mesh, as nobody says what
+        ({"workload": {"uid": "u", "namespace": "ns"}}, "unknown_value"),
+        ({"membership": 1, "workload": {"namespace": "ns"}}, "name"),
+    ],
+)
+def test_what_is_not_understood_of_a_nodes_pod_is_an_error(fields: dict[str, Any], reason: str) -> None:
+    given = {"namespace": "ns", "name": "a", "pod_uid": "u", **fields}
+    with pytest.raises(ResourceError) as caught:
+        decode_node_pod(node_pb2.NodePod(**given).SerializeToString())
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("raw", [b"", b"\xff", node_pb2.MeshNamespace(name="a/b").SerializeToString()])
+def test_what_is_not_understood_of_a_namespace_is_an_error(raw: bytes) -> None:
+    with pytest.raises(ResourceError):
+        decode_mesh_namespace(raw)

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from nodeproxy.errors import StateError
+from nodeproxy.model.node_pod import Membership, NodePod
 from nodeproxy.model.policy import Action, Match, Policy, PolicyScope, ServiceAccountMatch, StringMatch
 from nodeproxy.model.workload import (
     ApplicationTunnel,
@@ -22,7 +23,7 @@ from nodeproxy.model.workload import (
     Workload,
 )
 from nodeproxy.proto import authorization_pb2, discovery_pb2, workload_pb2
-from nodeproxy.xds.encode import Encoded, encode_policy, encode_response, encode_service, encode_workload
+from nodeproxy.xds.encode import Encoded, encode_node_pod, encode_policy, encode_response, encode_service, encode_workload
 from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
 
 PLAIN = Workload(uid="Kubernetes//Pod/ns/a", name="a", namespace="ns", addresses=("10.0.0.1",))
@@ -220,6 +221,8 @@ def test_a_response_is_entries_joined() -> None:
 def test_a_workload_that_is_none_is_refused(broken: Workload) -> None:
     with pytest.raises(StateError, match=r"workload Kubernetes//Pod/ns/a can't be sent"):
         encode_workload(broken)
+    with pytest.raises(StateError, match=r"pod ns/a can't be told its node"):
+        encode_node_pod(NodePod(namespace="ns", name="a", pod_uid="u", membership=Membership.POD_LABEL, workload=broken))
 
 
 def test_a_service_or_policy_that_is_none_is_refused() -> None:

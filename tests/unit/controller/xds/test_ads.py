@@ -11,10 +11,12 @@ import pytest
 from nodeproxy.controller.xds import ads
 from nodeproxy.controller.xds import stream as xds_stream
 from nodeproxy.controller.xds.ads import Metadata
+from nodeproxy.controller.xds.limits import StreamEnd, end
 from nodeproxy.errors import CallerError
 from nodeproxy.model.delta import Delta
+from nodeproxy.model.node_pod import MeshNamespace, NodePod
 from nodeproxy.model.policy import Action, Policy, PolicyScope
-from nodeproxy.xds.names import ADDRESS, AUTHORIZATION
+from nodeproxy.xds.names import ADDRESS, AUTHORIZATION, MESH_NAMESPACE, NODE_POD
 from tests.unit.state.builders import pod, service
 from tests.xds_client import XdsClient, channel
 from tests.xds_service import Somebody, XdsServer, wait_until
@@ -29,7 +31,7 @@ async def with_token(metadata: Metadata, peer: str) -> Somebody:
     scheme, _, token = str(values.get("authorization", "")).partition(" ")
     if scheme != "Bearer" or not token.startswith("n"):
         raise CallerError("no_token", "send one bearer token in the metadata `authorization`", "UNAUTHENTICATED")
-    return Somebody(node=token, pod_uid=f"pod-{token}")
+    return Somebody(node=token, pod_uid=f"pod-{token}", proxy=token != "n-app")
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,49 @@ def test_ztunnel_on_demand(server: XdsServer, connection: grpc.Channel) -> None:
         answer = client.take()
         assert {resource.name for resource in answer.resources} == {"a", "ns/s.svc"}
         assert list(answer.removed_resources) == ["/10.9.9.9"]
+
+
+@pytest.mark.parametrize(
+    ("token", "pods", "namespaces"), [("n7", {"ns/a"}, {"ns"}), ("n8", set(), {"ns"}), ("n-app", set(), set())]
+)
+def test_a_nodes_proxy_gets_the_pods_of_its_node_whatever_it_says(
+    server: XdsServer, connection: grpc.Channel, token: str, pods: set[str], namespaces: set[str]
+) -> None:
+    own, other = (("n7", NodePod(namespace="ns", name="a", pod_uid="u")), ("n9", NodePod(namespace="ns", name="b", pod_uid="v")))
+    server.publish(Delta(node_pods=(own, other), mesh_namespaces=(MeshNamespace(name="ns", labelled=True),)))
+    with XdsClient(connection, token=token, node="n9") as client:
+        client.begin(NODE_POD)
+        assert {resource.name for resource in client.take().resources} == pods
+        client.begin(MESH_NAMESPACE)
+        assert {resource.name for resource in client.take().resources} == namespaces
+        server.publish(Delta(node_pods=((token, NodePod(namespace="ns", name="new", pod_uid="w")),)))
+        if pods:
+            client.until(lambda: "ns/new" in client.resources[NODE_POD])
+        server.publish(Delta(removed_node_pods=((token, "ns/new"),)))
+        client.wildcard()
+        client.until(lambda: len(client.resources[ADDRESS]) >= 3)  # nobody is held up by it
+        versions = client.versions(NODE_POD)
+    with XdsClient(connection, token=token) as client:
+        client.begin(NODE_POD, versions=versions | {"ns/gone": "1"})
+        resumed = client.take()
+        assert {resource.name for resource in resumed.resources} == set()
+        assert "ns/gone" in resumed.removed_resources
+
+
+def test_a_nodes_proxy_that_nobody_has_seen_is_told_so_only_if_it_asks_for_pods(
+    server: XdsServer, connection: grpc.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unplaced(caller: Somebody) -> str:
+        raise end(StreamEnd.UNPLACED, "not seen")
+
+    monkeypatch.setattr(server.ads, "_node_of", unplaced)
+    with XdsClient(connection, token="n1") as client:
+        client.begin(ADDRESS)
+        client.take()
+        client.begin(NODE_POD)
+        ended = client.ended()
+        assert (ended.code, ended.details) == (grpc.StatusCode.UNAVAILABLE, "not seen")
+    wait_until(lambda: server.metric("streams_ended_total", reason="unplaced") == 1)
 
 
 def test_who_makes_it_work_has_to_wait(connection: grpc.Channel, monkeypatch: pytest.MonkeyPatch) -> None:

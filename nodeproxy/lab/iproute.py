@@ -1,7 +1,7 @@
 """pyroute2 without its database.
 
-Its package imports all that it has, the database over sqlite3 among it, which nothing here uses and which costs an agent 2 MB.
-So these two modules of it are there in name only, and all of this package takes pyroute2's names from here.
+Its package imports all that it has, the database over sqlite3 among it, which nothing here uses.
+So these two modules of it are there in name only, and the lab takes pyroute2's names from here.
 """
 
 from __future__ import annotations

@@ -1,0 +1,126 @@
+"""Connections that pods had before they were enrolled: nobody carries them, and no policy is asked about them.
+
+They are counted once a pod is steered, for only then can no more of them come; what is the proxy's own by then is told by the
+cgroup that made it.  They are left alone and counted until they end, or destroyed.
+Invariant: a look costs the kernel's walk of its connections, in a thread; what fails is told, and costs nothing else.
+It must not know why a pod is enrolled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+
+from nodeproxy.agent.pod_namespace import EnrolledPod
+from nodeproxy.errors import NodeproxyError
+from nodeproxy.linux.sock_diag import LiveSocket, TcpSocket, destroy, live
+
+# How often those that stand are counted again.
+_COUNT_S = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class Standing:
+    """`run` serves until cancelled.
+
+    own_cgroup_id: of the agent and its workers.  ends_them: they are destroyed, not kept.
+    """
+
+    def __init__(self, own_cgroup_id: int, *, ends_them: bool) -> None:
+        self.destroyed = 0
+        self._own_cgroup_id = own_cgroup_id
+        self._ends_them = ends_them
+        self._pods: dict[str, EnrolledPod] = {}  # that may have some
+        self._cookies: dict[str, frozenset[int]] = {}  # of their sockets, by the pod's uid
+        self._new: asyncio.Queue[EnrolledPod] = asyncio.Queue()
+
+    def entered(self, pod: EnrolledPod) -> None:
+        """A pod is steered that was not before."""
+        self._pods[pod.spec.uid] = pod
+        self._new.put_nowait(pod)
+
+    def left(self, uid: str) -> None:
+        """It is not steered any more."""
+        self._pods.pop(uid, None)
+        self._cookies.pop(uid, None)
+
+    def count(self, uid: str) -> int:
+        """How many a pod has."""
+        return len(self._cookies.get(uid, ()))
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        loop = asyncio.get_running_loop()
+        counted = loop.time()
+        while True:
+            try:
+                async with asyncio.timeout_at(counted + _COUNT_S):
+                    await self._look(await self._new.get())
+            except TimeoutError:
+                counted = loop.time()
+                for uid in list(self._cookies):
+                    await self._count_again(uid)
+
+    async def _look(self, pod: EnrolledPod) -> None:
+        uid = pod.spec.uid
+        if self._pods.get(uid) is not pod:
+            return
+        found = await self._ask(pod)
+        mine = {each.socket for each in found if each.cgroup_id == self._own_cgroup_id}
+        ends = {(each.local, each.remote) for each in mine}
+        standing = [each.socket for each in found if each.socket not in mine and _is_foreign(each.socket, ends)]
+        if not standing or self._pods.get(uid) is not pod:
+            return
+        if self._ends_them:
+            self.destroyed += await asyncio.to_thread(_destroy_all, os.dup(pod.netns_fd), standing)
+            log.info("pod %s: %d connections from before it was enrolled were ended", uid, len(standing))
+            return
+        self._cookies[uid] = frozenset(each.cookie for each in standing)
+        log.info("pod %s: %d connections from before it was enrolled go on outside the mesh", uid, len(standing))
+
+    async def _count_again(self, uid: str) -> None:
+        pod, before = self._pods.get(uid), self._cookies[uid]
+        if pod is None:
+            return
+        now = before & {each.socket.cookie for each in await self._ask(pod)}
+        if self._cookies.get(uid) is before:
+            self._cookies[uid] = now
+            if not now:
+                del self._cookies[uid]
+
+    async def _ask(self, pod: EnrolledPod) -> list[LiveSocket]:
+        try:
+            # A descriptor of its own: the pod may leave meanwhile.
+            return await asyncio.to_thread(_live, os.dup(pod.netns_fd))
+        except (NodeproxyError, OSError) as error:
+            log.warning("pod %s: its connections can't be counted: %s", pod.spec.uid, error)
+            return []
+
+
+def _is_foreign(each: TcpSocket, own: set[tuple[tuple[str, int], tuple[str, int]]]) -> bool:
+    """Whether it goes out of the pod, and is not the other end of one of the proxy's own."""
+    if each.local[0] == each.remote[0] or ipaddress.ip_address(each.local[0]).is_loopback:
+        return False
+    return (each.remote, each.local) not in own
+
+
+def _live(netns_fd: int) -> list[LiveSocket]:
+    try:
+        return live(netns_fd)
+    finally:
+        os.close(netns_fd)
+
+
+def _destroy_all(netns_fd: int, connections: list[TcpSocket]) -> int:
+    ended = 0
+    try:
+        for each in connections:
+            ended += destroy(netns_fd, each)
+    except NodeproxyError as error:
+        log.error("connections from before a pod was enrolled can't be ended: %s", error)
+    finally:
+        os.close(netns_fd)
+    return ended
