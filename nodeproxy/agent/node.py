@@ -397,6 +397,7 @@ class Node:
             await self.enrolment.want(pods)
             await self._looked()
         elif not self._reconciled:
+            await self.enrolment.reconcile()  # what was said by command to the agent before: labels do not speak of it
             await self.labels.reconcile()
 
     async def _looked(self, others: Collection[int] = ()) -> None:
