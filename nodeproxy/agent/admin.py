@@ -94,11 +94,13 @@ class Admin:
                     "connection": msgspec.to_builtins(node.connection()) if node.connection is not None else None,
                 },
                 "pods": pod_rows(node),
+                "cni": node.cni.status() if node.cni is not None else None,
                 "workers": [
                     {"slot": slot, "pid": pid, "ready": ready, "restarts": node.workers.restarts[slot]}
                     for slot, (pid, ready) in node.workers.pids.items()
                 ],
                 "kernel": {"adopted": node.steering.adopted, "drops": node.steering.drop_counters()},
+                "kubelet": {**msgspec.to_builtins(node.kubelet.status()), "connections": node.steering.probes.counters()},
                 "direct": {"same_node": node.same_node.value, **node.direct.status()},
                 "certificates": node.identities.manager.statistics(),
             }

@@ -66,6 +66,11 @@ def _summary(found: dict[str, Any]) -> None:
     if state["connection"] is not None:
         _connection(state["connection"])
     _direct(found["direct"])
+    kubelet = found["kubelet"]
+    if kubelet["pid"]:
+        click.echo(f"{mark(True)} The kubelet's probes pass policy: process {kubelet['pid']} in {kubelet['cgroup']}.")
+    else:
+        click.echo(f"{mark(True)} The kubelet's probes are judged by policy as anybody's: {kubelet['why']}.")
     click.echo(_pods(found["pods"]))
 
 

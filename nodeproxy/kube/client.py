@@ -38,7 +38,7 @@ MAX_ERROR_BYTES = 64 << 10  # a Status object; what is beyond is of no use in a 
 MAX_CONNECTIONS = 64  # of one client: a watch for each kind, and what else is asked for at once
 READ_BUFFER_BYTES = 1 << 18  # of each connection, twice; a page or a line may be larger
 # What gives the controller its rights.
-CONTROLLER_GRANT = "apply daemonset/controller/rbac.yaml, or bind its ClusterRole to this user"
+CONTROLLER_GRANT = "apply daemonset/base, or bind the ClusterRole nodeproxy-controller of it to this user"
 CLOSE_S = 1.0  # a WebSocket's goodbye; nothing depends on it
 CONNECT_TIMEOUT_S = 10.0  # across zones a handshake takes some 0.2 s
 # A stream can be silent for minutes.  TCP finds out after 15 + 3 x 5 s that its peer is gone without a word.
