@@ -439,6 +439,7 @@ class Node:
             self._first_pods = pods
         elif self.labels is not None:
             if not self._reconciled:
+                await self.enrolment.reconcile()  # what was said by command to the agent before: labels do not speak of it
                 await self.labels.reconcile()
         elif self.zds is None:
             await self.enrolment.want(pods)
