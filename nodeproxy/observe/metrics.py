@@ -153,6 +153,9 @@ class Metrics:
             ("reason", "direction"),
             self._totals.refused.items(),
         )
+        passed_over = [((reason,), count) for reason, count in self._totals.passed_over.items()]
+        about = "Endpoints of services that were not reached, so that another one was tried"
+        yield _counter("nodeproxy_endpoints_passed_over", about, ("reason",), passed_over)
         rows = [((policy, "deny" if denied else "allow"), count) for (policy, denied), count in self._totals.dry_run.items()]
         yield _counter("nodeproxy_policy_dry_run", "What policies in dry-run would have decided", ("policy", "verdict"), rows)
 

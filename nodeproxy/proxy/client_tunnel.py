@@ -32,18 +32,22 @@ class Asker(Protocol):
         """The peer said 200, or what `refusal` says; called once."""
 
     def unserved(self, session: Session, plan: Plan) -> None:
-        """The peer did not begin to serve the stream: ask for it elsewhere."""
+        """The peer did not begin to serve the stream: ask for it by another tunnel."""
+
+    def unreached(self, session: Session, plan: Plan, refusal: Refusal) -> bool:
+        """The peer does not serve it: ask another endpoint.  False: there is none to ask."""
 
 
 class ClientStream(TunnelStream):
-    """A CONNECT that was asked for.  plan: to ask by once more, should the peer not begin to serve it; None: do not."""
+    """A CONNECT that was asked for.  again: whether to ask once more by `plan`, should the peer not begin to serve it."""
 
-    __slots__ = ("_asker", "_plan")
+    __slots__ = ("_again", "_asker", "plan")
 
-    def __init__(self, tunnel: Tunnel, session: Session, asker: Asker, plan: Plan | None) -> None:
+    def __init__(self, tunnel: Tunnel, session: Session, asker: Asker, plan: Plan, again: bool) -> None:
         super().__init__(tunnel, session)
         self._asker: Asker | None = asker
-        self._plan = plan
+        self._again = again
+        self.plan = plan
 
     def answered(self, refusal: Refusal | None) -> None:
         """The peer said yes or no."""
@@ -53,11 +57,17 @@ class ClientStream(TunnelStream):
 
     def ask_again(self) -> bool:
         """See `TunnelStream.ask_again`."""
-        asker, self._asker, plan = self._asker, None, self._plan
-        if asker is None or plan is None or self.session.ended:
+        asker = self._asker
+        if asker is None or not self._again or self.session.ended:
             return False
-        asker.unserved(self.session, plan)
+        self._asker = None
+        asker.unserved(self.session, self.plan)
         return True
+
+    def ask_elsewhere(self, refusal: Refusal) -> bool:
+        """See `TunnelStream.ask_elsewhere`."""
+        asker, self._asker = self._asker, None
+        return asker is not None and asker.unreached(self.session, self.plan, refusal)
 
 
 class ClientTunnel(Tunnel):

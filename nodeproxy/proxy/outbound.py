@@ -16,6 +16,7 @@ from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.proxy.app_socket import AppSocket
 from nodeproxy.proxy.client_tunnel import ClientStream, ClientTunnel
 from nodeproxy.proxy.context import Context
+from nodeproxy.proxy.dial import Dial, OnDone
 from nodeproxy.proxy.plans import Plan, Plans
 from nodeproxy.proxy.pods import Pod
 from nodeproxy.proxy.pool import Pool, PooledTunnel, PoolKey
@@ -30,6 +31,20 @@ from nodeproxy.wire.trace import new_traceparent
 SERVED_WITHIN_S = 1.0
 _ASK_AGAIN_S = 0.05
 _SOON = frozenset({Reason.CONNECT_REFUSED, Reason.NO_CERTIFICATE})
+
+# Of a service, for one connection: a connect that is refused takes no time, but there may be thousands.
+MAX_ENDPOINTS = 3
+# What befalls a connection before the endpoint has had a byte of it, and at once: who waits 10 s for an answer wants no other
+# wait.  No refusal of policy or identity: at another endpoint it might be none.
+_UNREACHED = frozenset(
+    {
+        Reason.CONNECT_REFUSED,
+        Reason.CONNECT_UNREACHABLE,
+        Reason.HBONE_REFUSED,
+        Reason.RESET_BY_DESTINATION,
+        Reason.TLS_FAILURE,
+    }
+)
 
 
 class Outbound:
@@ -91,12 +106,10 @@ class Outbound:
             self._start(session, plan, peer, original)
 
     def _plan_again(self, session: Session, peer: tuple[str, int], original: tuple[str, int] | None) -> Plan:
-        record = session.record
         if session.pod.leaving:
-            return Plan(record.destination, refusal=Refusal(Reason.POD_LEFT, "the pod has left the mesh or ended"))
+            return Plan(session.record.destination, refusal=Refusal(Reason.POD_LEFT, "the pod has left the mesh or ended"))
         plan = self._plans.get(session.pod, peer[0], original)
-        record.source, record.destination = plan.party(record.source.address), plan.destination
-        record.security, record.service, record.hbone_address = plan.security, plan.service, plan.hbone_address
+        self._describe(session.record, plan)
         return plan
 
     # ── whom nobody serves yet, or any more ──
@@ -125,21 +138,54 @@ class Outbound:
             until = until or context.poller.clock() + SERVED_WITHIN_S
             self._by_tunnel(session, plan, plan.key, partial(self._start_again, session, peer, original, until), until)
         elif plan.admission is not None:
-            self._to_local_pod(session, plan.admission, peer[0])
+            self._to_local_pod(session, plan, plan.admission, peer[0])
         elif plan.route is not None:
-            session.pending = context.dial_from(session.pod, plan.route.address, partial(context.join, session))
+            session.pending = None
+            _await(session, context.dial_from(session.pod, plan.route.address, self._join(session, plan)))
+
+    def _elsewhere(self, session: Session, plan: Plan, refusal: Refusal) -> bool:
+        """Lead it to another endpoint of the service: of the one that was not reached nobody has had a byte.
+
+        False: that is not what happened, or there is no other one, or enough were tried.
+        """
+        if plan.balanced is None or refusal.reason not in _UNREACHED or session.ended or session.pod.leaving:
+            return False
+        tried = (*session.passed_over, plan.where)
+        other = self._plans.another(session.pod, plan, tried) if len(tried) < MAX_ENDPOINTS else None
+        if other is None:
+            return False
+        session.passed_over, session.destination, session.pending = tried, None, None
+        self._context.sessions.passed_over(session, refusal.reason)
+        self._describe(session.record, other)
+        client_ip, original = plan.balanced
+        session.guard(partial(self._start, session, other, (client_ip, 0), original))
+        return True
+
+    def _describe(self, record: Connection, plan: Plan) -> None:
+        record.source, record.destination = plan.party(record.source.address), plan.destination
+        record.security, record.service, record.hbone_address = plan.security, plan.service, plan.hbone_address
+
+    def _join(self, session: Session, plan: Plan) -> OnDone:
+        if plan.balanced is None:
+            return partial(self._context.join, session)
+
+        def joined(upstream: socket.SocketType | None, refusal: Refusal | None) -> None:
+            if upstream is not None or refusal is None or not self._elsewhere(session, plan, refusal):
+                self._context.join(session, upstream, refusal)
+
+        return joined
 
     # ── in plain ──
 
-    def _to_local_pod(self, session: Session, admission: Admission, client_ip: str) -> None:
+    def _to_local_pod(self, session: Session, plan: Plan, admission: Admission, client_ip: str) -> None:
         context, workload = self._context, session.record.destination.workload
         if workload is None:  # never: the plan has it from the route
             raise LookupError("an admission without a pod")
         context.sessions.admitted(session, admission.subject, workload.uid)
         context.sessions.dry_run(session.record, admission.dry_run)
-        session.pending = context.dial_application(
-            context.pods[workload.uid], client_ip, admission.address, partial(context.join, session)
-        )
+        session.pending = None
+        join = self._join(session, plan)
+        _await(session, context.dial_application(context.pods[workload.uid], client_ip, admission.address, join))
 
     # ── by tunnel ──
 
@@ -157,18 +203,23 @@ class Outbound:
             poller = self._context.poller
             if isinstance(tunnel, ClientTunnel):
                 session.guard(lambda: self._open_stream(session, tunnel, plan, retry))
+            elif refusal is not None and self._elsewhere(session, plan, refusal):
+                return
             elif again is not None and refusal is not None and refusal.reason in _SOON and poller.clock() < until:
                 poller.later(_ASK_AGAIN_S, again)
             else:
                 session.refuse(refusal or Refusal(Reason.INTERNAL, "the tunnel ended without a reason"))
 
-        session.pending = self.pool.acquire(key, have)
+        before = session.passed_over
+        wait = self.pool.acquire(key, have)
+        if session.passed_over is before:  # else it waits for something else by now
+            session.pending = wait
 
     def _open_stream(self, session: Session, tunnel: ClientTunnel, plan: Plan, retry: bool) -> None:
         record = session.record
         if record.destination.identity != tunnel.peer_identity:
             record.destination = Party(record.destination.address, record.destination.workload, tunnel.peer_identity)
-        session.destination = half = ClientStream(tunnel, session, self, plan if retry else None)
+        session.destination = half = ClientStream(tunnel, session, self, plan, retry)
         suffix = connect_suffix(forwarded_for(record.source.address), new_traceparent(self._random_bits))
         tunnel.connect(half, plan.prefix + suffix)
 
@@ -177,7 +228,8 @@ class Outbound:
         session = half.session
         if refusal is not None:
             half.abort(ErrorCode.CANCEL)
-            session.refuse(refusal)
+            if not self._elsewhere(session, half.plan, refusal):
+                session.refuse(refusal)
         elif session.source is not None and not session.ended:
             session.relay(session.source, half)
 
@@ -186,6 +238,10 @@ class Outbound:
         session.destination = None
         if plan.key is not None:
             self._by_tunnel(session, plan, plan.key)
+
+    def unreached(self, session: Session, plan: Plan, refusal: Refusal) -> bool:
+        """See `Asker`."""
+        return self._elsewhere(session, plan, refusal)
 
     def _make_tunnel(self, key: PoolKey) -> None:
         context = self._context
@@ -206,6 +262,12 @@ class Outbound:
                 ClientTunnel(context.poller, context.budget, sock, contexts.client, key, self.pool).start_handshake()
 
         context.dial_from(pod, key.peer, connected)
+
+
+def _await(session: Session, dial: Dial | None) -> None:
+    """None: it is done, and the session may wait for something else by now."""
+    if dial is not None:
+        session.pending = dial
 
 
 def _tunnel_refusal(refusal: Refusal | None, peer: tuple[str, int]) -> Refusal:

@@ -57,6 +57,7 @@ class Session:
         "ended",
         "kind",
         "pending",
+        "passed_over",
         "pod",
         "record",
         "series",
@@ -76,6 +77,7 @@ class Session:
         self.ended = False
         self.pending: Pending | None = None
         self.kind: Kind | None = None  # from when it opened
+        self.passed_over: tuple[str, ...] = ()  # endpoints that were not reached
         self.series: tuple[Series, ...] = ()  # what it counts in, from when it opened
         self.counted_received = self.counted_sent = 0  # bytes that the counters have already
         record.started = time.time()
@@ -146,14 +148,16 @@ class Session:
         if self._relaying or half is self.source:
             self.reset_by(half)
         elif not (code == ErrorCode.REFUSED_STREAM and half.ask_again()):
-            self.refuse(Refusal(Reason.HBONE_REFUSED, f"the peer reset the stream before it answered ({_code_name(code)})"))
+            refusal = Refusal(Reason.HBONE_REFUSED, f"the peer reset the stream before it answered ({_code_name(code)})")
+            if not half.ask_elsewhere(refusal):
+                self.refuse(refusal)
 
     def tunnel_lost(self, half: TunnelStream, refusal: Refusal) -> None:
         """The tunnel that the stream was on is gone."""
         lost = refusal.reason is Reason.RESET_BY_DESTINATION
         if lost and (self._relaying or half is self.source):
             self.reset_by(half)
-        elif not (lost and half.ask_again()):
+        elif not (lost and (half.ask_again() or half.ask_elsewhere(refusal))):
             self.refuse(refusal)
 
     def fault(self, error: Exception) -> None:

@@ -55,8 +55,8 @@ def ended(agent: Agent, timeout_s: float = 40.0) -> int:
 class Load:
     """Connections from a pod to others' greeters, at a pace; see load.py."""
 
-    def __init__(self, source: MeshPod, targets: list[MeshPod], rate: float) -> None:
-        arguments = [text for pod in targets for text in (pod.ip, str(PORT))]
+    def __init__(self, source: MeshPod, targets: list[str], rate: float) -> None:
+        arguments = [text for address in targets for text in (address, str(PORT))]
         self._program = source.host.popen(
             [sys.executable, str(_HERE / "load.py"), str(rate), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )

@@ -98,7 +98,7 @@ class World:
             if not isinstance(tunnel, ClientTunnel):
                 session.refuse(refusal or DENIED)
                 return
-            session.destination = half = ClientStream(tunnel, session, self, Plan(Party("")) if again else None)
+            session.destination = half = ClientStream(tunnel, session, self, Plan(Party("")), again is not None)
             tunnel.connect(half, connect_block("127.0.0.1:80"))
 
         session.pending = self.pool.acquire(KEY, have)
