@@ -94,6 +94,7 @@ class Admin:
                     "connection": msgspec.to_builtins(node.connection()) if node.connection is not None else None,
                 },
                 "pods": pod_rows(node),
+                "cni": node.cni.status() if node.cni is not None else None,
                 "workers": [
                     {"slot": slot, "pid": pid, "ready": ready, "restarts": node.workers.restarts[slot]}
                     for slot, (pid, ready) in node.workers.pids.items()

@@ -49,8 +49,8 @@ class KubeletWatch:
         wait_s = _WATCH_S
         while True:
             await self.look()
-            if self._setting == OFF:
-                return
+            if self._setting == OFF:  # said for good
+                await asyncio.Event().wait()
             wait_s = _WATCH_S if self._known is not None else min(wait_s * 2, _LONGEST_WAIT_S)
             await asyncio.sleep(wait_s)
 

@@ -12,6 +12,7 @@ import logging
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,13 +22,14 @@ from nodeproxy.agent.direct import DirectPath
 from nodeproxy.agent.direct_flows import DirectFlows
 from nodeproxy.agent.direct_judge import Judge
 from nodeproxy.agent.direct_pods import DirectPods
-from nodeproxy.agent.enrolment import PREDECESSOR, Enrolment
+from nodeproxy.agent.enrolment import PREDECESSOR, EnrolledPod, Enrolment
 from nodeproxy.agent.handover.taking import Predecessor
 from nodeproxy.agent.identities import Identities
 from nodeproxy.agent.kubelet import KubeletWatch
 from nodeproxy.agent.on_demand import OnDemand
 from nodeproxy.agent.pods.address_watch import AddressWatch
 from nodeproxy.agent.pods.attachments import Attachments
+from nodeproxy.agent.pods.cni import CniPart
 from nodeproxy.agent.pods.events import Events
 from nodeproxy.agent.pods.labels import LabelEnrolment
 from nodeproxy.agent.pods.provisional import Provisional
@@ -39,7 +41,7 @@ from nodeproxy.agent.sources.connection import SourceConnection
 from nodeproxy.agent.sources.xds_kept import DemandChange
 from nodeproxy.agent.workers import Workers
 from nodeproxy.config import SameNode
-from nodeproxy.errors import EnrolmentError, IdentityError, NodeproxyError
+from nodeproxy.errors import EnrolmentError, IdentityError, KernelError, NodeproxyError
 from nodeproxy.identity.certificate import CertificateAuthority
 from nodeproxy.identity.kept import KeptCertificates
 from nodeproxy.kernel.steering import Steering
@@ -160,6 +162,7 @@ class Node:
         self.metrics.kubelet = kubelet.statistics
         self.metrics.events = self.events.statistics if self.events.on else None
         self.metrics.on_demand = self.on_demand.statistics if self.on_demand is not None else None
+        self.cni: CniPart | None = None
         self.labels: LabelEnrolment | None = None
         if by_labels is not None and self.roster is not None and self.provisional is not None:
             self.labels = LabelEnrolment(
@@ -276,6 +279,10 @@ class Node:
         """Change the state of the agent's own accord: the source has not spoken.  Raises StateError."""
         async with self._changing():
             self.state.apply(delta, meta)
+
+    def certificates(self, identities: Collection[str], timeout_s: float) -> AbstractAsyncContextManager[None]:
+        """Within, there are certificates for these, as far as the CA makes them in time."""
+        return self.identities.beforehand(identities, timeout_s)
 
     async def serving(self, uid: str, timeout_s: float) -> None:
         """Wait until an enrolled pod is served: with its certificate, by all workers.  Raises EnrolmentError if it is not."""
@@ -433,6 +440,7 @@ class Node:
             else:
                 self.on_demand.leave(uid)
         if pod is not None:
+            self._restrict_probes(pod)
             self.direct.entered(pod)
             self.addresses.entered(pod)
             if pod.fresh:
@@ -441,6 +449,16 @@ class Node:
             self.addresses.left(uid)
             self.standing.left(uid)
         self._assign_identities([uid])
+
+    def _restrict_probes(self, pod: EnrolledPod) -> None:
+        """To the ports that its own probes name, where the controller tells of them."""
+        told = self.roster.get(pod.spec.uid.partition("//Pod/")[2]) if self.roster is not None else None
+        if told is None or told.probe_ports is None:
+            return
+        try:
+            self.steering.probes.restrict(pod.cookie, told.probe_ports)
+        except KernelError as error:
+            log.error("pod %s: the kubelet's probes are judged by policy: %s", pod.spec.uid, error)
 
     def _before_commit(self, touched: Touched) -> None:
         self.direct.before_change(touched)

@@ -24,7 +24,7 @@ from nodeproxy.identity.local_ca import LocalAuthority
 from nodeproxy.kernel.steering import Steering
 from nodeproxy.linux import cgroup
 from nodeproxy.linux.bpffs import ensure_bpffs
-from nodeproxy.linux.preflight import capabilities
+from nodeproxy.linux.preflight import capabilities, kernel
 
 log = logging.getLogger("nodeproxy")
 
@@ -125,6 +125,8 @@ def _require_privileges() -> None:
         raise PrivilegeError(
             "nodeproxy run needs root: it loads eBPF programs and enters pods' network namespaces; try `sudo nodeproxy run …`"
         )
+    if not (row := kernel()).ok:
+        raise PrivilegeError(f"this is Linux {row.found}, and nodeproxy needs {row.name}: {row.remedy}; nothing was changed")
     missing = [row for row in capabilities() if not row.ok]
     if missing:
         names = ", ".join(row.name for row in missing)

@@ -25,6 +25,7 @@ from nodeproxy.agent.node import Node
 from nodeproxy.agent.pods.events import Events
 from nodeproxy.agent.pods.standing import Standing
 from nodeproxy.agent.run_dir import RunDir
+from nodeproxy.app.cni import cni_part
 from nodeproxy.app.source import follow, source_name
 from nodeproxy.config import EnrolmentMode, RunConfig, StandingConnections
 from nodeproxy.errors import HandoverError, KernelError
@@ -95,6 +96,7 @@ class Serving:
             events=events,
             held_back=predecessor is not None,
         )
+        self._cni = cni_part(config, self._node)
         identification = {"version": __version__, "instance": config.instance, "run_dir": str(config.run_dir)}
         self._stopping = asyncio.Event()
         self._token = new_token()
@@ -123,11 +125,15 @@ class Serving:
             if self._predecessor is not None and not await self._unless_ended(self._take_over(self._predecessor)):
                 return False
             self._start_active()
+            if self._cni is not None:
+                await self._cni.start()
             self._giving.listen()
             await ports
             return await self._serve()
         finally:
             await _cancel(ports, *self._active, *self._passive, *filter(None, [self._hearing]))
+            if self._cni is not None:
+                await self._cni.stop()
             await self._paths.stop()
             await self._ports.stop()
             await self._authority.close()
@@ -157,6 +163,8 @@ class Serving:
         ]
         if node.labels is not None:
             self._active.append(self._task(node.labels.run(), "pods by label"))
+        if self._cni is not None:
+            self._active.append(self._task(self._cni.run(), "cni"))
         self._changed.set()
 
     async def _stop_active(self) -> None:
@@ -205,6 +213,7 @@ class Serving:
         for leaving, netns_fd in taken.leaving if taken is not None else ():
             node.enrolment.inherit_leaving(leaving.spec, leaving.cookie, netns_fd)
         await node.take_over({said.uid: said.spec for said in taken.said} if taken is not None else None)
+        await self._kubelet.look()
         self._steering.attach(self._cgroup_root)
         await self._serve_paths()
         predecessor.done()
@@ -288,6 +297,8 @@ class Serving:
         drain_s = self._config.drain_s
         log.info("ending: connections get %d s; pods stay closed until the next start or `nodeproxy uninstall`", drain_s)
         self._ending = True
+        if self._cni is not None:
+            await self._cni.stop()
         await self._stop_active()
         await self._node.drain(drain_s)
         await self._giving.close()
@@ -338,6 +349,8 @@ class Serving:
 
     async def pause(self) -> None:
         """See `Giver`."""
+        if self._cni is not None:
+            await self._cni.pause()
         await self._stop_active()
         await self._node.let_go(self._giving.released)
 
@@ -350,6 +363,8 @@ class Serving:
         await self._paths.stop()
         await self._serve_paths()
         self._start_active()
+        if self._cni is not None:
+            self._cni.resume()
         self._giving.listen()
 
     def said(self) -> list[Said]:

@@ -63,7 +63,9 @@ async def find_agents(client: KubeClient, namespaces: Sequence[str]) -> dict[str
 class Fleet:
     """The agents of one cluster.  timeout_s: for one node; deadline_s: for all that is asked of `ask_all` together."""
 
-    def __init__(self, client: KubeClient, agents: Mapping[str, FoundPod], *, timeout_s: float = ASK_S, deadline_s: float = 60.0):
+    def __init__(
+        self, client: KubeClient, agents: Mapping[str, FoundPod], *, timeout_s: float = ASK_S, deadline_s: float = 60.0
+    ) -> None:
         self.client = client
         self.agents = agents
         self._timeout_s, self._deadline_s = timeout_s, deadline_s

@@ -29,7 +29,8 @@ async def explain(fleet: Fleet, source: Named, destination: Named, *, namespace:
     asked, outside = _whom_to_ask(fleet, pod)
     notes += [outside] if outside else []
     query = {"source": pod.key, **({"outside": outside} if outside else {})}
-    reply, said = await _ask_about(fleet, asked, query, destination, namespace or pod.namespace)
+    address = "" if pod.host_network or not pod.addresses else pod.addresses[0]
+    reply, said = await _ask_about(fleet, asked, query, destination, namespace or pod.namespace, address)
     notes += [said] if said else []
     parts = [_part("source", reply)]
     if reply.answer is not None:
@@ -69,12 +70,17 @@ def _whom_to_ask(fleet: Fleet, pod: FoundPod) -> tuple[str, str]:
     return max(fleet.agents, key=lambda node: fleet.agents[node].ready), outside
 
 
-async def _ask_about(fleet: Fleet, node: str, query: dict[str, str], destination: Named, namespace: str) -> tuple[Reply, str]:
-    """The answer of the source's node: the first of the readings of `destination` that names something there."""
+async def _ask_about(
+    fleet: Fleet, node: str, query: dict[str, str], destination: Named, namespace: str, address: str
+) -> tuple[Reply, str]:
+    """The answer of the source's node: the first of the readings of `destination` that names something there.
+
+    address: the source's, for a node that is told of others only when it asks, which it can't by name; "" if it has none.
+    """
     first: ConfigError | None = None
     for text in _readings(destination, namespace):
         try:
-            return await fleet.ask(node, "/why", {**query, "destination": text}), ""
+            return await _ask(fleet, node, {**query, "destination": text}, address), ""
         except ConfigError as exc:
             first = first or exc
     if destination.verbatim or destination.kind == "service":
@@ -83,7 +89,16 @@ async def _ask_about(fleet: Fleet, node: str, query: dict[str, str], destination
         pod, said = await find_pod(fleet, destination, destination.namespace or namespace)
     except ConfigError:
         raise first or ConfigError(f"{destination.text!r} names nothing") from None
-    return await fleet.ask(node, "/why", {**query, "destination": f"{pod.key}{destination.tail}"}), said
+    return await _ask(fleet, node, {**query, "destination": f"{pod.key}{destination.tail}"}, address), said
+
+
+async def _ask(fleet: Fleet, node: str, query: dict[str, str], address: str) -> Reply:
+    try:
+        return await fleet.ask(node, "/why", query)
+    except ConfigError as exc:
+        if not address or repr(query["source"]) not in str(exc):
+            raise
+        return await fleet.ask(node, "/why", {**query, "source": address})
 
 
 def _readings(named: Named, namespace: str) -> Sequence[str]:

@@ -57,7 +57,6 @@ class Session:
         "ended",
         "kind",
         "pending",
-        "passed_over",
         "pod",
         "record",
         "series",
@@ -77,7 +76,6 @@ class Session:
         self.ended = False
         self.pending: Pending | None = None
         self.kind: Kind | None = None  # from when it opened
-        self.passed_over: tuple[str, ...] = ()  # endpoints that were not reached
         self.series: tuple[Series, ...] = ()  # what it counts in, from when it opened
         self.counted_received = self.counted_sent = 0  # bytes that the counters have already
         record.started = time.time()

@@ -23,13 +23,15 @@ class StreamingKubelets:
         self._pods = mesh.cluster.directory / "kubelet-pods.json"
         self.processes: list[subprocess.Popen[bytes]] = []
         nodes = mesh.cluster.lab.nodes
+        self._placed: dict[str, str] = {}
         self.place({f"{mesh.namespace}/agent-{agent.name}": nodes[agent.number].netns_path for agent in mesh.cluster.agents})
         for agent in mesh.cluster.agents:
             self._start(agent.name, nodes[agent.number])
 
     def place(self, pods: dict[str, str]) -> None:
-        """Say which pods there are: "namespace/name" → the path of its network namespace."""
-        self._pods.write_text(json.dumps(pods))
+        """Say which pods there are, too: "namespace/name" → the path of its network namespace."""
+        self._placed |= pods
+        self._pods.write_text(json.dumps(self._placed))
 
     def _start(self, name: str, host: Host) -> None:
         at = self._mesh.api.directory

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -241,6 +242,33 @@ def test_what_a_node_fails_at_is_named_and_keeps_nobody_from_the_others(laptop: 
         assert "connection refused" in way["parts"][1]["error"]
     finally:
         laptop.cluster.agents[1].start()
+
+
+def test_a_hundred_nodes_are_asked_at_once_and_one_that_is_down_is_named(
+    laptop: Laptop, record_property: pytest.RecordProperty
+) -> None:
+    """All of them on one kubelet and one agent, which is the slowest that they could be."""
+    names = [f"many{number}" for number in range(100)]
+    kubelet = laptop.api.get("Node", "node0")["status"]
+    down = {**kubelet, "addresses": [{"type": "InternalIP", "address": "10.10.255.77"}]}  # of the lab's underlay, nobody's
+    agents = [f"{laptop.namespace}/agent-{name}" for name in (*names, "down")]
+    laptop.kubelets.place({agent: laptop.cluster.lab.nodes[0].netns_path for agent in agents})
+    for name in (*names, "down"):
+        laptop.api.create(node(name) | {"status": down if name == "down" else kubelet})
+        labels, more = {"app": "nodeproxy"}, {"spec": {"hostNetwork": True}}
+        agent = pod(f"agent-{name}", laptop.namespace, node=name, ips=["10.0.0.1"], labels=labels, **more)
+        laptop.api.create(agent)
+    began = time.monotonic()
+    found = laptop.asked("status", *(f"--node={name}" for name in (*names, "down")), status=1)
+    took = time.monotonic() - began
+    record_property("status of 100 nodes and one that is down, from a laptop", f"{took:.1f} s")
+    rows = {row["node"]: row for row in found["nodes"]}
+    assert [name for name in names if not rows[name]["ready"]] == []
+    assert "does not reach the kubelet of node down: is the node up?" in rows["down"]["error"]
+    assert took < 30
+    for name in (*names, "down"):
+        laptop.api.delete("Pod", f"agent-{name}", laptop.namespace)
+        laptop.api.delete("Node", name)
 
 
 def test_who_may_not_is_told_what_to_ask_for(laptop: Laptop) -> None:

@@ -27,15 +27,16 @@ from nodeproxy.kernel.steering import Steering
 from nodeproxy.lab.topology import Host, Lab, LabPod
 from nodeproxy.linux import cgroup
 from nodeproxy.linux.netns import inside
+from tests.pace import PACE
 
 _numbers = itertools.count()
-TIMEOUT_S = 10.0
+TIMEOUT_S = 10.0 * PACE
 ENTRY = ["-m", "nodeproxy"]
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S, interval_s: float = 0.01) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 10.0, interval_s: float = 0.01) -> Any:
     """Poll `condition` until it is true; what it returned."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s * PACE
     while True:
         value = condition()
         if value:

@@ -22,6 +22,7 @@ TAKE_S = 40.0  # of which a quiet machine needs one
 def successor(agent: Agent, *statements: str) -> Agent:
     """One that is about to take over from `agent`, with a log of its own; it has executed `statements` first."""
     made = Agent(agent.cluster, agent.number)
+    made.source = agent.source
     made.arguments = ["--takeover", *(each for each in agent.arguments if each != "--takeover")]
     made.log_path = agent.log_path.with_name(f"{agent.log_path.name}+")
     with fast_edits(*statements):

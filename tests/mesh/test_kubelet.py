@@ -7,11 +7,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from nodeproxy.lab.topology import Host
 from tests.kernel.conftest import PEER, Program
 from tests.mesh.cluster import Cluster, wait_until
+from tests.mesh.labelled import LabelledCluster
 
 pytestmark = pytest.mark.mesh
 STRICT = {
@@ -98,3 +100,33 @@ def test_they_pass_while_the_agent_is_away(cluster: Cluster, name: Path) -> None
         agent.start()
     assert kubelet.connect(web.ip, 8080)["role"] == "app"
     assert f"process {kubelet.pid} in " in agent.nodeproxy("status").stdout
+
+
+def test_where_the_controller_tells_of_probes_only_their_ports_pass(name: Path) -> None:
+    """The kubelet is made to go elsewhere by whoever may write a pod: a probe's `host` may be another pod's address."""
+    cluster = LabelledCluster(nodes=1)
+    group = cluster.cgroup / "kubelet.service"
+    group.mkdir()
+    try:
+        web, node, agent = cluster.run("web"), cluster.lab.nodes[0], cluster.agents[0]
+        cluster.server.put(cluster.message(web.pod))
+        cluster.label()
+        cluster.server.put_node(msgspec.structs.replace(web.node_pod(), probe_ports=(8080,)))
+        kubelet = Called(node, group, name)
+        cluster.serve()
+        cluster.start()
+        served = Program(web.pod.host, cluster.programs)
+        for port in (8080, 8081):
+            served.serve("::", port)
+        wait_until(lambda: _known(cluster) == kubelet.pid, "the kubelet is found", 35)
+        cluster.wait_in(web)
+        passed = [kubelet.connect(web.pod.ip, port)["role"] for port in (8080, 8081)]
+        assert passed == ["app", "app"]  # nothing denies it
+        counts = agent.get("/status")["kubelet"]["connections"]
+        assert counts == {"passed": 1, "full": 0, "other": 1}
+    finally:
+        for program in cluster.lab.nodes[0]._processes:
+            program.kill()
+            program.wait()
+        group.rmdir()
+        cluster.close()

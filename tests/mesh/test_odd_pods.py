@@ -34,7 +34,11 @@ def mesh() -> Iterator[Cluster]:
     try:
         cluster.pod(0, "client")
         cluster.pod(1, "server")
-        cluster.start()
+        cluster.write()
+        for agent in cluster.agents:
+            agent.start(wait=False)
+        for agent in cluster.agents:
+            agent.wait_ready(90)  # both compile at a time
         yield cluster
     finally:
         cluster.close()

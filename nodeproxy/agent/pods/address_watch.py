@@ -69,7 +69,9 @@ class AddressWatch:
             self.left(uid)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled; what changed while nobody ran it is looked at first."""
+        self._changed.update(self._watched)
+        self._wake.set()
         while True:
             try:
                 await asyncio.wait_for(self._wake.wait(), _PACE_S)

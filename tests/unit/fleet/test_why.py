@@ -174,3 +174,15 @@ def test_by_address_if_one_pod_has_it(pods: list[FoundPod]) -> None:
     assert explain(fleet, "10.0.0.1", "orders")["source"] == "shop/web"
     with pytest.raises(ConfigError, match="is a service, which connects to nobody"):
         explain(fleet, "svc/web", "orders")
+
+
+def test_a_node_that_knows_only_what_it_asks_for_is_given_the_sources_address() -> None:
+    def answer(query: Mapping[str, str]) -> Any:
+        known = query["source"] == "10.0.0.1"
+        return PASSES | {"way": None} if known else ConfigError(f"no workload is called {query['source']!r}")
+
+    fleet = FakeFleet({("a", "/why"): answer})
+    assert explain(fleet, "web", "orders")["passes"]
+    assert [query["source"] for _, _, query in fleet.asked] == ["shop/web", "10.0.0.1"]
+    with pytest.raises(ConfigError, match="no workload is called 'shop/host'"):
+        explain(fleet, "host", "orders")

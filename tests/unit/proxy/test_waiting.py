@@ -181,10 +181,10 @@ def test_a_connection_waits_and_goes_where_the_answer_says(bench: Bench, state: 
     assert session.record.destination.workload == waiting_server()
     # It went on to the pool of tunnels, which has no certificate here: it waits for one, and is decided on anew.
     assert not session.ended
-    bench.pod.leaving = True
-    bench.until(lambda: session.ended)
-    assert [(record.reason, record.destination.address) for record in bench.ended] == [(Reason.POD_LEFT, "10.0.0.4:80")]
-    bench.pod.leaving = False
+    state.writer.apply(Delta(removed_workloads=("late",)))
+    bench.until(lambda: len(state.asked) == 2)
+    assert state.asked[1] == ("uid", ("/10.0.0.4",))
+    assert not session.ended
 
 
 def waiting_server() -> object:
