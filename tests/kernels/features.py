@@ -111,7 +111,8 @@ FEATURES = (
         f"{MESH}/test_kubelet.py", "they_pass_as_long_as_the_kubelet_is_known_and_nothing_else_does",
     )),
     Feature("nodes: one agent takes over from another", _of(
-        f"{MESH}/test_roll.py", "an_agent_that_waits_serves_again_when_nobody_does", "the_old_agent_is_bound_by_what_changes_meanwhile",
+        f"{MESH}/test_roll.py", "an_agent_that_waits_serves_again_when_nobody_does",
+        "the_old_agent_is_bound_by_what_changes_meanwhile",
     )),
     Feature("nodes: with the capabilities of the DaemonSet alone", _of(
         f"{MESH}/test_capabilities.py", "pods_talk_between_nodes_with_their_own_addresses",
