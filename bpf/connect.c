@@ -4,11 +4,13 @@
  *
  * A pod's connect goes to the pod's own address, port 15001, where sk_lookup.c hands it to a worker; the destination that was asked for
  * stays with the socket.  A direct one (there is a verdict for both pods) goes where it wanted, or to one of a service's endpoints.
+ * The kubelet's own goes where it wanted, and is marked as such.
  * What is let go: other protocols, loopback, the pod's own addresses, pods that are not enrolled, and the proxy's own sockets, which are
  * told by the cgroup of the caller, never by a mark that a pod could set.
  */
 #include "maps.h"
 #include "direct.h"
+#include "kubelet.h"
 
 /* MPTCP hands its first subflow to these hooks, as TCP; the number stands here for kernels that hand over the MPTCP socket itself. */
 #define NP_PROTO_MPTCP 262
@@ -94,7 +96,7 @@ static __always_inline struct np_owner *np_direct_to(__u64 cookie, struct np_own
 static __always_inline int np_decide(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struct np_client_socket *client, struct np_address_port *to)
 {
 	__u32 zero = 0;
-	__u64 cookie;
+	__u64 cookie, cgroup_id = bpf_get_current_cgroup_id();
 	struct np_address_port direct_to = {};
 	struct np_address address;
 	struct np_config *settings = config.lookup(&zero);
@@ -102,8 +104,14 @@ static __always_inline int np_decide(struct bpf_sock_addr *ctx, struct bpf_sock 
 	struct np_owner *owner;
 	struct np_pod *pod;
 
-	if (settings && bpf_get_current_cgroup_id() == settings->own_cgroup_id)
+	if (settings && cgroup_id == settings->own_cgroup_id)
 		return np_own(sk, client);
+	if (np_is_kubelet(ctx, cgroup_id)) {
+		if (!np_may_probe(client->ip, client->port))
+			return np_let_go(sk);
+		client->kind = NP_KIND_KUBELET;
+		return np_remember(sk, client);
+	}
 	cookie = bpf_get_netns_cookie(ctx);
 	pod = enrolled.lookup(&cookie);
 	if (!pod || np_is_loopback(client->ip) || np_is_unspecified(client->ip))

@@ -47,6 +47,10 @@ NP_MAP("array", u32, struct np_direct_state, direct_state, 1, 0);
 NP_MAP("hash", struct np_flow, struct np_direct_flow, direct, NP_MAX_DIRECT, BPF_F_NO_PREALLOC);
 NP_RING(ended, NP_ENDED_BYTES);
 NP_MAP("percpu_array", u32, u64, direct_counts, NP_DIRECT_COUNTS, 0);
+NP_MAP("array", u32, struct np_kubelet, kubelet, 1, 0);
+NP_MAP("hash", struct np_flow, struct np_probe, probes, NP_MAX_PROBES, BPF_F_NO_PREALLOC);
+NP_MAP("hash", struct np_probe_port, u32, probe_ports, NP_MAX_PROBE_PORTS, BPF_F_NO_PREALLOC);
+NP_MAP("percpu_array", u32, u64, probe_counts, NP_PROBE_COUNTS, 0);
 
 #define NP_MAPPED_PREFIX bpf_htonl(0xffff)
 /*

@@ -23,6 +23,8 @@
 #define NP_MAX_SERVICES 4096   /* those that lie on this node altogether */
 #define NP_MAX_ENDPOINTS 8
 #define NP_MAX_DIRECT 65536    /* live direct connections; a larger table is more often not in the CPU's cache: 400 ns an insertion */
+#define NP_MAX_PROBES 16384    /* of the kubelet's, being made: 250 pods have some hundreds, and nobody waits for one longer than its timeout */
+#define NP_MAX_PROBE_PORTS 65536
 #define NP_ENDED_BYTES 1048576 /* 7,710 connections that ended, to be read four times a second */
 
 enum np_role {
@@ -52,12 +54,21 @@ enum np_direct_count {
 	NP_DIRECT_COUNTS = 3,
 };
 
+/* What happened to the kubelet's connects to enrolled pods: the index into `probe_counts`. */
+enum np_probe_count {
+	NP_PROBE_PASSED = 0, /* accepted by the application, past policy */
+	NP_PROBE_FULL = 1,   /* no room to remember one more: judged by policy, as anybody's */
+	NP_PROBE_OTHER = 2,  /* to a port that the pod's own probes do not name: judged by policy */
+	NP_PROBE_COUNTS = 3,
+};
+
 /* What a client's socket storage says it is. */
 enum np_kind {
 	NP_KIND_STEERED = 1,
 	NP_KIND_LAST_LEG = 2,
 	NP_KIND_DIRECT = 3, /* only if a service's endpoint was chosen: else there is nothing to remember */
 	NP_KIND_OWN = 4,    /* the proxy's, but no last leg: it comes from a pod's namespace, and is not the pod's */
+	NP_KIND_KUBELET = 5,
 };
 
 #define NP_FAMILY_V4 1u
@@ -121,6 +132,24 @@ struct np_flow {
 /* Value of `flows`. */
 struct np_flow_use {
 	__u64 source; /* 0: a last leg.  Else the netns cookie of the client's pod: a worker shall have it */
+};
+
+/* Value of `kubelet`: who the kubelet is. */
+struct np_kubelet {
+	__u64 cgroup_id;    /* 0: nobody is */
+	__u64 netns_cookie; /* of the node's own network namespace */
+};
+
+/* Value of `probes`. */
+struct np_probe {
+	__u64 destination; /* netns cookie of the pod, because an address may move to another one while a SYN is on its way */
+};
+
+/* Key of `probe_ports`: a port that the kubelet may reach past policy.  Pods that have none for port 0 are open to it on all. */
+struct np_probe_port {
+	__u64 netns_cookie;
+	__u32 port;
+	__u32 unused;
 };
 
 /* Key of `verdicts`: network namespaces, because an address may move to another pod and a cookie never does. */
@@ -189,10 +218,11 @@ struct np_listener {
 	__u32 slot;
 };
 
-/* Entries of `handover` and `flows`, so that a connect can be refused *before* it finds the map full. */
+/* Entries of these maps: a connect can be refused *before* it finds one full, and nobody looks into one that is empty. */
 struct np_in_use {
 	__u64 handover;
 	__u64 flows;
+	__u64 probes;
 };
 
 #endif

@@ -9,6 +9,7 @@
  */
 #include "maps.h"
 #include "direct.h"
+#include "kubelet.h"
 
 static __always_inline void np_ends(struct bpf_sk_lookup *ctx, struct np_flow *flow)
 {
@@ -83,7 +84,7 @@ int np_sk_lookup(struct bpf_sk_lookup *ctx)
 	struct np_flow flow = {};
 	struct np_flow_use *use = 0;
 	struct np_direct_flow *known = 0;
-	struct np_in_use *counts;
+	struct np_in_use *counts = 0;
 	struct np_address address;
 	struct np_owner *owner;
 	__u32 port = ctx->local_port, role = NP_ROLE_PLAINTEXT;
@@ -116,6 +117,9 @@ int np_sk_lookup(struct bpf_sk_lookup *ctx)
 	owner = pods_by_address.lookup(&address);
 	if (!owner)
 		return np_drop(NP_DROP_UNKNOWN_ADDRESS);
+	/* `counts` was not read for the proxy's own ports, which no probe reaches. */
+	if (!use && np_is_probe(counts, &flow, owner->netns_cookie))
+		return SK_PASS;
 	if (known && !known->accepted) {
 		known->proxied = !np_still_direct(known, owner->netns_cookie, port);
 		if (!known->proxied)

@@ -3,7 +3,8 @@
  * sock_ops: carries what connect.c decided to the other end of the connection, and accounts for direct ones.
  *
  * A steered socket's destination goes into `handover` under its source before the SYN leaves, and from there to the accepted socket, where
- * a worker reads it.  The proxy's own last leg goes into `flows`, so that sk_lookup.c lets its SYN through to the application.  Both entries
+ * a worker reads it.  The proxy's own last leg goes into `flows`, and what the kubelet connects into `probes`, so that sk_lookup.c lets
+ * its SYN through to the application.  These entries
  * end when the connection is accepted, or at the latest when the connecting socket closes: a 4-tuple that stayed behind would be a way past
  * the proxy for whoever can send from it.
  *
@@ -11,6 +12,7 @@
  * when it is accepted, its 4-tuple lets nobody through there either.
  */
 #include "sockops_direct.h"
+#include "kubelet.h"
 
 /* Before the SYN of a connecting socket leaves. */
 static __always_inline void np_begins(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
@@ -36,7 +38,10 @@ static __always_inline void np_begins(struct bpf_sock_ops *ctx, struct bpf_sock 
 	} else {
 		np_tell_changes(ctx);
 		np_outgoing(ctx, &flow);
-		np_let_flow(&flow, &use);
+		if (kept->kind == NP_KIND_KUBELET)
+			np_probe_begins(&flow);
+		else
+			np_let_flow(&flow, &use);
 	}
 }
 
@@ -64,7 +69,10 @@ static __always_inline void np_changes(struct bpf_sock_ops *ctx, struct bpf_sock
 		np_forget_handover(&client);
 	} else {
 		np_outgoing(ctx, &flow);
-		np_forget_flow(&flow);
+		if (kept->kind == NP_KIND_KUBELET)
+			np_probe_ends(&flow);
+		else
+			np_forget_flow(&flow);
 	}
 }
 
@@ -118,6 +126,11 @@ static __always_inline void np_accepted(struct bpf_sock_ops *ctx, struct bpf_soc
 		use = flows.lookup(&flow);
 	if (use) {
 		np_flow_arrived(sk, &flow, use);
+		return;
+	}
+	if (np_is_probe(counts, &flow, cookie)) {
+		np_count_probe(NP_PROBE_PASSED);
+		np_probe_ends(&flow);
 		return;
 	}
 	record = direct.lookup(&flow);

@@ -33,6 +33,9 @@ from nodeproxy.settings import LogFormat as LogFormat
 from nodeproxy.settings import address as address
 
 RUN_ROOT = Path("/run/nodeproxy")
+# What must outlive a boot, which /run does not.
+NODE_DIR = Path("/var/lib/nodeproxy")
+CNI_CONF_DIR = Path("/etc/cni/net.d")  # on most nodes
 # A cluster's DNS label has 63 characters; what is left is room for the names that are made of it (pins, cgroups, sockets).
 INSTANCE = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 # More than this many interpreters on one node say that something is mistaken; it is also what the kernel's maps have room for.
@@ -47,6 +50,9 @@ _METADATA_PREFIX = "ISTIO_META_"
 # More replicas of a control plane than this have a name that stands for them all.
 MAX_UPSTREAMS = 16
 MAX_SECRET_TTL_S = 90 * 86_400
+# Of kubelet_cgroup.
+AUTO = "auto"
+OFF = "off"
 
 
 class Source(StrEnum):
@@ -142,10 +148,16 @@ class RunConfig:
     # Its address, told to the control plane, which only shows it.
     metadata: tuple[tuple[str, str], ...] = ()
     # More to tell the control plane of this node: variables ISTIO_META_…, without that prefix.
+    kube_api: Address | None = None
+    # The API server that Events on pods are written to, or None ("off").  By default as Kubernetes tells each pod.
+    kube_account: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+    # The directory with the token and the roots (token, ca.crt) for that.  Where Kubernetes mounts them.
     instance: str = "default"
     # Tells agents on one machine apart; pins, run directory and cgroup carry it.  Most machines have one.
     cgroup_root: Path | None = None
     # The cgroup (v2) below which pods are steered; None: the root, where it is mounted.  A test or demo takes a subtree.
+    kubelet_cgroup: str = AUTO
+    # Whose probes of enrolled pods pass policy: the cgroup (v2, from its top) of the kubelet, `auto` to look for it, or `off`.
     admin: Address | None = Address("127.0.0.1", 15000)
     # Admin over TCP, or None ("off").  Loopback as ztunnel's: what changes the node must not be reachable from outside of it.
     metrics: Address | None = Address("0.0.0.0", 15020)
@@ -165,7 +177,7 @@ class RunConfig:
     # Off: end.  On in a DaemonSet, whose kubelet would start again what ends.
     run_dir: Path = RUN_ROOT / "default"
     # State, admin socket and token.  RUN_ROOT/INSTANCE: /run is gone after a boot, as the pins are.
-    node_dir: Path = Path("/var/lib/nodeproxy")
+    node_dir: Path = NODE_DIR
     # What must be known before an agent runs: the list of the mesh's namespaces, for the CNI plug-in.  Not in /run, which is
     # gone after a boot, when the first pods start.
     cni_conf_dir: Path | None = None
@@ -202,6 +214,8 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str], config_pat
     for name in (field.name for field in fields(RunConfig) if field.default is MISSING):
         if name not in settings:
             raise _SETTINGS.missing(name)
+    if "kube_api" not in settings:
+        settings["kube_api"] = _kubernetes(environ)
     settings.setdefault("workers", min(2, max(len(os.sched_getaffinity(0)), 1)))
     settings.setdefault("run_dir", RUN_ROOT / settings.get("instance", "default"))
     if settings.get("cni_conf_dir") is not None and settings["enrolment"] is not EnrolmentMode.LABELS:
@@ -238,6 +252,17 @@ def _settle_enrolment(settings: dict[str, Any], given: Mapping[str, Given], *, i
         raise given["enrolment"].wrong("a control plane is no mesh file: with source xds it is labels, zds or command")
     if mode is EnrolmentMode.LABELS and not is_xds:
         raise given["enrolment"].wrong("labels are told by nodeproxy's controller: it needs source xds")
+
+
+def _kubernetes(environ: Mapping[str, str]) -> Address | None:
+    """The API server that Kubernetes tells a pod of, None outside of one.  Raises ConfigError."""
+    host, port = (environ.get(f"KUBERNETES_SERVICE_{part}", "") for part in ("HOST", "PORT"))
+    if not host or not port:
+        return None
+    try:
+        return address(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    except ConfigError as exc:
+        raise ConfigError(f"KUBERNETES_SERVICE_HOST, KUBERNETES_SERVICE_PORT: {exc}; or give --kube-api") from exc
 
 
 def instance_name(text: str) -> str:
@@ -340,6 +365,15 @@ def _same_node(given: Given) -> SameNode:
         raise given.wrong("must be direct or hbone") from None
 
 
+def _kubelet_cgroup(given: Given) -> str:
+    text = given.text.strip()
+    if text.lower() in (AUTO, OFF):
+        return text.lower()
+    if not text.startswith("/") or ".." in text.split("/") or text.strip("/") == "":
+        raise given.wrong("must be auto, off, or a cgroup's path from the top of the hierarchy (/system.slice/kubelet.service)")
+    return text
+
+
 _READERS: dict[str, Reader] = {
     "node": _node,
     "source": _source,
@@ -362,8 +396,11 @@ _READERS: dict[str, Reader] = {
     "pod_name": read_name,
     "pod_namespace": read_name,
     "pod_ip": _address_text,
+    "kube_api": read_address_or_off,
+    "kube_account": read_path,
     "instance": _instance,
     "cgroup_root": read_path,
+    "kubelet_cgroup": _kubelet_cgroup,
     "admin": read_address_or_off,
     "metrics": read_address_or_off,
     "ready": read_address_or_off,

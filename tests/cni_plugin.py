@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -81,9 +82,9 @@ def call(stdin: bytes | dict[str, Any], env: dict[str, str], program: Path | Non
 
 
 class FakeAgent:
-    """Answers each call by what `answer` makes of it; None: hangs up.  `calls`: what was asked."""
+    """Answers each call by what `answer` makes of it; None: hangs up, "end": and listens no more.  `calls`: what was asked."""
 
-    def __init__(self, directory: Path, answer: Callable[[dict[str, Any]], dict[str, Any] | bytes | None]) -> None:
+    def __init__(self, directory: Path, answer: Callable[[dict[str, Any]], dict[str, Any] | bytes | str | None]) -> None:
         self.calls: list[dict[str, Any]] = []
         self._answer = answer
         self._socket = socket.socket(socket.AF_UNIX)
@@ -96,7 +97,8 @@ class FakeAgent:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._socket.close()
 
@@ -109,5 +111,8 @@ class FakeAgent:
             with connection, connection.makefile("rb") as lines:
                 self.calls.append(json.loads(lines.readline()))
                 answer = self._answer(self.calls[-1])
+                if answer == "end":
+                    self._socket.shutdown(socket.SHUT_RDWR)
+                    return
                 if answer is not None:
                     connection.sendall(answer if isinstance(answer, bytes) else json.dumps(answer).encode())

@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +19,7 @@
 #include <unistd.h>
 
 #define TIME_LIMIT_MS 15000      // the agent answers within 12 s; the kubelet gives a pod's network two minutes
+#define AGAIN_MS 20              // how often who hangs up is asked again
 #define NS_GET_NSTYPE 0xb703     // <linux/nsfs.h>
 #define CLONE_NEWNET 0x40000000  // <linux/sched.h>
 
@@ -92,6 +94,10 @@ static int print_result(const struct request *request) {
 static struct reply ask(const struct request *request, struct span question) {
     struct reply reply = {.outcome = AWAY};
     ssize_t length = exchange(request->socket, question, answer, sizeof answer, deadline_ms);
+    while ((length == 0 || (length < 0 && (errno == ECONNRESET || errno == EPIPE))) && now_ms() < deadline_ms) {
+        poll(NULL, 0, AGAIN_MS); // it hung up: another one takes over, or nobody listens any more
+        length = exchange(request->socket, question, answer, sizeof answer, deadline_ms);
+    }
     struct span text = {answer, answer + (length > 0 ? length : 0)}, value, code;
     if (length <= 0 || !json_valid(text) || !json_member(json_trim(text), "code", &code)) {
         const char *problem = length < 0 ? strerror(errno) : length == 0 ? "it ended without an answer" : "its answer makes no sense";

@@ -16,11 +16,13 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from nodeproxy.agent.checks import Checks
 from nodeproxy.agent.node import Node
 from nodeproxy.agent.pod_rows import pod_rows
-from nodeproxy.agent.why import explain_now
+from nodeproxy.agent.why import explain_arrival_now, explain_now
 from nodeproxy.errors import ConfigError, NodeproxyError
 from nodeproxy.model.delta import PodSpec
+from nodeproxy.observe.explain_arrival import Arrival
 
 TOKEN_FILE = "admin.token"  # noqa: S105 - a file's name
 SOCKET_FILE = "admin.sock"
@@ -53,6 +55,7 @@ class Admin:
         self._identification = identification
         self._name = name
         self._stop = stop
+        self._checks = Checks()
 
     def application(self, token: str | None) -> web.Application:
         """An application to serve."""
@@ -63,6 +66,8 @@ class Admin:
                 web.get("/status", self._status),
                 web.get("/connections", self._connections),
                 web.get("/why", self._why),
+                web.get("/why/arrival", self._why_arrival),
+                web.get("/check", self._check),
                 web.post("/pods", self._enrol),
                 web.delete("/pods/{uid:.+}", self._leave),
                 web.post("/quitquitquit", self._quit),
@@ -89,11 +94,13 @@ class Admin:
                     "connection": msgspec.to_builtins(node.connection()) if node.connection is not None else None,
                 },
                 "pods": pod_rows(node),
+                "cni": node.cni.status() if node.cni is not None else None,
                 "workers": [
                     {"slot": slot, "pid": pid, "ready": ready, "restarts": node.workers.restarts[slot]}
                     for slot, (pid, ready) in node.workers.pids.items()
                 ],
                 "kernel": {"adopted": node.steering.adopted, "drops": node.steering.drop_counters()},
+                "kubelet": {**msgspec.to_builtins(node.kubelet.status()), "connections": node.steering.probes.counters()},
                 "direct": {"same_node": node.same_node.value, **node.direct.status()},
                 "certificates": node.identities.manager.statistics(),
             }
@@ -108,7 +115,21 @@ class Admin:
             source, destination = request.query["source"], request.query["destination"]
         except KeyError as error:
             raise ConfigError(f"the query lacks {error}: /why?source=…&destination=…") from error
-        return _json(await explain_now(self._node, source, destination))
+        outside = request.query.get("outside", "")
+        return _json(await explain_now(self._node, self._name, source, destination, outside))
+
+    async def _why_arrival(self, request: web.Request) -> web.Response:
+        try:
+            arrival = msgspec.convert(dict(request.query), Arrival)
+        except msgspec.ValidationError as error:
+            raise ConfigError(
+                f"/why/arrival?kind=…&workload=…&address=…&authority=…&identity=…&source_address=…: {error}"
+            ) from error
+        return _json(await explain_arrival_now(self._node, arrival))
+
+    async def _check(self, request: web.Request) -> web.Response:
+        rows = self._checks.rows()
+        return _json({"ok": all(row.ok for row in rows), "requirements": rows})
 
     async def _enrol(self, request: web.Request) -> web.Response:
         try:

@@ -39,6 +39,8 @@ _WATCH_INTERVAL_S = 1.0
 _RETRY_S = 1.0  # until then its traffic is plain
 # So many are prepared in a thread and then put in before others have their turn: 10 ms.
 _AT_ONCE = 16
+# Of a pod.  Each has a listener for each worker and role in the kernel's map, which all pods of the node share.
+MAX_ADDRESSES = 16
 
 # The workers of the agent that this one has taken over from, all together.
 PREDECESSOR = -1
@@ -390,7 +392,11 @@ class Enrolment:
         foreign = [each for each in present if self._owners.get(each, uid) != uid or self._is_foreign(uid, each)]
         if foreign and tuple(foreign) != pod.lacking:
             log.warning("pod %s has addresses of other workloads, which it does not get: %s", uid, ", ".join(foreign))
-        pod.addresses = tuple(address for address in present if address not in foreign)
+        own = [address for address in present if address not in foreign]
+        own.sort(key=lambda address: address not in pod.addresses)  # what it has stays, in its order
+        if len(own) > MAX_ADDRESSES and pod.addresses != tuple(own[:MAX_ADDRESSES]):
+            log.warning("pod %s has %d addresses, which is too many: only the first %d are served", uid, len(own), MAX_ADDRESSES)
+        pod.addresses = tuple(own[:MAX_ADDRESSES])
         pod.lacking = tuple(foreign)
 
     def _listen(self, pod: EnrolledPod, slot: int) -> None:

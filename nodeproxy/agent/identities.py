@@ -5,7 +5,9 @@ Invariant: a worker that has a pod has, or gets, the certificate of that pod's i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 
 import msgspec
 
@@ -28,6 +30,7 @@ class Identities:
         self._roots = b""
         self._by_pod: dict[str, str] = {}
         self._expected: set[str] = set()
+        self._holders = 0
         self.manager = CertificateManager(
             authority, on_certificate=self._on_certificate, on_dropped=self._on_dropped, on_roots=self._on_roots, kept=kept
         )
@@ -69,6 +72,25 @@ class Identities:
         for identity in self._expected:
             self.manager.unwant(identity, _EXPECTED)
         self._expected.clear()
+
+    @contextlib.asynccontextmanager
+    async def beforehand(self, identities: Collection[str], timeout_s: float) -> AsyncIterator[None]:
+        """Within, there are certificates for these, whoever has them; or the CA has not made them in time."""
+        self._holders += 1
+        holder = f"beforehand {self._holders}"
+        for identity in identities:
+            self.manager.want(identity, holder)
+        try:
+            if any(identity not in self._issued for identity in identities):
+                waiting = [asyncio.ensure_future(self.manager.wait_certificate(identity)) for identity in identities]
+                _, late = await asyncio.wait(waiting, timeout=timeout_s)
+                for each in late:
+                    each.cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
+            yield
+        finally:
+            for identity in identities:
+                self.manager.unwant(identity, holder)
 
     def messages(self) -> list[CertificateIssued]:
         """What a new worker must be told."""

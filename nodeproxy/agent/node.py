@@ -11,21 +11,26 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from nodeproxy.agent.direct import DirectPath
+from nodeproxy.agent.direct import DirectPath, why_not_direct
 from nodeproxy.agent.direct_flows import DirectFlows
 from nodeproxy.agent.direct_judge import Judge
 from nodeproxy.agent.direct_pods import DirectPods
-from nodeproxy.agent.enrolment import PREDECESSOR, Enrolment
+from nodeproxy.agent.enrolment import PREDECESSOR, EnrolledPod, Enrolment
 from nodeproxy.agent.handover.taking import Predecessor
 from nodeproxy.agent.identities import Identities
+from nodeproxy.agent.kubelet import KubeletWatch
 from nodeproxy.agent.on_demand import OnDemand
+from nodeproxy.agent.pods.address_watch import AddressWatch
 from nodeproxy.agent.pods.attachments import Attachments
+from nodeproxy.agent.pods.cni import CniPart
+from nodeproxy.agent.pods.events import Events
 from nodeproxy.agent.pods.labels import LabelEnrolment
 from nodeproxy.agent.pods.provisional import Provisional
 from nodeproxy.agent.pods.roster import Roster
@@ -36,12 +41,11 @@ from nodeproxy.agent.sources.connection import SourceConnection
 from nodeproxy.agent.sources.xds_kept import DemandChange
 from nodeproxy.agent.workers import Workers
 from nodeproxy.config import SameNode
-from nodeproxy.errors import EnrolmentError, IdentityError, NodeproxyError
+from nodeproxy.errors import EnrolmentError, IdentityError, KernelError, NodeproxyError
 from nodeproxy.identity.certificate import CertificateAuthority
 from nodeproxy.identity.kept import KeptCertificates
 from nodeproxy.kernel.steering import Steering
 from nodeproxy.linux.kubepods import PodFinder
-from nodeproxy.linux.sock_diag import can_destroy
 from nodeproxy.model.connection import Connection
 from nodeproxy.model.delta import Delta, PodSpec
 from nodeproxy.model.messages import NamesUsed, NamesWanted, StateChanged, WorkerSettings
@@ -57,11 +61,8 @@ if TYPE_CHECKING:  # with it comes protobuf, which an agent with a mesh file doe
 
 # A CA answers in milliseconds, or is away.
 _CERTIFICATE_WAIT_S = 2.0
-# Why there is no direct path with istio-cni: what a pod sends, but for what the proxy sends for it, its rules lead back to it.
-_REDIRECTED = "istio-cni redirects what pods send"
 
 _T = TypeVar("_T")
-ByIstioCni = Callable[["Node", Enrolment, Provisional, StateWriter, Callable[[Collection[int]], Awaitable[None]]], "ZdsEnrolment"]
 
 log = logging.getLogger(__name__)
 
@@ -84,18 +85,22 @@ class Node:
         kept: KeptCertificates | None = None,
         on_demand: bool = False,
         by_labels: PodFinder | None = None,
-        by_istio_cni: ByIstioCni | None = None,
+        by_istio_cni: bool = False,
         cluster_domain: str = "cluster.local",
+        kubelet: KubeletWatch,
         held_back: bool = False,
+        events: Events | None = None,
     ) -> None:
         """source: its name, for people.  kept: where certificates outlive the agent, if the CA may be away.
 
         by_labels: labels in the cluster say which pods are in the mesh, and this finds them.
-        by_istio_cni: istio-cni says which they are, and this makes what hears it.
+        by_istio_cni: istio-cni says which they are; who hears it becomes `zds`.
         held_back: another agent serves the node; nothing that both share is changed until `take_over`.
         on_demand: the state holds only what was asked for; cluster_domain: of the names that `why` completes then.
+        events: who tells people of pods, if not nobody.
         """
         self.source_error = ""
+        self.events = events if events is not None else Events("", None)
         self.started = time.time()
         self.steering = steering
         self.state = StateWriter(store, before_commit=self._before_commit)
@@ -106,7 +111,7 @@ class Node:
             )
         self.remembered = Remembered(self.state)
         self.roster = Roster(self.state) if by_labels is not None else None
-        self.provisional = Provisional(self.state) if by_labels is not None or by_istio_cni is not None else None
+        self.provisional = Provisional(self.state) if by_labels is not None or by_istio_cni else None
         self._reader = self.state.reader()
         self._releasing = False
         self._writing = asyncio.Lock()  # held while the store is lent to another process: to write then would stop the loop
@@ -124,6 +129,7 @@ class Node:
         self.same_node = same_node
         self.standing = standing
         self.cluster_domain = cluster_domain
+        self.kubelet = kubelet
         hbone = same_node is SameNode.HBONE
         settings = WorkerSettings(slot=0, store=str(store), log_json=log_json, same_node_hbone=hbone, on_demand=on_demand)
         self.workers = Workers(
@@ -139,9 +145,7 @@ class Node:
         pods = DirectPods()
         flows = DirectFlows(pods, self.view, self.totals, log_json=log_json, log_fd=sys.stdout.fileno())
         judge = Judge(pods, flows, self.view, hbone=hbone)
-        off = "same_node is hbone" if hbone else _REDIRECTED if by_istio_cni is not None else can_destroy()
-        if off and not hbone and by_istio_cni is None:
-            log.warning("pods of this node talk through the proxy, as direct connections could not be ended: %s", off)
+        off = why_not_direct(hbone=hbone, redirected=by_istio_cni)
         self.direct = DirectPath(steering.direct, pods, flows, judge, self.view, off=off, on_demand=on_demand)
         self.on_demand: OnDemand | None = None
         if on_demand:
@@ -151,12 +155,16 @@ class Node:
         self.enrolment = Enrolment(
             steering, workers, self._tell, self._pods_changed, self._is_foreign, self.direct.entering, self.direct.leaving
         )
+        self.addresses = AddressWatch(self.enrolment)
         self.metrics = Metrics(self.totals, version=version)
         self.metrics.certificates = self.identities.manager.statistics
         self.metrics.state = self.state_statistics
         self.metrics.kernel_drops = steering.drop_counters
         self.metrics.direct = self.direct.statistics
+        self.metrics.kubelet = kubelet.statistics
+        self.metrics.events = self.events.statistics if self.events.on else None
         self.metrics.on_demand = self.on_demand.statistics if self.on_demand is not None else None
+        self.cni: CniPart | None = None
         self.labels: LabelEnrolment | None = None
         if by_labels is not None and self.roster is not None and self.provisional is not None:
             self.labels = LabelEnrolment(
@@ -167,11 +175,9 @@ class Node:
                 Attachments(self.state),
                 self.provisional,
                 is_connected=lambda: self.connection is not None and self.connection().connected,
-                on_looked=self._looked,
+                on_looked=self.looked,
             )
         self.zds: ZdsEnrolment | None = None
-        if by_istio_cni is not None and self.provisional is not None:
-            self.zds = by_istio_cni(self, self.enrolment, self.provisional, self.state, self._looked)
         self.enrolment.restore(self.remembered.commands)
         if self.on_demand is not None:
             for uid in self.enrolment.target_uids():
@@ -194,8 +200,7 @@ class Node:
         """Let go of everything."""
         await self.workers.stop()
         await self.direct.finish()
-        if self.zds is not None:
-            self.zds.close()
+        self.addresses.close()
         self.steering.close()
         self.state.close()
 
@@ -204,9 +209,8 @@ class Node:
     @property
     def knows_its_pods(self) -> bool:
         """Whether somebody has said which pods are to be in."""
-        if self.zds is not None and not self.zds.told:
-            return False
-        return self._reconciled or (self._first_pods is not None and (self.roster is None or self.roster.received))
+        told = self.roster.received if self.roster is not None else self.zds is None or self.zds.told
+        return self._reconciled or (self._first_pods is not None and told)
 
     async def take_over(self, said: Commands | None) -> None:
         """Serve the node from now on: the steering is this agent's.  said: by command to the agent before, None: it is known."""
@@ -285,6 +289,10 @@ class Node:
         """Change the state of the agent's own accord: the source has not spoken.  Raises StateError."""
         async with self._changing():
             self.state.apply(delta, meta)
+
+    def certificates(self, identities: Collection[str], timeout_s: float) -> AbstractAsyncContextManager[None]:
+        """Within, there are certificates for these, as far as the CA makes them in time."""
+        return self.identities.beforehand(identities, timeout_s)
 
     async def serving(self, uid: str, timeout_s: float) -> None:
         """Wait until an enrolled pod is served: with its certificate, by all workers.  Raises EnrolmentError if it is not."""
@@ -382,8 +390,7 @@ class Node:
             pending.append("pods: not all looked at yet")
         if not self.workers.all_ready:
             pending.append("workers: not all run")
-        if self.zds is not None:
-            pending += self.zds.pending()
+        pending += self.zds.pending() if self.zds is not None else []
         pending += [f"certificate: none for {identity}" for identity in self.identities.missing()]
         return pending
 
@@ -421,9 +428,9 @@ class Node:
                 await self.labels.reconcile()
         elif self.zds is None:
             await self.enrolment.want(pods)
-            await self._looked()
+            await self.looked()
 
-    async def _looked(self, others: Collection[int] = ()) -> None:
+    async def looked(self, others: Collection[int] = ()) -> None:
         """Every pod that is known has been looked at.  others: cookies of namespaces that stay steered."""
         if not self._reconciled:
             await self.enrolment.release_strangers(others)
@@ -445,12 +452,25 @@ class Node:
             else:
                 self.on_demand.leave(uid)
         if pod is not None:
+            self._restrict_probes(pod)
             self.direct.entered(pod)
+            self.addresses.entered(pod)
             if pod.fresh:
                 self.standing.entered(pod)
         else:
+            self.addresses.left(uid)
             self.standing.left(uid)
         self._assign_identities([uid])
+
+    def _restrict_probes(self, pod: EnrolledPod) -> None:
+        """To the ports that its own probes name, where the controller tells of them."""
+        told = self.roster.get(pod.spec.uid.partition("//Pod/")[2]) if self.roster is not None else None
+        if told is None or told.probe_ports is None:
+            return
+        try:
+            self.steering.probes.restrict(pod.cookie, told.probe_ports)
+        except KernelError as error:
+            log.error("pod %s: the kubelet's probes are judged by policy: %s", pod.spec.uid, error)
 
     def _before_commit(self, touched: Touched) -> None:
         self.direct.before_change(touched)
@@ -473,12 +493,8 @@ class Node:
         self.enrolment.attach_worker(slot)
 
     def _names_asked(self, slot: int, message: NamesWanted | NamesUsed) -> None:
-        if self.on_demand is None:
-            return
-        if isinstance(message, NamesWanted):
-            self.on_demand.wanted(slot, message.pod, message.names)
-        else:
-            self.on_demand.used(message.names)
+        if self.on_demand is not None:
+            self.on_demand.heard(slot, message)
 
     def _pod_released(self, slot: int, cookie: int) -> None:
         self.enrolment.released(slot, cookie)

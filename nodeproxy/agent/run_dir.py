@@ -20,7 +20,7 @@ from nodeproxy.errors import ConfigError
 LOCK_FILE = "lock"
 HANDOVER_SOCKET = "handover.sock"
 _FIRST_STORE = "state"
-_KEPT = "NODEPROXY_KEPT_LOCK"  # in the environment over exec: the descriptor
+_KEPT = "_NODEPROXY_LOCK"  # in the environment over exec: the descriptor; no setting begins so
 _STORE = re.compile(r"state(?:-([0-9]{1,9}))?")
 
 

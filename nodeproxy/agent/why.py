@@ -16,7 +16,9 @@ from nodeproxy.config import SameNode
 from nodeproxy.decide.demand import Unanswered
 from nodeproxy.decide.trace import Trace, note
 from nodeproxy.errors import ConfigError
+from nodeproxy.model.workload import Workload
 from nodeproxy.observe.explain import Explanation, explain, find_workload
+from nodeproxy.observe.explain_arrival import Arrival, explain_arrival
 from nodeproxy.state.view import View
 from nodeproxy.wire.hbone import parse_authority
 
@@ -24,24 +26,59 @@ from nodeproxy.wire.hbone import parse_authority
 _MAX_ROUNDS = 6
 
 
-async def explain_now(node: Node, source: str, destination: str) -> Explanation:
-    """What would become of a connection.  Raises ConfigError as `explain` does."""
+async def explain_now(node: Node, node_name: str, source: str, destination: str, outside: str = "") -> Explanation:
+    """What would become of a connection; node_name: this node's, as workloads have it.  Raises ConfigError as `explain` does.
+
+    outside: why nothing of the source is captured, if who asks knows better than this node.
+    """
     on_demand = node.on_demand
     if on_demand is None:
-        return _explain(node, source, destination, None)
+        return _explain(node, node_name, source, destination, None, outside)
     asked: Trace = []
     await _ask(node, on_demand, _names_of_source(source), asked)
     await _ask(node, on_demand, _names_of_destination(node.view(), source, destination, node.cluster_domain), asked)
     for _ in range(_MAX_ROUNDS):
-        found = _explain(node, source, destination, set())
+        found = _explain(node, node_name, source, destination, set(), outside)
         if not isinstance(found.refusal, Unanswered) or not await _ask(node, on_demand, found.refusal.names, asked):
             break
     return msgspec.structs.replace(found, steps=(*asked, *found.steps))
 
 
-def _explain(node: Node, source: str, destination: str, names: set[str] | None) -> Explanation:
-    return explain(
-        node.view(),
+async def explain_arrival_now(node: Node, arrival: Arrival) -> Explanation:
+    """What this node would say of a connection that arrives.  Raises ConfigError as `explain_arrival` does."""
+    asked: Trace = []
+    if node.on_demand is not None:
+        await _ask(node, node.on_demand, (arrival.workload,), asked)
+    for _ in range(_MAX_ROUNDS):
+        found = _explain_arrival(node, arrival)
+        refusal = found.refusal
+        if node.on_demand is None or not isinstance(refusal, Unanswered):
+            break
+        if not await _ask(node, node.on_demand, refusal.names, asked):
+            break
+    return msgspec.structs.replace(found, steps=(*asked, *found.steps))
+
+
+def _explain_arrival(node: Node, arrival: Arrival) -> Explanation:
+    view = node.view()
+    pod = view.workload(arrival.workload)
+    return explain_arrival(
+        view,
+        arrival,
+        enrolled=arrival.workload in node.enrolment.pods,
+        has_certificate=pod is not None and node.identities.valid_until(pod.identity) > time.time(),
+        names=None if node.on_demand is None else set(),
+    )
+
+
+def _explain(node: Node, node_name: str, source: str, destination: str, names: set[str] | None, outside: str) -> Explanation:
+    view = node.view()
+    pod = find_workload(view, source)
+    enrolled = _is_enrolled(node, pod, node_name) if not outside else False
+    if enrolled is False and not outside:
+        outside = _why_outside(node, pod.uid)
+    found = explain(
+        view,
         node.balancer,
         source,
         destination,
@@ -49,7 +86,21 @@ def _explain(node: Node, source: str, destination: str, names: set[str] | None) 
         same_node_hbone=node.same_node is SameNode.HBONE,
         direct=node.direct.hindrance,
         names=names,
+        outside=outside,
     )
+    return msgspec.structs.replace(found, enrolled=enrolled)
+
+
+def _is_enrolled(node: Node, pod: Workload, node_name: str) -> bool | None:
+    if pod.uid in node.enrolment.pods:
+        return True
+    return False if pod.node == node_name else None
+
+
+def _why_outside(node: Node, uid: str) -> str:
+    """Why a pod of this node is not steered."""
+    failed = node.enrolment.failed.get(uid)
+    return failed.error if failed is not None else "it is not enrolled on this node"
 
 
 async def _ask(node: Node, on_demand: OnDemand, names: tuple[str, ...], asked: Trace) -> bool:

@@ -11,6 +11,8 @@ import uvloop
 
 from nodeproxy import __version__
 from nodeproxy.agent.handover.taking import Predecessor
+from nodeproxy.agent.pods.event_api import TOKEN, EventApi
+from nodeproxy.agent.pods.events import Events
 from nodeproxy.agent.run_dir import RunDir
 from nodeproxy.app.process import set_up_grpc, set_up_logging
 from nodeproxy.app.serving import Serving
@@ -22,7 +24,7 @@ from nodeproxy.identity.local_ca import LocalAuthority
 from nodeproxy.kernel.steering import Steering
 from nodeproxy.linux import cgroup
 from nodeproxy.linux.bpffs import ensure_bpffs
-from nodeproxy.linux.preflight import capabilities
+from nodeproxy.linux.preflight import capabilities, kernel
 
 log = logging.getLogger("nodeproxy")
 
@@ -53,6 +55,7 @@ def run(config: RunConfig) -> int:
                 steering,
                 authority,
                 kept,
+                _events(config),
                 cgroup_root=root,
                 own_cgroup_id=own_id,
                 predecessor=predecessor,
@@ -109,11 +112,21 @@ def _authority(config: RunConfig) -> tuple[CertificateAuthority, KeptCertificate
     return remote_authority(config)
 
 
+def _events(config: RunConfig) -> Events:
+    """Who is told of pods: whoever looks at them in Kubernetes, if we may tell."""
+    if config.kube_api is not None and not (config.kube_account / TOKEN).exists():
+        log.warning("no Events on pods: there is no %s; see --kube-account", config.kube_account / TOKEN)
+        return Events(config.node, None)
+    return Events(config.node, None if config.kube_api is None else EventApi(config.kube_api, config.kube_account))
+
+
 def _require_privileges() -> None:
     if os.geteuid() != 0:
         raise PrivilegeError(
             "nodeproxy run needs root: it loads eBPF programs and enters pods' network namespaces; try `sudo nodeproxy run …`"
         )
+    if not (row := kernel()).ok:
+        raise PrivilegeError(f"this is Linux {row.found}, and nodeproxy needs {row.name}: {row.remedy}; nothing was changed")
     missing = [row for row in capabilities() if not row.ok]
     if missing:
         names = ", ".join(row.name for row in missing)

@@ -20,9 +20,12 @@ from nodeproxy.agent.endpoints import Endpoints
 from nodeproxy.agent.enrolment import PREDECESSOR
 from nodeproxy.agent.handover.giving import Giving
 from nodeproxy.agent.handover.taking import Predecessor, own_netns
-from nodeproxy.agent.node import ByIstioCni, Node
+from nodeproxy.agent.kubelet import KubeletWatch
+from nodeproxy.agent.node import Node
+from nodeproxy.agent.pods.events import Events
 from nodeproxy.agent.pods.standing import Standing
 from nodeproxy.agent.run_dir import RunDir
+from nodeproxy.app.cni import cni_part
 from nodeproxy.app.source import follow, source_name
 from nodeproxy.config import EnrolmentMode, RunConfig, StandingConnections
 from nodeproxy.errors import HandoverError, KernelError
@@ -58,6 +61,7 @@ class Serving:
         steering: Steering,
         authority: CertificateAuthority,
         kept: KeptCertificates | None,
+        events: Events,
         *,
         cgroup_root: Path,
         own_cgroup_id: int,
@@ -73,6 +77,7 @@ class Serving:
         self._cgroup_root = cgroup_root
         self._predecessor = predecessor
         self._store = run_dir.store if predecessor is None else run_dir.path / predecessor.offer.store
+        self._kubelet = KubeletWatch(steering.probes, config.kubelet_cgroup, cgroup_root)
         self._node = Node(
             store=self._store,
             steering=steering,
@@ -86,10 +91,17 @@ class Serving:
             kept=kept,
             on_demand=config.xds_on_demand,
             by_labels=PodFinder(config.cgroup_root) if config.enrolment is EnrolmentMode.LABELS else None,
-            by_istio_cni=_by_istio_cni(config, active=predecessor is None),
+            by_istio_cni=config.enrolment is EnrolmentMode.ZDS,
             cluster_domain=config.cluster_domain,
+            kubelet=self._kubelet,
+            events=events,
             held_back=predecessor is not None,
         )
+        self._cni = cni_part(config, self._node)
+        if config.enrolment is EnrolmentMode.ZDS:
+            from nodeproxy.app.istio_cni import hear_istio_cni
+
+            hear_istio_cni(config, self._node, active=predecessor is None)
         identification = {"version": __version__, "instance": config.instance, "run_dir": str(config.run_dir)}
         self._stopping = asyncio.Event()
         self._token = new_token()
@@ -118,11 +130,15 @@ class Serving:
             if self._predecessor is not None and not await self._unless_ended(self._take_over(self._predecessor)):
                 return False
             self._start_active()
+            if self._cni is not None:
+                await self._cni.start()
             self._giving.listen()
             await ports
             return await self._serve()
         finally:
             await _cancel(ports, *self._active, *self._passive, *filter(None, [self._hearing]))
+            if self._cni is not None:
+                await self._cni.stop()
             await self._paths.stop()
             await self._ports.stop()
             await self._authority.close()
@@ -133,6 +149,7 @@ class Serving:
         node = self._node
         self._passive = [
             self._task(node.identities.manager.run(), "certificates"),
+            self._task(node.events.run(), "events"),
             self._task(follow(self._config, node, self._store), "source"),
             self._task(node.standing.run(), "standing connections"),
         ]
@@ -147,10 +164,14 @@ class Serving:
         self._active = [
             self._task(node.enrolment.watch(), "pods"),
             self._task(node.direct.run(), "direct path"),
+            self._task(self._kubelet.run(), "kubelet"),
+            self._task(node.addresses.run(), "addresses"),
             self._task(_note_ready(node), "readiness"),
         ]
         if node.labels is not None:
             self._active.append(self._task(node.labels.run(), "pods by label"))
+        if self._cni is not None:
+            self._active.append(self._task(self._cni.run(), "cni"))
         self._changed.set()
 
     async def _stop_active(self) -> None:
@@ -199,6 +220,7 @@ class Serving:
         for leaving, netns_fd in taken.leaving if taken is not None else ():
             node.enrolment.inherit_leaving(leaving.spec, leaving.cookie, netns_fd)
         await node.take_over({said.uid: said.spec for said in taken.said} if taken is not None else None)
+        await self._kubelet.look()
         self._steering.attach(self._cgroup_root)
         await self._serve_paths()
         predecessor.done()
@@ -282,6 +304,8 @@ class Serving:
         drain_s = self._config.drain_s
         log.info("ending: connections get %d s; pods stay closed until the next start or `nodeproxy uninstall`", drain_s)
         self._ending = True
+        if self._cni is not None:
+            await self._cni.stop()
         await self._stop_active()
         await self._node.drain(drain_s)
         await self._giving.close()
@@ -332,6 +356,8 @@ class Serving:
 
     async def pause(self) -> None:
         """See `Giver`."""
+        if self._cni is not None:
+            await self._cni.pause()
         await self._stop_active()
         await self._node.let_go(self._giving.released)
 
@@ -344,6 +370,8 @@ class Serving:
         await self._paths.stop()
         await self._serve_paths()
         self._start_active()
+        if self._cni is not None:
+            self._cni.resume()
         self._giving.listen()
 
     def said(self) -> list[Said]:
@@ -366,14 +394,6 @@ class Serving:
     def removed(self, message: PodRemoved) -> None:
         """See `Giver`."""
         self._node.enrolment.removed(message)
-
-
-def _by_istio_cni(config: RunConfig, *, active: bool) -> ByIstioCni | None:
-    if config.enrolment is not EnrolmentMode.ZDS:
-        return None
-    from nodeproxy.app.istio_cni import by_istio_cni
-
-    return by_istio_cni(config, active=active)
 
 
 async def _note_ready(node: Node) -> None:

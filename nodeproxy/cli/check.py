@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
+from nodeproxy.cli.cluster import cluster_options, node_option, wanted
 from nodeproxy.cli.options import Command, output_option
 from nodeproxy.cli.output import mark, print_json
 
@@ -14,15 +17,28 @@ from nodeproxy.cli.output import mark, print_json
     examples="""
         sudo nodeproxy check
         sudo nodeproxy check -o json
+        nodeproxy check --kubeconfig ~/.kube/config
+        nodeproxy check --context staging --node node-a --all
     """,
 )
+@click.option("--all", "every", is_flag=True, help="Of a cluster, also the rows that are good and the same on all nodes.")
+@node_option
+@cluster_options
 @output_option
 @click.pass_context
-def check(ctx: click.Context, output: str) -> None:
+def check(ctx: click.Context, /, output: str, **_cluster: Any) -> None:
     """See whether this machine can run a node: a row for each requirement, and what to do about those that fail.
 
-    Changes nothing.  Exit status 1 if something is missing.
+    From anywhere, through the API server (--kubeconfig or --context): what all nodes' agents say of their machines; shown is what
+    fails, and where nodes differ.
+
+    Changes nothing.  Exit status 1 if something is missing, or an agent does not say.
     """
+    if wanted(ctx):
+        from nodeproxy.cli import cluster_check
+
+        cluster_check.show(ctx)
+        return
     from nodeproxy.kernel import preflight as kernel
     from nodeproxy.linux import preflight as linux
 

@@ -177,4 +177,8 @@ def _how_to_choose(tried: Path | None) -> str:
             f"--instance {path.parent.name}" if path.parent != config.RUN_ROOT else f"--run-dir {path.parent}" for path in found
         )
         return f"Did you mean {others}?"
-    return "Start one (nodeproxy run --help), or name the one that runs by --instance, --run-dir or --admin."
+    named = "Start one (nodeproxy run --help), or name the one that runs by --instance, --run-dir or --admin"
+    context = click.get_current_context(silent=True)
+    if context is not None and "kubeconfig" in context.params:
+        return f"{named}; a cluster's are reached by --kubeconfig, --context or -n."
+    return f"{named}."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from nodeproxy import config
-from nodeproxy.cli.options import Command, Group, output_option, run_directory
+from nodeproxy.cli.options import Command, Group, cni_directories, output_option, run_directory
 from nodeproxy.cli.output import print_json
 from nodeproxy.errors import ConfigError, NodeproxyError
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _DEFAULTS = config.RunConfig
-_CONF_DIR = "/etc/cni/net.d"
 _PATH = click.Path(path_type=Path)
 
 
@@ -29,32 +28,6 @@ def cni() -> None:
 
     An agent with --cni-conf-dir keeps it in the chain by itself.
     """
-
-
-def _directories(function: _F) -> _F:
-    """`conf_dir` and `bin_dir`."""
-    for option in (
-        click.option(
-            "--bin-dir",
-            metavar="DIR",
-            type=_PATH,
-            envvar="NODEPROXY_CNI_BIN_DIR",
-            default=_DEFAULTS.cni_bin_dir,
-            show_default=True,
-            help="Where the container runtime finds plug-ins.",
-        ),
-        click.option(
-            "--conf-dir",
-            metavar="DIR",
-            type=_PATH,
-            envvar="NODEPROXY_CNI_CONF_DIR",
-            default=_CONF_DIR,
-            show_default=True,
-            help="Where it reads its network.",
-        ),
-    ):
-        function = option(function)
-    return function
 
 
 def _agent(function: _F) -> _F:
@@ -82,7 +55,7 @@ def _directory(instance: str, run_dir: str | None) -> Path:
         sudo nodeproxy cni install --conf-dir /etc/kubernetes/cni/net.d --bin-dir /usr/libexec/cni
     """,
 )
-@_directories
+@cni_directories()
 @click.option("--plugin", metavar="FILE", type=_PATH, default=_DEFAULTS.cni_plugin, help="The program to copy.")
 @_agent
 @click.option("--node-dir", metavar="DIR", type=_PATH, default=_DEFAULTS.node_dir, help="The agent's, if given one.")
@@ -133,7 +106,7 @@ def install(
         sudo nodeproxy cni uninstall
     """,
 )
-@_directories
+@cni_directories()
 @_agent
 @output_option
 def uninstall(conf_dir: Path, bin_dir: Path, instance: str, run_dir: str | None, output: str) -> None:
@@ -162,7 +135,7 @@ def uninstall(conf_dir: Path, bin_dir: Path, instance: str, run_dir: str | None,
         nodeproxy cni status
     """,
 )
-@_directories
+@cni_directories()
 @_agent
 @output_option
 def status(conf_dir: Path, bin_dir: Path, instance: str, run_dir: str | None, output: str) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
+from nodeproxy.cli.cluster import cluster_options, node_option, wanted
 from nodeproxy.cli.options import Command, connect, instance_options, output_option
 from nodeproxy.cli.output import ago, is_terminal, plural, print_json, print_table, size
 
 WATCH_S = 1.0
-_HEADERS = (
+_HEADERS: tuple[str, ...] = (
     "source",
     "destination",
     "source identity",
@@ -33,21 +34,47 @@ _NARROW_HEADERS = ("source", "destination", "direction", "security", "from sourc
         sudo nodeproxy connections
         sudo nodeproxy connections --pod Kubernetes//Pod/shop/frontend --watch
         sudo nodeproxy connections -o json
+        nodeproxy connections --kubeconfig ~/.kube/config
+        nodeproxy connections -n shop --pod frontend
     """,
 )
-@click.option("--pod", metavar="UID", help="Only those that this workload is an end of.")
+@click.option(
+    "--pod", metavar="POD", help="Only those that this workload is an end of: its uid; of a cluster, the pod's name, as in `why`."
+)
 @click.option("--watch", is_flag=True, help="Show them anew each second until Ctrl-C; with -o json, a line each time.")
+@node_option
+@cluster_options
 @instance_options
 @output_option
-def connections(pod: str | None, watch: bool, output: str, **where: Any) -> None:
-    """List the live connections of this node's pods."""
-    client = connect(**where)
+@click.pass_context
+def connections(
+    ctx: click.Context,
+    /,
+    pod: str | None,
+    watch: bool,
+    output: str,
+    instance: str,
+    run_dir: str | None,
+    admin: str | None,
+    **_cluster: Any,
+) -> None:
+    """List the live connections of this node's pods.
+
+    From anywhere, through the API server (--kubeconfig, --context or -n): those of all nodes, of a namespace's pods, or of one
+    pod.  One between two nodes is told by both, outbound and inbound; of one pod, its own node tells.
+    """
+    if wanted(ctx):
+        from nodeproxy.cli import cluster_connections
+
+        cluster_connections.show(ctx)
+        return
+    client = connect(instance, run_dir, admin)
     while True:
         found = [entry for entry in client.get("/connections")["connections"] if pod is None or _has_end(entry, pod)]
         if output == "json":
             print_json({"connections": found}, one_line=watch)
         else:
-            _show(found, clear=watch and is_terminal())
+            show(found, clear=watch and is_terminal())
         if not watch:
             return
         time.sleep(WATCH_S)
@@ -57,16 +84,22 @@ def _has_end(connection: dict[str, Any], uid: str) -> bool:
     return any((connection[side].get("workload") or {}).get("uid") == uid for side in ("source", "destination"))
 
 
-def _show(found: list[dict[str, Any]], *, clear: bool) -> None:
+def show(found: list[dict[str, Any]], *, clear: bool) -> None:
+    """Write a table of them, with their node where one is said.  clear: the screen first."""
     if clear:
         click.clear()
     if not found:
         click.echo("No connection is open.")
         return
     rows = [_row(entry) for entry in found]
+    headers = _HEADERS
     if is_terminal():
+        headers = _NARROW_HEADERS
         rows = [(f"{row[0]}\n{row[2]}".rstrip(), f"{row[1]}\n{row[3]}".rstrip(), *row[4:]) for row in rows]
-    print_table(plural(len(found), "connection"), _NARROW_HEADERS if is_terminal() else _HEADERS, rows)
+    if "node" in found[0]:
+        headers = ("node", *headers)
+        rows = [(entry["node"], *row) for entry, row in zip(found, rows, strict=True)]
+    print_table(plural(len(found), "connection"), headers, rows)
 
 
 def _row(connection: dict[str, Any]) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ def run(ctx: click.Context, /, config_path: str | None, **flags: Any) -> None:
 
     It reads pods, nodes, namespaces, services and policies, serves them to nodes as delta xDS, and signs certificates for what
     runs on them.  All that lasts is in the API server, so replicas may come and go; one of them leads, and it alone writes.  The
-    rights that it needs are in daemonset/controller/rbac.yaml.
+    rights that it needs are in daemonset/base.
 
     Each setting is also an environment variable (--cluster-id is NODEPROXY_CLUSTER_ID) and a key of the --config file; the
     command line wins over the environment, and that over the file.  Of other names, KUBECONFIG, POD_NAMESPACE, POD_NAME,

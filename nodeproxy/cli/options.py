@@ -75,6 +75,29 @@ def instance_options(function: _F) -> _F:
     return function
 
 
+def cni_directories(prefix: str = "") -> Callable[[_F], _F]:
+    """Where a node's CNI chain and its plug-ins are: `conf_dir` and `bin_dir`, their names behind `prefix`."""
+    conf_dir = click.option(
+        f"--{prefix}conf-dir",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        envvar="NODEPROXY_CNI_CONF_DIR",
+        default=config.CNI_CONF_DIR,
+        show_default=True,
+        help="Where the container runtime reads its network.",
+    )
+    bin_dir = click.option(
+        f"--{prefix}bin-dir",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        envvar="NODEPROXY_CNI_BIN_DIR",
+        default=config.RunConfig.cni_bin_dir,
+        show_default=True,
+        help="Where it finds plug-ins.",
+    )
+    return lambda function: conf_dir(bin_dir(function))
+
+
 def connect(instance: str, run_dir: str | None, admin: str | None) -> Client:
     """The client that the options of `instance_options` mean."""
     try:

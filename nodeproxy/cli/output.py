@@ -29,7 +29,7 @@ def is_terminal() -> bool:
 
 def print_table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Write a table; rows without a value in a column have "" there."""
-    lines = [tuple(str(cell) for cell in row) for row in rows]
+    lines = [tuple(printable(str(cell)) for cell in row) for row in rows]
     if is_terminal():
         _print_rich(title, headers, lines)
         return
@@ -54,6 +54,11 @@ def _print_rich(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*(Text(cell or "-") for cell in row))
     console.print(table)
+
+
+def printable(text: str) -> str:
+    """What another machine said, without what would steer this terminal."""
+    return text if text.isprintable() else "".join(each if each.isprintable() or each == "\n" else "\ufffd" for each in text)
 
 
 def mark(good: bool) -> str:

@@ -68,8 +68,11 @@ from nodeproxy.errors import ConfigError
 @click.option("--pod-name", metavar="NAME", help="The agent's own pod, for the control plane.  [default: the node's name]")
 @click.option("--pod-namespace", metavar="NAME", help="Its namespace, the same as the token's.  [default: istio-system]")
 @click.option("--pod-ip", metavar="ADDR", help="Its address.  [default: 127.0.0.1]")
+@click.option("--kube-api", metavar="ADDR:PORT", help="Where Events on pods go, or off.  [default: as Kubernetes tells a pod]")
+@click.option("--kube-account", metavar="DIR", help=f"Token and roots for that.  [default: {config.RunConfig.kube_account}]")
 @click.option("--instance", metavar="NAME", help="Tells agents on one machine apart: a-z, 0-9, '-'.  [default: default]")
 @click.option("--cgroup-root", metavar="PATH", help="Steer only pods below this cgroup (v2).  [default: all]")
+@click.option("--kubelet-cgroup", metavar="PATH", help="Whose probes pass policy: a cgroup (v2), auto or off.  [default: auto]")
 @click.option(
     "--admin", metavar="ADDR:PORT", help="Admin over TCP, or off; the Unix socket is always there.  [default: 127.0.0.1:15000]"
 )

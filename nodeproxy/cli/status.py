@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from nodeproxy.cli.cluster import cluster_options, node_option, wanted
 from nodeproxy.cli.options import Command, connect, instance_options, output_option
 from nodeproxy.cli.output import ago, ahead, mark, plural, print_json, print_table
 
@@ -15,18 +16,32 @@ from nodeproxy.cli.output import ago, ahead, mark, plural, print_json, print_tab
     short_help="Show how the agent and its pods are.",
     examples="""
         sudo nodeproxy status
+        nodeproxy status --kubeconfig ~/.kube/config
+        nodeproxy status -n shop --node node-a
         sudo nodeproxy status --instance blue
         nodeproxy status --admin 127.0.0.1:15000 -o json
     """,
 )
+@click.option("-A", "--all-namespaces", is_flag=True, help="Through the API server, pods of all namespaces.")
+@node_option
+@cluster_options
 @instance_options
 @output_option
-def status(output: str, **where: Any) -> None:
+@click.pass_context
+def status(ctx: click.Context, /, output: str, instance: str, run_dir: str | None, admin: str | None, **_cluster: Any) -> None:
     """Show whether the agent is ready, how old its state is, and its pods, workers and certificates.
 
-    Exit status 0 if an agent answers, ready or not.
+    From anywhere, through the API server (--kubeconfig, --context, -n or -A): which nodes have an agent, of which version, ready
+    or waiting for what; with -n or -A also each pod, in the mesh or why not.
+
+    Exit status 0 if an agent answers, ready or not; of a cluster, if all agents answer.
     """
-    found = connect(**where).get("/status")
+    if wanted(ctx):
+        from nodeproxy.cli import cluster_status
+
+        cluster_status.show(ctx)
+        return
+    found = connect(instance, run_dir, admin).get("/status")
     if output == "json":
         print_json(found)
         return
@@ -51,6 +66,11 @@ def _summary(found: dict[str, Any]) -> None:
     if state["connection"] is not None:
         _connection(state["connection"])
     _direct(found["direct"])
+    kubelet = found["kubelet"]
+    if kubelet["pid"]:
+        click.echo(f"{mark(True)} The kubelet's probes pass policy: process {kubelet['pid']} in {kubelet['cgroup']}.")
+    else:
+        click.echo(f"{mark(True)} The kubelet's probes are judged by policy as anybody's: {kubelet['why']}.")
     click.echo(_pods(found["pods"]))
 
 

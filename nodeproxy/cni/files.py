@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterable
@@ -16,14 +17,15 @@ TEMPORARY = ".nodeproxy-"
 
 
 def replace(path: Path, content: bytes, mode: int, like: os.stat_result | None = None) -> None:
-    """Write beside it and rename over it.  like: whose owner it gets.  Raises OSError, and then nothing has changed."""
+    """Write beside it and rename over it.  like: whose owner it gets, if it may.  Raises OSError: nothing has changed."""
     descriptor, beside = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             os.fchmod(file.fileno(), mode)
             if like is not None:
-                os.fchown(file.fileno(), like.st_uid, like.st_gid)
+                with contextlib.suppress(PermissionError):  # without CAP_CHOWN it is root's, and as readable as it was
+                    os.fchown(file.fileno(), like.st_uid, like.st_gid)
             file.flush()
             os.fsync(file.fileno())
         os.rename(beside, path)

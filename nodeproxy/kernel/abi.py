@@ -48,6 +48,15 @@ class Kind(IntEnum):
     LAST_LEG = 2
     DIRECT = 3
     OWN = 4
+    KUBELET = 5
+
+
+class ProbeCount(IntEnum):
+    """What became of the kubelet's connects to enrolled pods; the index into the map `probe_counts`."""
+
+    PASSED = 0  # accepted by the application, past policy
+    FULL = 1  # no room to remember one more: judged by policy, as anybody's
+    OTHER = 2  # to a port that the pod's own probes do not name: judged by policy
 
 
 class DirectCount(IntEnum):
@@ -69,7 +78,10 @@ CLIENT: Final = struct.Struct("=Q16sII")  # netns_cookie, ip, port, unused
 FLOW: Final = struct.Struct("=16s16sHH")  # source_ip, destination_ip, source_port, destination_port
 FLOW_USE: Final = struct.Struct("=Q")  # source
 LISTENER: Final = struct.Struct("=16sII")  # ip, role, slot
-IN_USE: Final = struct.Struct("=QQ")  # handover, flows
+KUBELET: Final = struct.Struct("=QQ")  # cgroup_id, netns_cookie
+PROBE: Final = struct.Struct("=Q")  # destination
+PROBE_PORT: Final = struct.Struct("=QII")  # netns_cookie, port, unused
+IN_USE: Final = struct.Struct("=QQQ")  # handover, flows, probes
 PAIR: Final = struct.Struct("=QQII")  # source, destination, port, unused
 VERDICT: Final = struct.Struct("=QII")  # epoch, direct, exceptions
 ADDRESS_PORT: Final = struct.Struct("=16sI")  # ip, port
@@ -97,6 +109,10 @@ MAPS: Final = (
     "direct",
     "ended",
     "direct_counts",
+    "kubelet",
+    "probes",
+    "probe_ports",
+    "probe_counts",
 )
 
 

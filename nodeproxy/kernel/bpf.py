@@ -79,7 +79,7 @@ def call(command: Command, attribute: bytes, what: str, *buffers: object) -> int
         return result
     number = ctypes.get_errno()
     if number == errno.EPERM:
-        raise PrivilegeError(f"{what}: not permitted; nodeproxy needs CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN (run it as root)")
+        raise PrivilegeError(f"{what}: not permitted; nodeproxy needs CAP_NET_ADMIN and CAP_SYS_ADMIN (run it as root)")
     raise KernelError(f"{what}: {os.strerror(number)}", number)
 
 

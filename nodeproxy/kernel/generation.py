@@ -196,7 +196,5 @@ def _loader_error(status: int, said: str) -> NodeproxyError:
     if status == _LOADER_EXIT_PLATFORM:
         return PrivilegeError(said)
     if "Operation not permitted" in said:
-        return PrivilegeError(
-            f"loading the eBPF programs: CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON or CAP_SYS_ADMIN is missing; run as root\n{said}"
-        )
+        return PrivilegeError(f"loading the eBPF programs: CAP_NET_ADMIN or CAP_SYS_ADMIN is missing; run as root\n{said}")
     return KernelError(f"loading the eBPF programs failed (`nodeproxy check` says what this kernel lacks):\n{said}")

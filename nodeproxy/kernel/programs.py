@@ -41,6 +41,7 @@ _MAP_HEADERS: Final = (_HEADER, "maps.h")
 _SOURCES: Final = (
     *_MAP_HEADERS,
     "direct.h",
+    "kubelet.h",
     "sockops_maps.h",
     "sockops_direct.h",
     "connect.c",

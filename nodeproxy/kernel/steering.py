@@ -19,6 +19,7 @@ from nodeproxy.kernel.abi import Drop, Role
 from nodeproxy.kernel.direct import DirectTable
 from nodeproxy.kernel.generation import Generation, forget_ended, open_or_load, prepare, settle
 from nodeproxy.kernel.pins import Pins, remove_tree
+from nodeproxy.kernel.probes import ProbeTable
 from nodeproxy.kernel.programs import CGROUP_PROGRAMS, SK_LOOKUP, Program
 
 _ZERO = struct.pack("=I", 0)
@@ -49,6 +50,7 @@ class Steering:
         self._maps = generation.maps
         self.original_destination_fd = self._maps["original_destination"].fd
         self.direct = DirectTable(self._maps)
+        self.probes = ProbeTable(self._maps)
         # netns cookie → keys of the map: a look through the map itself would make each enrolment cost what all pods have.
         self._addresses: dict[int, set[bytes]] = {}
 
@@ -89,6 +91,7 @@ class Steering:
             if (value := self._maps["pods_by_address"].get(key)) is not None:
                 self._addresses.setdefault(abi.OWNER.unpack(value)[0], set()).add(key)
         self.direct.hold()
+        self.probes.hold()
         self._waiting = {}
 
     def attach(self, cgroup_root: Path) -> None:
@@ -228,6 +231,7 @@ class Steering:
             _detach(path)
         for key in self._addresses.pop(netns_cookie, set()):
             self._forget_address(key)
+        self.probes.forget(netns_cookie)
 
     def enrolled_cookies(self) -> frozenset[int]:
         """The network namespaces that are steered, those that a former agent left included."""

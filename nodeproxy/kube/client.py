@@ -14,10 +14,10 @@ import socket
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 import msgspec
@@ -37,6 +37,9 @@ MAX_LINE_BYTES = 16 << 20
 MAX_ERROR_BYTES = 64 << 10  # a Status object; what is beyond is of no use in a log
 MAX_CONNECTIONS = 64  # of one client: a watch for each kind, and what else is asked for at once
 READ_BUFFER_BYTES = 1 << 18  # of each connection, twice; a page or a line may be larger
+# What gives the controller its rights.
+CONTROLLER_GRANT = "apply daemonset/base, or bind the ClusterRole nodeproxy-controller of it to this user"
+CLOSE_S = 1.0  # a WebSocket's goodbye; nothing depends on it
 CONNECT_TIMEOUT_S = 10.0  # across zones a handshake takes some 0.2 s
 # A stream can be silent for minutes.  TCP finds out after 15 + 3 x 5 s that its peer is gone without a word.
 _KEEP_ALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
@@ -59,16 +62,10 @@ class _Session:
             self._rest = RESTClientObject(configuration)
         except (OSError, ValueError) as exc:  # ssl.SSLError is an OSError
             raise ConfigError(f"the API server's roots or our client certificate can't be used: {exc}; mend the files") from exc
-        # Not the library's own session: that reads ~/.netrc for each request, and fails if it finds something.
-        self.http = aiohttp.ClientSession(
-            connector=self._rest.pool_manager.connector,
-            connector_owner=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            read_bufsize=READ_BUFFER_BYTES,
-        )
+        self.http = self.traced()
         self.host = str(configuration.host).rstrip("/")
         self.tls = credentials.tls
-        self.options = {
+        self.options: dict[str, Any] = {
             name: value
             for name, value in (
                 ("proxy", configuration.proxy or _proxy_of_environment(self.host)),
@@ -78,6 +75,17 @@ class _Session:
         }
         self.users = 0
         self.retired = False
+
+    def traced(self, *traces: aiohttp.TraceConfig) -> aiohttp.ClientSession:
+        """A session on these connections, which it does not own: closing it closes nothing."""
+        # Not the library's own: that reads ~/.netrc for each request, and fails if it finds something.
+        return aiohttp.ClientSession(
+            connector=self._rest.pool_manager.connector,
+            connector_owner=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            read_bufsize=READ_BUFFER_BYTES,
+            trace_configs=list(traces),
+        )
 
     async def close(self) -> None:
         await self.http.close()
@@ -95,18 +103,27 @@ def _proxy_of_environment(url: str) -> str:
 class KubeClient:
     """A connection to one API server.  Make it with `connect`, end it with `close`."""
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials, grant: str = CONTROLLER_GRANT) -> None:
         self._credentials = credentials
+        self._grant = grant
         self._session = _Session(credentials)
         self._read_at = time.monotonic()
         self._reading = asyncio.Lock()
 
     @classmethod
-    async def connect(cls, kubeconfig: Path | None) -> Self:
-        """Read the kubeconfig, or, if it is None, what Kubernetes gives to a pod.  Nothing is sent yet.  Raises ConfigError."""
-        credentials = Credentials(kubeconfig)
+    async def connect(cls, kubeconfig: Path | Sequence[Path] | None, context: str = "", *, grant: str = CONTROLLER_GRANT) -> Self:
+        """Read the kubeconfig, or, if it is None, what Kubernetes gives to a pod.  Nothing is sent yet.  Raises ConfigError.
+
+        kubeconfig, context: as of `Credentials`.  grant: what to do about a 403, for its error.
+        """
+        credentials = Credentials(kubeconfig, context)
         await credentials.read()
-        return cls(credentials)
+        return cls(credentials, grant)
+
+    @property
+    def namespace(self) -> str:
+        """The kubeconfig's, for names that say none; "" if it has none."""
+        return self._credentials.namespace
 
     async def close(self) -> None:
         """End all connections; requests that are under way fail with ClusterError."""
@@ -169,12 +186,87 @@ class KubeClient:
                     answer = await self._send(session, method, path, query, body, headers, timeout)
             async with answer:
                 if not 200 <= answer.status <= 299:
-                    raise await _error(answer, what)
+                    raise await self._error(answer, what)
                 yield answer
         finally:
             session.users -= 1
             if session.retired and not session.users:
                 await session.close()
+
+    async def _error(self, answer: aiohttp.ClientResponse, what: str) -> ClusterError:
+        reason = await _reason(answer, what)
+        text = f"{what}: the API server says {answer.status} {reason or answer.reason or ''}".rstrip()
+        if answer.status == 401:
+            text += "; its token may have run out: renew the kubeconfig's user, or look at the pod's token mount"
+        if answer.status == 403:
+            text += f"; {self._grant}"
+        return ClusterError(text, answer.status, _retry_after(answer.headers.get("Retry-After", "")))
+
+    @asynccontextmanager
+    async def websocket(
+        self, path: str, query: Mapping[str, str], protocol: str
+    ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """An upgraded connection, closed on leaving.  protocol: Sec-WebSocket-Protocol.  The caller sets the limit of time.
+
+        Raises ClusterError on entering, and while the caller uses it within.
+        """
+        what = f"GET {path}"
+        session = await self._current_session()
+        session.users += 1
+        try:
+            with _failures(what):
+                try:
+                    upgraded, closed = await self._upgrade(session, path, query, protocol)
+                except ClusterError as exc:
+                    if exc.status != 401 or not await self._read_credentials(what):
+                        raise
+                    upgraded, closed = await self._upgrade(session, path, query, protocol)
+                try:
+                    async with upgraded:
+                        yield upgraded
+                finally:
+                    with suppress(TimeoutError):  # else a loop that ends now leaves the socket behind
+                        await asyncio.wait_for(asyncio.gather(*closed, return_exceptions=True), CLOSE_S)
+        finally:
+            session.users -= 1
+            if session.retired and not session.users:
+                await session.close()
+
+    async def _upgrade(
+        self, session: _Session, path: str, query: Mapping[str, str], protocol: str
+    ) -> tuple[aiohttp.ClientWebSocketResponse, list[asyncio.Future[None]]]:
+        """The connection, and what is done when its socket is closed."""
+        what = f"GET {path}"
+        refused: list[ClusterError] = []
+        closed: list[asyncio.Future[None]] = []
+
+        async def look(_http: object, _context: object, params: aiohttp.TraceRequestEndParams) -> None:
+            if params.response.status != 101:  # the library is about to throw the body away, where the API server says why
+                refused.append(await self._error(params.response, what))
+            elif (used := params.response.connection) is not None and used.protocol is not None and used.protocol.closed:
+                closed.append(used.protocol.closed)
+
+        trace = aiohttp.TraceConfig()
+        trace.on_request_end.append(look)
+        try:
+            async with session.traced(trace) as http:
+                upgraded: aiohttp.ClientWebSocketResponse = await http.ws_connect(
+                    session.host + path,
+                    params=query,
+                    protocols=(protocol,),
+                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S),
+                    headers=self._headers(),
+                    **session.options,
+                )
+                return upgraded, closed
+        except aiohttp.WSServerHandshakeError as exc:
+            raise refused[0] if refused else ClusterError(f"{what}: the API server does not upgrade: {exc.message}") from exc
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"User-Agent": f"nodeproxy/{__version__}"}
+        if self._credentials.token:
+            headers["Authorization"] = self._credentials.token
+        return headers
 
     async def _send(
         self,
@@ -186,9 +278,7 @@ class KubeClient:
         headers: dict[str, str],
         timeout: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
-        headers = {"Accept": "application/json", "User-Agent": f"nodeproxy/{__version__}", **headers}
-        if self._credentials.token:
-            headers["Authorization"] = self._credentials.token
+        headers = {"Accept": "application/json", **self._headers(), **headers}
         return await session.http.request(
             method,
             session.host + path,
@@ -197,7 +287,7 @@ class KubeClient:
             headers=headers,
             timeout=timeout,
             allow_redirects=False,  # the API server has no reason to send our token elsewhere
-            **session.options,  # type: ignore[arg-type]
+            **session.options,
         )
 
     async def _current_session(self) -> _Session:
@@ -264,20 +354,11 @@ async def _lines(answer: aiohttp.ClientResponse, what: str) -> AsyncGenerator[by
         raise ClusterError(f"{what}: the API server broke off within a line")
 
 
-async def _error(answer: aiohttp.ClientResponse, what: str) -> ClusterError:
+async def _reason(answer: aiohttp.ClientResponse, what: str) -> str:
     try:
-        reason = msgspec.json.decode(await _whole_body(answer, what, MAX_ERROR_BYTES), type=_Status).message
+        return msgspec.json.decode(await _whole_body(answer, what, MAX_ERROR_BYTES), type=_Status).message
     except (msgspec.MsgspecError, OversizedAnswerError):
-        reason = ""  # not the API server's words: a proxy in between speaks HTML
-    text = f"{what}: the API server says {answer.status} {reason or answer.reason or ''}".rstrip()
-    advice = _ADVICE.get(answer.status, "")
-    return ClusterError(text + advice, answer.status, _retry_after(answer.headers.get("Retry-After", "")))
-
-
-_ADVICE = {
-    401: "; its token may have run out: renew the kubeconfig's user, or look at the pod's token mount",
-    403: "; apply daemonset/controller/rbac.yaml, or bind its ClusterRole to this user",
-}
+        return ""  # not the API server's words: a proxy in between speaks HTML
 
 
 def _retry_after(text: str) -> float | None:

@@ -8,6 +8,7 @@ know requests.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,14 @@ class Credentials:
     stands was made with what the files hold now.
     """
 
-    def __init__(self, kubeconfig: Path | None) -> None:
+    def __init__(self, kubeconfig: Path | Sequence[Path] | None, context: str = "") -> None:
+        """kubeconfig: a file, or several, merged as kubectl does it; None: a pod's mounts.  context: "" for the current one."""
         self.configuration = Configuration()
         self.token = ""
         self.tls = b""
-        self._kubeconfig = kubeconfig
+        self.namespace = ""  # the context's, "" if it names none
+        self._files = () if kubeconfig is None else (kubeconfig,) if isinstance(kubeconfig, Path) else tuple(kubeconfig)
+        self._context = context
         self._loader: KubeConfigLoader | None = None
         self._loaded = b""
 
@@ -41,12 +45,14 @@ class Credentials:
         """Read the files anew (exec plug-ins only when what they gave has run out).  Raises ConfigError, and keeps what was."""
         try:
             configuration = Configuration()
-            if self._kubeconfig is None:
+            if not self._files:
                 InClusterConfigLoader(SERVICE_TOKEN_FILENAME, SERVICE_CERT_FILENAME, try_refresh_token=False).load_and_set(
                     configuration
                 )
             else:
-                await self._kubeconfig_loader(self._kubeconfig).load_and_set(configuration)
+                loader = self._kubeconfig_loader()
+                await loader.load_and_set(configuration)
+                self.namespace = str((loader.current_context or {}).get("context", {}).get("namespace", ""))
             tls = _fingerprint(configuration)
         # AssertionError, KeyError and TypeError are how the library says that an entry is missing.
         except (ConfigException, yaml.YAMLError, OSError, ValueError, AssertionError, LookupError, TypeError) as exc:
@@ -54,18 +60,23 @@ class Credentials:
         self.token = str(configuration.api_key.get("BearerToken", "")).strip()
         self.configuration, self.tls = configuration, tls
 
-    def _kubeconfig_loader(self, path: Path) -> KubeConfigLoader:
-        """The file's loader; the same one while the file does not change, for it knows when a plug-in is due."""
-        content = path.read_bytes()
+    def _kubeconfig_loader(self) -> KubeConfigLoader:
+        """The files' loader; the same one while they do not change, for it knows when a plug-in is due."""
+        # Of several, those that are not there are passed over, as kubectl does it.
+        files = [path for path in self._files if path.exists()] or [self._files[0]]
+        content = b"\0".join(path.read_bytes() for path in files)
         if self._loader is None or content != self._loaded:
-            self._loader = KubeConfigLoader(config_dict=KubeConfigMerger(str(path)).config, config_base_path=None)
+            merged = KubeConfigMerger(":".join(map(str, files))).config
+            self._loader = KubeConfigLoader(config_dict=merged, config_base_path=None, active_context=self._context or None)
             self._loaded = content
         return self._loader
 
     def _advice(self, exc: Exception) -> str:
         reason = (exc.strerror if isinstance(exc, OSError) else str(exc)) or type(exc).__name__
-        if self._kubeconfig is not None:
-            return f"kubeconfig {self._kubeconfig} can't be used: {reason}; try it with `kubectl --kubeconfig … get nodes`"
+        if self._files:
+            name = ":".join(map(str, self._files))
+            context = f" (context {self._context})" if self._context else ""
+            return f"kubeconfig {name}{context} can't be used: {reason}; try it with `kubectl --kubeconfig … get nodes`"
         return (
             f"no Kubernetes API server is known: {reason}; outside of a pod give --kubeconfig FILE, inside of one let it have a "
             f"service account's token (automountServiceAccountToken)"

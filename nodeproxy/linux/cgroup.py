@@ -25,9 +25,13 @@ def cgroup2_mount() -> Path:
     )
 
 
+# What the names of instances' cgroups begin with.
+PREFIX = "nodeproxy-"
+
+
 def instance_cgroup(root: Path, instance: str) -> Path:
     """The directory of an instance's own cgroup."""
-    return root / f"nodeproxy-{instance}"
+    return root / f"{PREFIX}{instance}"
 
 
 def cgroup_id(path: Path) -> int:

@@ -7,6 +7,7 @@ may stay where it made the last one (`Visitor`).  Workers import this module: ct
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -120,7 +121,18 @@ def netns_cookie(netns_fd: int) -> int:
         return int(struct.unpack("=Q", probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0])
 
 
+def node_netns_inodes() -> frozenset[int]:
+    """The node's own network: this process's and, as an agent in a pod may have a network of its own, that of the first process.
+
+    Where the latter may not be looked at (without CAP_SYS_PTRACE, or hostPID) it is this process's alone.
+    """
+    found = {netns_inode(_home())}
+    with contextlib.suppress(OSError):
+        found.add(os.stat("/proc/1/ns/net").st_ino)
+    return frozenset(found)
+
+
 def refuse_node_netns(netns_fd: int, path: str) -> None:
     """A pod in the host's network cannot be told from the node itself, so it is never enrolled."""
-    if netns_inode(netns_fd) == netns_inode(_home()):
+    if netns_inode(netns_fd) in node_netns_inodes():
         raise EnrolmentError(f"{path} is the node's own network (a pod with hostNetwork?): it cannot be enrolled")

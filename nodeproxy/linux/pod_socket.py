@@ -61,7 +61,7 @@ def last_leg_socket(family: int, client_ip: str) -> socket.SocketType:
 def redirected_from(sock: socket.SocketType, family: int) -> tuple[str, int] | None:
     """Where an accepted connection was sent before a rule of netfilter's in this pod redirected it; None: nowhere else is known.
 
-    family: of its addresses, also where the socket is of both.  It is the pod's own word: whoever has NET_ADMIN there makes rules.
+    family: of its addresses, also where the socket is of both.  It is the pod's own word: who has NET_ADMIN there makes rules.
     """
     try:
         if family == _INET6:

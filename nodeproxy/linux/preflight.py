@@ -6,6 +6,8 @@ import os
 import platform
 import re
 import resource
+import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -13,6 +15,7 @@ from typing import Final
 from nodeproxy.errors import NodeproxyError
 from nodeproxy.linux.bpffs import BPFFS, is_bpffs
 from nodeproxy.linux.cgroup import cgroup2_mount
+from nodeproxy.linux.kubelet import NoKubelet, find_kubelet
 from nodeproxy.linux.sock_diag import can_destroy
 from nodeproxy.model.requirement import Requirement
 
@@ -21,24 +24,38 @@ _OLDEST_KERNEL: Final = (6, 1)
 # <linux/capability.h>: number, name, what for
 _CAPABILITIES: Final = (
     (12, "CAP_NET_ADMIN", "attach eBPF programs, set marks and routes"),
-    (13, "CAP_NET_RAW", "bind a client's address"),
-    (21, "CAP_SYS_ADMIN", "enter network namespaces, mount the BPF file system"),
-    (38, "CAP_PERFMON", "load eBPF programs"),
-    (39, "CAP_BPF", "load eBPF programs"),
+    (21, "CAP_SYS_ADMIN", "enter network namespaces, load eBPF programs, mount the BPF file system"),
 )
 # Each pod takes one descriptor and three for each worker, each relayed connection two: 100 pods and 7,000 connections a
 # worker fit.
 _WANTED_DESCRIPTORS: Final = 16_384
+# <linux/rtnetlink.h>, <linux/netlink.h>
+_RTM_GETRULE: Final = 34
+_NLM_F_REQUEST: Final = 0x01
+_NLM_F_DUMP: Final = 0x300
+_NLMSG_ERROR: Final = 2
 _WANTED_SYSCTLS: Final = ("net/ipv4/tcp_fwmark_accept", "net/ipv4/fwmark_reflect", "net/ipv4/tcp_tw_reuse")
 
 
 def rows() -> list[Requirement]:
     """One row for each requirement."""
-    checks: tuple[Callable[[], Requirement], ...] = (_kernel, _cgroup2, _bpffs, _sysctls, _ipv6, _destroy, _descriptors)
+    checks: tuple[Callable[[], Requirement], ...] = (
+        kernel,
+        _cgroup2,
+        _bpffs,
+        _sysctls,
+        _policy_routing,
+        _ipv6,
+        _mptcp,
+        _destroy,
+        _kubelet,
+        _descriptors,
+    )
     return [*(check() for check in checks), *capabilities()]
 
 
-def _kernel() -> Requirement:
+def kernel() -> Requirement:
+    """Whether this kernel is recent enough: what `run` asks before it begins."""
     release = platform.release()
     version = tuple(int(part) for part in re.findall(r"\d+", release)[:2])
     wanted = ".".join(map(str, _OLDEST_KERNEL))
@@ -77,6 +94,22 @@ def _sysctls() -> Requirement:
     )
 
 
+def _policy_routing() -> Requirement:
+    """A dump of the rules (<linux/rtnetlink.h>), which a kernel without CONFIG_IP_MULTIPLE_TABLES answers with an error."""
+    header = struct.pack("=IHHII", 28, _RTM_GETRULE, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
+        netlink.send(header + struct.pack("=B11x", socket.AF_INET))
+        there = struct.unpack_from("=IH", netlink.recv(65536))[1] != _NLMSG_ERROR
+    remedy = "" if there else "boot a kernel with CONFIG_IP_MULTIPLE_TABLES"
+    return Requirement("policy routing (brings applications' answers back)", there, "there" if there else "missing", remedy)
+
+
+def _mptcp() -> Requirement:
+    """No requirement: what asks for MPTCP is steered as the TCP that it falls back to."""
+    there = Path("/proc/sys/net/mptcp/enabled").exists()
+    return Requirement("MPTCP", True, "there: steered as TCP" if there else "no: pods cannot ask for it")
+
+
 def _ipv6() -> Requirement:
     """No requirement in truth: pods without IPv6 are steered by IPv4 alone."""
     there = Path("/proc/net/if_inet6").exists()
@@ -88,6 +121,18 @@ def _destroy() -> Requirement:
     missing = can_destroy()
     found = f"no: pods of this node talk through the proxy ({missing})" if missing else "there"
     return Requirement("SOCK_DESTROY (ends direct connections that policy no longer allows)", True, found)
+
+
+def _kubelet() -> Requirement:
+    """Nor is this one: without it the kubelet's probes are judged by policy."""
+    name = "kubelet (its probes pass policies that ask for an identity)"
+    try:
+        found = find_kubelet(cgroup2_mount())
+    except NodeproxyError as error:
+        return Requirement(name, True, f"no: {error}")
+    if isinstance(found, NoKubelet):
+        return Requirement(name, True, f"none that is told from others: {found.why}")
+    return Requirement(name, True, f"process {found.pid} in {found.cgroup}")
 
 
 def _descriptors() -> Requirement:

@@ -55,15 +55,21 @@ def enable_last_leg(netns_fd: int) -> None:
 
 
 def disable_last_leg(netns_fd: int) -> None:
-    """Take all of it away; what is not there is no error."""
+    """Take all of it away; what is not there is no error.
+
+    Where there are no rules, nobody enabled it: the settings of such a namespace are its own, and stay.
+    """
+    found = False
     with inside(netns_fd):
         with RouteNetlink() as route:
             for family in _FAMILIES:
                 rule = route.mark_rule(family, MARK_LAST_LEG, TABLE, _RULE_PRIORITY, add=False)
+                found |= rule == 0
                 _expect("undoing a pod's last leg", family, _ABSENT, rule)
                 _expect("undoing a pod's last leg", family, _ABSENT, route.local_route(family, TABLE, _LOOPBACK_INDEX, add=False))
-        for name, _, value in _SETTINGS:
-            _write(name, value)
+        if found:
+            for name, _, value in _SETTINGS:
+                _write(name, value)
 
 
 def _expect(what: str, family: int, done: frozenset[int], number: int) -> None:

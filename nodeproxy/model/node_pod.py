@@ -42,6 +42,7 @@ class NodePod(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     pod_uid: as the kubelet names it in cgroups and in CNI_ARGS.
     workload: of a pod in the mesh, as all will be told of it; without addresses as long as it has none.
+    probe_ports: of a pod in the mesh, the ports of its own that its probes and lifecycle hooks name; None: they are not known.
     """
 
     namespace: str
@@ -49,6 +50,7 @@ class NodePod(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     pod_uid: str
     membership: Membership = Membership.UNLABELLED
     workload: Workload | None = None
+    probe_ports: tuple[int, ...] | None = None
 
     @property
     def key(self) -> str:

@@ -26,3 +26,4 @@ class CounterPage(msgspec.Struct, array_like=True):
     refused: list[tuple[str, str, int]] = []
     dry_run: list[tuple[str, bool, int]] = []
     sockets: dict[str, int] = {}
+    passed_over: dict[str, int] = {}

@@ -53,6 +53,7 @@ class Counters:
         self._refused: dict[tuple[str, str], int] = {}
         self._dry_run: dict[tuple[str, bool], int] = {}
         self._sockets: dict[str, int] = {}
+        self._passed_over: dict[str, int] = {}
 
     def open(self, labels: Labels) -> Series:
         """A connection begins; keep what is returned until `close`."""
@@ -98,6 +99,10 @@ class Counters:
         key = (reason.value, direction.value)
         self._refused[key] = self._refused.get(key, 0) + 1
 
+    def passed_over(self, reason: Reason) -> None:
+        """An endpoint of a service was not reached, and another one was tried."""
+        self._passed_over[reason.value] = self._passed_over.get(reason.value, 0) + 1
+
     def dry_run(self, policy: str, denied: bool) -> None:
         """A dry-run policy (key "namespace/name") would have denied, or allowed."""
         key = (policy, denied)
@@ -127,8 +132,9 @@ class Counters:
             [(reason, direction, count) for (reason, direction), count in self._refused.items()],
             [(policy, denied, count) for (policy, denied), count in self._dry_run.items()],
             dict(self._sockets),
+            self._passed_over,
         )
-        self._refused, self._dry_run = {}, {}
+        self._refused, self._dry_run, self._passed_over = {}, {}, {}
         # Refusals are few (a closed list of reasons), but policies have names of up to 2 × 253 characters.
         size = 1024 + sum(len(policy) + 16 for policy, _, _ in page.dry_run)
         places: dict[str, int] = {}
@@ -175,6 +181,7 @@ class Totals:
         self.series: dict[Labels, list[int]] = {}
         self.refused: dict[tuple[str, str], int] = {}
         self.dry_run: dict[tuple[str, bool], int] = {}
+        self.passed_over: dict[str, int] = {}
         self.dropped_series = 0
         self._sockets: dict[int, dict[str, int]] = {}
 
@@ -192,6 +199,8 @@ class Totals:
             self._add(labels, counts)
         for reason, direction, count in parts.refused:
             self.refused[reason, direction] = self.refused.get((reason, direction), 0) + count
+        for reason, count in parts.passed_over.items():
+            self.passed_over[reason] = self.passed_over.get(reason, 0) + count
         for policy, denied, count in parts.dry_run:
             if (policy, denied) in self.dry_run or len(self.dry_run) < self._max_series:
                 self.dry_run[policy, denied] = self.dry_run.get((policy, denied), 0) + count

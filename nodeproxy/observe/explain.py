@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from nodeproxy.decide.demand import Names
-from nodeproxy.decide.inbound import Admission, admit_hbone, admit_local
-from nodeproxy.decide.outbound import Route, RouteKind, outbound, outbound_on_demand
+from nodeproxy.decide.demand import Names, missing_at, unanswered
+from nodeproxy.decide.inbound import Admission, admit_hbone, admit_local, admit_plain
+from nodeproxy.decide.outbound import Route, RouteKind, outbound, outbound_on_demand, who_is
 from nodeproxy.decide.trace import Step, Trace, note
+from nodeproxy.decide.waypoint import pick_ip
 from nodeproxy.errors import ConfigError
 from nodeproxy.model.address import join_address
-from nodeproxy.model.reason import Refusal
-from nodeproxy.model.workload import Service, Workload
+from nodeproxy.model.reason import Reason, Refusal
+from nodeproxy.model.workload import Protocol, Service, Workload
 from nodeproxy.policy.address import canonical_ip
 from nodeproxy.policy.beforehand import Hindrance
 from nodeproxy.state.balance import Balancer, target_port
@@ -29,10 +30,29 @@ _MAX_EXAMPLES = 5
 _MAX_PORT = 65535
 
 
+class Way(msgspec.Struct, frozen=True, kw_only=True):
+    """How a connection would arrive where it ends, for whoever wants to hear that node's opinion (`explain_arrival`).
+
+    kind: a RouteKind.  address: the ip:port at the end.  authority: HBONE's.  workload, node: uid of who is there, and its node,
+    "" where that is not known.  via_waypoint: it is a waypoint, which decides where it goes from there.
+    identity: what the source proves, "" in plain.  source_address: its IP.
+    """
+
+    kind: str
+    address: str
+    authority: str = ""
+    workload: str = ""
+    node: str = ""
+    via_waypoint: bool = False
+    identity: str = ""
+    source_address: str = ""
+
+
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """steps: what was asked, in order.  outcome: one sentence.  refusal: why it would not be, None if it would.
 
     destination: the ip:port that was asked for, after names were resolved.  direct: the kernel would carry it, without the proxy.
+    enrolled: whether the source is steered, as far as this node can know; None for another node's.  way: None if there is none.
     """
 
     source: str
@@ -41,6 +61,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str
     refusal: Refusal | None = None
     direct: bool = False
+    enrolled: bool | None = None
+    way: Way | None = None
 
 
 # Why a connection from a workload to ip:port, which `outbound` gave a route, goes through the proxy; None: it does not.
@@ -57,6 +79,7 @@ def explain(
     same_node_hbone: bool = False,
     direct: DirectHindrance | None = None,
     names: Names = None,
+    outside: str = "",
 ) -> Explanation:
     """What would become of a connection from `source` to `destination`.
 
@@ -64,20 +87,24 @@ def explain(
 
     source: a workload's uid, "name.namespace", "namespace/name", name or address.
     destination: "ADDRESS:PORT", "HOST:PORT" of a service ("name.namespace" will do), or a workload as above, "WORKLOAD[:PORT]".
+    outside: why nothing of the source is steered; "" if it is.
     Raises ConfigError if one of them names nothing, or several.
     """
     steps: Trace = []
     pod = find_workload(view, source)
     ip, port = _resolve(view, pod, destination, steps)
-    if names is None:
+    if outside:
+        note(steps, "is the source in the mesh?", f"no: {outside}", pod.uid)
+        route = _as_it_is(view, pod, ip, port, balancer, names, steps)
+    elif names is None:
         route = outbound(view, pod, ip, port, balancer, is_local, steps, same_node_hbone=same_node_hbone)
     else:
         route = outbound_on_demand(view, pod, ip, port, balancer, is_local, names, steps, same_node_hbone=same_node_hbone)
-    refusal = route if isinstance(route, Refusal) else _at_destination(view, pod, route, steps, names)
+    refusal = route if isinstance(route, Refusal) else _at_destination(view, pod, route, steps, names, bool(outside))
     if refusal is not None:
         outcome = f"refused ({refusal.reason}): {refusal.detail}"
     else:
-        outcome = _describe(route)
+        outcome = "not captured, " * bool(outside) + _describe(route)
     is_direct = False
     if isinstance(route, Route) and route.kind is RouteKind.LOCAL and refusal is None and direct is not None:
         hindrance = direct(view, pod, ip, port, route)
@@ -92,6 +119,45 @@ def explain(
         outcome=outcome,
         refusal=refusal,
         direct=is_direct,
+        way=_way(route, pod, bool(outside)) if isinstance(route, Route) else None,
+    )
+
+
+def _as_it_is(
+    view: View, source: Workload, ip: str, port: int, balancer: Balancer, names: Names, steps: Trace
+) -> Route | Refusal:
+    """Where a connection goes that nobody steers: kube-proxy, or what stands for it, picks one of a service's endpoints."""
+    if names is not None and (missing := missing_at(view, source.network, ip, names)):
+        return unanswered(missing)
+    service, workload = who_is(view, source.network, ip)
+    if service is not None:
+        endpoint = balancer.choose(service, view.endpoints(service.key), source, port)
+        if endpoint is None:
+            detail = f"service {service.key} has no endpoint for port {port}"
+            note(steps, "which endpoint?", detail, service.key)
+            return Refusal(Reason.NO_ENDPOINT, detail, service.key)
+        workload, own = endpoint
+        ip, port = pick_ip(workload, ip), target_port(service, own, port) or port
+        note(steps, "which endpoint?", f"{workload.name} at {join_address(ip, port)}, say: the cluster picks one", workload.uid)
+    if workload is None:
+        note(steps, f"who is {ip}?", "unknown")
+        return Route(kind=RouteKind.PASSTHROUGH, address=(ip, port))
+    note(steps, "how is it reached?", "in plain: without the source's identity", workload.uid)
+    return Route(kind=RouteKind.PLAIN, address=(ip, port), destination=workload, service=service)
+
+
+def _way(route: Route, source: Workload, outside: bool) -> Way:
+    end = route.destination
+    proves = route.kind in (RouteKind.HBONE, RouteKind.LOCAL) and not outside
+    return Way(
+        kind=route.kind.value,
+        address=join_address(*(route.peer if route.via_waypoint else route.address)),
+        authority=route.authority,
+        workload=end.uid if end is not None else "",
+        node=end.node if end is not None else "",
+        via_waypoint=route.via_waypoint,
+        identity=source.identity if proves else "",
+        source_address=source.addresses[0] if source.addresses else "",
     )
 
 
@@ -195,17 +261,19 @@ def _service_address(view: View, source: Workload, service: Service, port: int, 
     raise ConfigError(f"service {service.key} has neither a virtual address nor an endpoint; nothing can connect to it")
 
 
-def _at_destination(view: View, source: Workload, route: Route, steps: Trace, names: Names) -> Refusal | None:
+def _at_destination(view: View, source: Workload, route: Route, steps: Trace, names: Names, outside: bool) -> Refusal | None:
     """What the destination, or the waypoint before it, says."""
     pod = route.destination
     source_ip = source.addresses[0] if source.addresses else ""
     if pod is None:
         return None
-    if route.kind is RouteKind.PLAIN:
+    if route.kind is RouteKind.PLAIN and not (outside and pod.protocol is Protocol.HBONE):
         note(steps, "what does policy say?", "nothing: no proxy stands before a workload outside the mesh", pod.uid)
         return None
     answer: Admission | Refusal
-    if route.kind is RouteKind.HBONE:
+    if route.kind is RouteKind.PLAIN:
+        answer = admit_plain(view, pod, *route.address, source_ip, steps)
+    elif route.kind is RouteKind.HBONE:
         answer = admit_hbone(view, pod, route.authority, route.peer[0], source.identity, source_ip, steps, names=names)
     else:
         answer = admit_local(view, pod, *route.address, source, source_ip, steps)
@@ -228,6 +296,7 @@ def _describe(route: Route | Refusal) -> str:
     if route.kind is RouteKind.LOCAL:
         return f"connected to {name} at {target} on this node"
     if route.kind is RouteKind.PLAIN:
-        return f"connected to {name} at {target} in plain TCP, outside the mesh"
+        where = "" if route.destination is not None and route.destination.protocol is Protocol.HBONE else ", outside the mesh"
+        return f"connected to {name} at {target} in plain TCP{where}"
     via = f"through waypoint {name}" if route.via_waypoint else f"to {name}"
     return f"tunnelled {via} at {join_address(*route.peer)} in mutual TLS, for {target}"

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from nodeproxy.identity.schedule import CertificateStatistics
 from nodeproxy.observe.cni_metrics import CniStatistics, cni_families
 from nodeproxy.observe.counters import Totals
+from nodeproxy.observe.event_metrics import EventStatistics, event_families
 from nodeproxy.observe.labels import LABELS, Labels, Reporter
 from nodeproxy.observe.on_demand_metrics import OnDemandStatistics, on_demand_families
 from nodeproxy.observe.xds_metrics import XdsStatistics, xds_families
@@ -66,6 +67,13 @@ class DirectStatistics(msgspec.Struct, frozen=True, kw_only=True):
     kernel: Mapping[str, int]
 
 
+class KubeletStatistics(msgspec.Struct, frozen=True):
+    """is_known: whether somebody is taken for the kubelet.  probes: what became of its connects to enrolled pods."""
+
+    is_known: bool
+    probes: Mapping[str, int]
+
+
 class Metrics:
     """Everything that is scraped.  The attributes are for the agent's parts to set; the providers are asked at each scrape."""
 
@@ -80,6 +88,8 @@ class Metrics:
         self.xds: Callable[[], XdsStatistics] | None = None
         self.on_demand: Callable[[], OnDemandStatistics] | None = None
         self.cni: Callable[[], CniStatistics] | None = None
+        self.kubelet: Callable[[], KubeletStatistics] | None = None
+        self.events: Callable[[], EventStatistics] | None = None
         self.kernel_drops: Callable[[], Mapping[str, int]] | None = None
         self._totals = totals
         self._build = (component, version)
@@ -105,10 +115,14 @@ class Metrics:
             yield _counter("nodeproxy_kernel_drops", "Packets and connects that the eBPF programs refused", ("reason",), rows)
         if self.direct is not None:
             yield from _direct(self.direct())
+        if self.kubelet is not None:
+            yield from _kubelet(self.kubelet())
         if self.on_demand is not None:
             yield from on_demand_families(self.on_demand())
         if self.cni is not None:
             yield from cni_families(self.cni())
+        if self.events is not None:
+            yield from event_families(self.events())
         if self.state is not None:
             yield from self._state(self.state())
         if self.xds is not None:
@@ -139,6 +153,9 @@ class Metrics:
             ("reason", "direction"),
             self._totals.refused.items(),
         )
+        passed_over = [((reason,), count) for reason, count in self._totals.passed_over.items()]
+        about = "Endpoints of services that were not reached, so that another one was tried"
+        yield _counter("nodeproxy_endpoints_passed_over", about, ("reason",), passed_over)
         rows = [((policy, "deny" if denied else "allow"), count) for (policy, denied), count in self._totals.dry_run.items()]
         yield _counter("nodeproxy_policy_dry_run", "What policies in dry-run would have decided", ("policy", "verdict"), rows)
 
@@ -192,6 +209,12 @@ def _direct(direct: DirectStatistics) -> Iterator[Metric]:
     )
     kernel: list[tuple[tuple[str, ...], float]] = [((name,), count) for name, count in direct.kernel.items()]
     yield _counter("nodeproxy_direct_kernel", "What the eBPF programs met on the direct path", ("event",), kernel)
+
+
+def _kubelet(kubelet: KubeletStatistics) -> Iterator[Metric]:
+    yield _gauge("nodeproxy_kubelet_known", "1 while the kubelet's probes are told from others'", (), [((), kubelet.is_known)])
+    rows = [((result,), count) for result, count in kubelet.probes.items()]
+    yield _counter("nodeproxy_kubelet_connections", "The kubelet's connects to enrolled pods", ("result",), rows)
 
 
 def _certificates(rows: Sequence[CertificateStatistics]) -> Iterator[Metric]:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from nodeproxy.proto import workload_pb2 as nodeproxy_dot_proto_dot_workload__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1anodeproxy/proto/node.proto\x12\x0cnodeproxy.v1\x1a\x1enodeproxy/proto/workload.proto\"\x8d\x02\n\x07NodePod\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07pod_uid\x18\x03 \x01(\t\x12\x34\n\nmembership\x18\x04 \x01(\x0e\x32 .nodeproxy.v1.NodePod.Membership\x12*\n\x08workload\x18\x05 \x01(\x0b\x32\x18.istio.workload.Workload\"n\n\nMembership\x12\x0e\n\nUNLABELLED\x10\x00\x12\x13\n\x0fNAMESPACE_LABEL\x10\x01\x12\r\n\tPOD_LABEL\x10\x02\x12\r\n\tOPTED_OUT\x10\x03\x12\x10\n\x0cHOST_NETWORK\x10\x04\x12\x0b\n\x07SIDECAR\x10\x05\"/\n\rMeshNamespace\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08labelled\x18\x02 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1anodeproxy/proto/node.proto\x12\x0cnodeproxy.v1\x1a\x1enodeproxy/proto/workload.proto\"\xd7\x02\n\x07NodePod\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07pod_uid\x18\x03 \x01(\t\x12\x34\n\nmembership\x18\x04 \x01(\x0e\x32 .nodeproxy.v1.NodePod.Membership\x12*\n\x08workload\x18\x05 \x01(\x0b\x32\x18.istio.workload.Workload\x12\x30\n\x0bprobe_ports\x18\x06 \x01(\x0b\x32\x1b.nodeproxy.v1.NodePod.Ports\x1a\x16\n\x05Ports\x12\r\n\x05ports\x18\x01 \x03(\r\"n\n\nMembership\x12\x0e\n\nUNLABELLED\x10\x00\x12\x13\n\x0fNAMESPACE_LABEL\x10\x01\x12\r\n\tPOD_LABEL\x10\x02\x12\r\n\tOPTED_OUT\x10\x03\x12\x10\n\x0cHOST_NETWORK\x10\x04\x12\x0b\n\x07SIDECAR\x10\x05\"/\n\rMeshNamespace\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08labelled\x18\x02 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,9 +33,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nodeproxy.proto.node_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NODEPOD']._serialized_start=77
-  _globals['_NODEPOD']._serialized_end=346
-  _globals['_NODEPOD_MEMBERSHIP']._serialized_start=236
-  _globals['_NODEPOD_MEMBERSHIP']._serialized_end=346
-  _globals['_MESHNAMESPACE']._serialized_start=348
-  _globals['_MESHNAMESPACE']._serialized_end=395
+  _globals['_NODEPOD']._serialized_end=420
+  _globals['_NODEPOD_PORTS']._serialized_start=286
+  _globals['_NODEPOD_PORTS']._serialized_end=308
+  _globals['_NODEPOD_MEMBERSHIP']._serialized_start=310
+  _globals['_NODEPOD_MEMBERSHIP']._serialized_end=420
+  _globals['_MESHNAMESPACE']._serialized_start=422
+  _globals['_MESHNAMESPACE']._serialized_end=469
 # @@protoc_insertion_point(module_scope)

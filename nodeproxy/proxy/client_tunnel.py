@@ -18,8 +18,7 @@ from nodeproxy.wire.frames import ErrorCode
 from nodeproxy.wire.stream import Stream
 
 if TYPE_CHECKING:
-    from nodeproxy.proxy.plans import Plan
-    from nodeproxy.proxy.session import Session
+    from nodeproxy.proxy.attempt import Attempt
 
 _OK = b"200"
 _UNAUTHORIZED = b"401"
@@ -31,33 +30,43 @@ class Asker(Protocol):
     def answered(self, half: ClientStream, refusal: Refusal | None) -> None:
         """The peer said 200, or what `refusal` says; called once."""
 
-    def unserved(self, session: Session, plan: Plan) -> None:
-        """The peer did not begin to serve the stream: ask for it elsewhere."""
+    def unserved(self, attempt: Attempt) -> None:
+        """The peer did not begin to serve the stream: ask for it by another tunnel."""
+
+    def unreached(self, attempt: Attempt, refusal: Refusal) -> bool:
+        """The peer does not serve it: ask another endpoint.  False: there is none to ask."""
 
 
 class ClientStream(TunnelStream):
-    """A CONNECT that was asked for.  plan: to ask by once more, should the peer not begin to serve it; None: do not."""
+    """A CONNECT that was asked for, and the `attempt` that it is of, until the peer has answered."""
 
-    __slots__ = ("_asker", "_plan")
+    __slots__ = ("_asker", "attempt")
 
-    def __init__(self, tunnel: Tunnel, session: Session, asker: Asker, plan: Plan | None) -> None:
-        super().__init__(tunnel, session)
+    def __init__(self, tunnel: Tunnel, asker: Asker, attempt: Attempt) -> None:
+        super().__init__(tunnel, attempt.session)
         self._asker: Asker | None = asker
-        self._plan = plan
+        self.attempt: Attempt | None = attempt
 
     def answered(self, refusal: Refusal | None) -> None:
         """The peer said yes or no."""
         asker, self._asker = self._asker, None
         if asker is not None:
             asker.answered(self, refusal)
+        self.attempt = None
 
     def ask_again(self) -> bool:
         """See `TunnelStream.ask_again`."""
-        asker, self._asker, plan = self._asker, None, self._plan
-        if asker is None or plan is None or self.session.ended:
+        asker, attempt = self._asker, self.attempt
+        if asker is None or attempt is None or attempt.unserved or self.session.ended:
             return False
-        asker.unserved(self.session, plan)
+        self._asker = None
+        asker.unserved(attempt)
         return True
+
+    def ask_elsewhere(self, refusal: Refusal) -> bool:
+        """See `TunnelStream.ask_elsewhere`."""
+        asker, self._asker = self._asker, None
+        return asker is not None and self.attempt is not None and asker.unreached(self.attempt, refusal)
 
 
 class ClientTunnel(Tunnel):

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 # A plan takes some 1 KiB; a pod that tries every address makes no more than these.
 MAX_PLANS = 2048
 
+# To find an endpoint other than those that were tried: weights may have the same one chosen several times in a row.
+_CHOICES = 8
+
 Address = tuple[str, int]
 _NOT_STEERED = Refusal(Reason.NO_ORIGINAL_DESTINATION, "the pod connected to the proxy's own port; connect to the service itself")
 
@@ -40,10 +43,12 @@ class Plan:
     source: the pod's workload, if the state has it.  destination, security, service, hbone_address: as in their records.
     refusal: they may not be.  Else route: how they go; admission: to a pod of this node; key, prefix: by tunnel, and what the
     header blocks of their requests begin with.
+    balanced: client address and destination, if another connection to it may go another way; None: if not.
     """
 
     __slots__ = (
         "admission",
+        "balanced",
         "destination",
         "hbone_address",
         "key",
@@ -66,6 +71,12 @@ class Plan:
         self.admission: Admission | None = None
         self.key: PoolKey | None = None
         self.prefix = b""
+        self.balanced: tuple[str, Address] | None = None
+
+    @property
+    def where(self) -> str:
+        """Where it leads to, as text."""
+        return self.hbone_address or self.destination.address
 
     def party(self, client: str) -> Party:
         """The source of a connection from the address `client`."""
@@ -102,6 +113,16 @@ class Plans:
             log.exception("a defect, which ended one connection")
             return Plan(Party(join_address(*original)), refusal=defect(error))
 
+    def another(self, pod: Pod, plan: Plan, not_to: tuple[str, ...]) -> Plan | None:
+        """A plan for the same connection that leads elsewhere; not_to: keys of plans that were tried.  None: there is none."""
+        if plan.balanced is None:
+            return None
+        for _ in range(_CHOICES):
+            other = self.get(pod, *plan.balanced)
+            if other.refusal is None and other.where not in not_to:
+                return other
+        return None
+
     def _decide(self, view: View, pod: Pod, client_ip: str, original: Address) -> Plan:
         context = self._context
         key: tuple[object, ...] = (pod.uid, client_ip, original)
@@ -123,7 +144,10 @@ class Plans:
             plan = self._plans.get(key)
             if plan is not None:
                 return plan
-        return self._keep(key, _plan(view, context, pod, client_ip, source, route))
+        plan = _plan(view, context, pod, client_ip, source, route)
+        if route.balanced:
+            plan.balanced = client_ip, original
+        return self._keep(key, plan)
 
     def _keep(self, key: tuple[object, ...], plan: Plan) -> Plan:
         if len(self._plans) >= MAX_PLANS:

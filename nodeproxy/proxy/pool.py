@@ -60,6 +60,11 @@ class Wait:
         self._key = key
         self.waiter = waiter
 
+    @property
+    def waits(self) -> bool:
+        """`waiter` was not called yet."""
+        return self._pool.has(self._key, self)
+
     def cancel(self) -> None:
         """`waiter` is not called any more; nothing if it was."""
         self._pool.forget(self._key, self)
@@ -80,6 +85,10 @@ class Pool:
         wait = Wait(self, key, waiter)
         self._acquire(key, wait)
         return wait
+
+    def has(self, key: PoolKey, wait: Wait) -> bool:
+        """Whether somebody stands in the queue."""
+        return wait in self._waiters.get(key, ())
 
     def forget(self, key: PoolKey, wait: Wait) -> None:
         """See `Wait.cancel`."""

@@ -146,14 +146,16 @@ class Session:
         if self._relaying or half is self.source:
             self.reset_by(half)
         elif not (code == ErrorCode.REFUSED_STREAM and half.ask_again()):
-            self.refuse(Refusal(Reason.HBONE_REFUSED, f"the peer reset the stream before it answered ({_code_name(code)})"))
+            refusal = Refusal(Reason.HBONE_REFUSED, f"the peer reset the stream before it answered ({_code_name(code)})")
+            if not half.ask_elsewhere(refusal):
+                self.refuse(refusal)
 
     def tunnel_lost(self, half: TunnelStream, refusal: Refusal) -> None:
         """The tunnel that the stream was on is gone."""
         lost = refusal.reason is Reason.RESET_BY_DESTINATION
         if lost and (self._relaying or half is self.source):
             self.reset_by(half)
-        elif not (lost and half.ask_again()):
+        elif not (lost and (half.ask_again() or half.ask_elsewhere(refusal))):
             self.refuse(refusal)
 
     def fault(self, error: Exception) -> None:

@@ -73,6 +73,13 @@ class Sessions:
         session.subject, session.destination_uid = subject, destination_uid
         self._judged.add(session)
 
+    def passed_over(self, session: Session, reason: Reason) -> None:
+        """The endpoint was not reached: it goes to another one, that has not let it in yet."""
+        self._counters.passed_over(reason)
+        if session.subject is not None:
+            self._judged.remove(session)
+            session.subject, session.destination_uid = None, ""
+
     def opened(self, session: Session) -> None:
         """Both ends stand."""
         kind = session.kind = self._kinds.of(session.record)

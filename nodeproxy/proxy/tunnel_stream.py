@@ -122,6 +122,10 @@ class TunnelStream:
         """The peer did not begin to serve the stream: try elsewhere; False: that is not to be tried."""
         return False
 
+    def ask_elsewhere(self, refusal: Refusal) -> bool:
+        """The peer did not serve the stream: try another one that serves the same; False: there is none."""
+        return False
+
     def let_go(self) -> bool:
         """The stream was reset without an error: if its peer had said all, that is an orderly end, and what came is delivered."""
         if not (self._joined and self._ended_in):

@@ -26,8 +26,8 @@ class NodePods:
 
     def tell(self, pod: Pod, workload: Workload, digest: int) -> None:
         """A pod was worked out anew.  digest: of its workload."""
-        membership = pod.template.derived.membership
-        told = hash((pod.node, pod.pod_uid, membership, digest if membership.in_mesh else 0))
+        membership, probe_ports = pod.template.derived.membership, pod.template.shape.probe_ports
+        told = hash((pod.node, pod.pod_uid, membership, (digest, probe_ports) if membership.in_mesh else 0))
         if told == pod.told:
             return
         if pod.told_node and pod.told_node != pod.node:
@@ -41,6 +41,7 @@ class NodePods:
                 pod_uid=pod.pod_uid,
                 membership=membership,
                 workload=workload if membership.in_mesh else None,
+                probe_ports=probe_ports if membership.in_mesh else None,
             )
             self._changed.append((pod.node, found))
 

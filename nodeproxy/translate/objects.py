@@ -68,11 +68,37 @@ class ContainerPort(_Object, frozen=True):
     protocol: str = "TCP"
 
 
+class HandlerPort(_Object, frozen=True):
+    """Where the kubelet connects; `host`: elsewhere than to the pod.  A port may be a name of the container's."""
+
+    port: int | str = 0
+    host: str = ""
+
+
+class Handler(_Object, frozen=True):
+    """A probe, or what is called at a container's start or end."""
+
+    http_get: HandlerPort | None = None
+    tcp_socket: HandlerPort | None = None
+    grpc: HandlerPort | None = None
+
+
+class Lifecycle(_Object, frozen=True):
+    """What is called at a container's start and end."""
+
+    post_start: Handler | None = None
+    pre_stop: Handler | None = None
+
+
 class Container(_Object, frozen=True):
     """A container; `restart_policy` "Always" makes an init container a sidecar."""
 
     ports: tuple[ContainerPort, ...] = ()
     restart_policy: str = ""
+    liveness_probe: Handler | None = None
+    readiness_probe: Handler | None = None
+    startup_probe: Handler | None = None
+    lifecycle: Lifecycle | None = None
 
 
 class PodSpec(_Object, frozen=True):

@@ -30,7 +30,8 @@ _TYPES = {"Deployment": "deployment", "CronJob": "cronjob", "Job": "job"}
 class Shape(msgspec.Struct, frozen=True, gc=False):
     """What makes two pods of a namespace the same to the mesh.
 
-    ports: TCP ports of containers by name.  workload_name: "" if the pod's own name is it.
+    ports: TCP ports of containers by name.  probe_ports: those that the kubelet connects to.
+    workload_name: "" if the pod's own name is it.
     redirected: a CNI plug-in says that it is in the mesh.  sidecar: it is in the mesh in another way.
     """
 
@@ -38,6 +39,7 @@ class Shape(msgspec.Struct, frozen=True, gc=False):
     service_account: str = ""
     host_network: bool = False
     ports: tuple[tuple[str, int], ...] = ()
+    probe_ports: tuple[int, ...] = ()
     redirected: bool = False
     sidecar: bool = False
     workload_type: str = "pod"
@@ -181,6 +183,7 @@ def shape_of(pod: objects.Pod) -> Shape:
         service_account=sys.intern(spec.service_account_name),
         host_network=spec.host_network,
         ports=_ports(spec),
+        probe_ports=_probe_ports(spec),
         redirected=metadata.annotations.get(names.REDIRECTION) == "enabled",
         sidecar=names.SIDECAR_STATUS in metadata.annotations,
         workload_type=kind,
@@ -203,6 +206,32 @@ def _ports(spec: objects.PodSpec) -> tuple[tuple[str, int], ...]:
             if port.name and port.protocol == "TCP":
                 found.setdefault(port.name, port.container_port)
     return tuple(found.items())
+
+
+def _probe_ports(spec: objects.PodSpec) -> tuple[int, ...]:
+    """What probes and hooks name of the pod's own, whose `host` is the pod's address unless it says otherwise."""
+    found: set[int] = set()
+    for container in (*spec.containers, *spec.init_containers):
+        for handler in _handlers(container):
+            for where in (handler.http_get, handler.tcp_socket, handler.grpc):
+                if where is not None and not where.host:
+                    found.add(_port_of(container, where.port))
+    return tuple(sorted(port for port in found if 1 <= port <= 65535))
+
+
+def _handlers(container: objects.Container) -> list[objects.Handler]:
+    probes = (container.liveness_probe, container.readiness_probe, container.startup_probe)
+    hooks = container.lifecycle
+    every = (*probes, hooks.post_start, hooks.pre_stop) if hooks is not None else probes
+    return [handler for handler in every if handler is not None]
+
+
+def _port_of(container: objects.Container, port: int | str) -> int:
+    """As the kubelet finds it: a name is a port's of the same container, or else a number.  0: it is none."""
+    if isinstance(port, int):
+        return port
+    named = next((each.container_port for each in container.ports if each.name == port), 0)
+    return named or (int(port) if port.isascii() and port.isdecimal() and len(port) <= 5 else 0)
 
 
 def _workload(metadata: objects.Metadata) -> tuple[str, str]:

@@ -33,8 +33,11 @@ from nodeproxy.model.workload import (
 )
 from nodeproxy.policy.authorize import check_policy
 from nodeproxy.proto import authorization_pb2, node_pb2, workload_pb2
-from nodeproxy.xds.fields import bounded, choice, cidr_text, ip_text, name, port, segment
+from nodeproxy.xds.fields import MAX_PORT, bounded, choice, cidr_text, ip_text, name, port, segment
 from nodeproxy.xds.names import MAX_NAMESPACE_BYTES
+
+# Of a pod: more than its containers have probes, and few enough that no pod fills the kernel's table.
+MAX_PROBE_PORTS = 64
 
 # LEGACY_ISTIO_MTLS (2) is missing: nodeproxy does not speak it, and plain TCP in its place would be a surprise.
 _PROTOCOLS = {0: Protocol.TCP, 1: Protocol.HBONE}
@@ -110,10 +113,16 @@ def decode_node_pod(raw: bytes) -> NodePod:
         pod_uid=name("a pod's uid", segment("a pod's uid", message.pod_uid)),
         membership=choice("a pod's membership", message.membership, _MEMBERSHIPS),
         workload=_workload(message.workload) if message.HasField("workload") else None,
+        probe_ports=_probe_ports(message.probe_ports.ports) if message.HasField("probe_ports") else None,
     )
     if pod.membership.in_mesh is not (pod.workload is not None):
         raise ResourceError("unknown_value", f"a pod has the membership {pod.membership}, and its workload does not agree")
     return pod
+
+
+def _probe_ports(ports: Sequence[int]) -> tuple[int, ...]:
+    """Those that are none are left out, which lets nobody in."""
+    return tuple(each for each in ports[:MAX_PROBE_PORTS] if 1 <= each <= MAX_PORT)
 
 
 def decode_mesh_namespace(raw: bytes) -> MeshNamespace:

@@ -108,6 +108,9 @@ def encode_node_pod(pod: NodePod) -> Encoded:
             message.workload.CopyFrom(_workload(pod.workload))
         except (OSError, ValueError) as exc:
             raise StateError(f"pod {pod.key} can't be told its node: {exc}") from exc
+    if pod.probe_ports is not None:
+        message.probe_ports.SetInParent()  # told, even if there are none
+        message.probe_ports.ports.extend(pod.probe_ports)
     return _encoded(NODE_POD, pod.key, message.SerializeToString(deterministic=True))
 
 

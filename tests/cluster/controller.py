@@ -13,30 +13,24 @@ from pathlib import Path
 from typing import Self
 
 import grpc
-import yaml
 
 from nodeproxy.controller.ca.service import METHOD, SERVICE
 from nodeproxy.proto.certificate_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.ca import csr
-from tests.cluster.kinds import Object
+from tests.manifests import controllers_rights
 from tests.mesh.cluster import wait_until
 from tests.xds_client import XdsClient, channel
 
 HOME = "nodeproxy-system"
 ACCOUNT = "nodeproxy-controller"
 SERVER_NAME = f"nodeproxy-controller.{HOME}.svc"
-RBAC = Path(__file__).resolve().parents[2] / "daemonset" / "controller" / "rbac.yaml"
 DEADLINE_S = 60.0
 
 
 def install(api: ApiServer) -> None:
-    """The manifest, as `kubectl apply` does it."""
-    api.apply(*rbac())
-
-
-def rbac() -> list[Object]:
-    return [item for item in yaml.safe_load_all(RBAC.read_text()) if item]
+    """The controller's part of the manifest, as `kubectl apply` does it."""
+    api.apply(*controllers_rights())
 
 
 class ControllerProcess:

@@ -69,9 +69,9 @@ class KubeMesh:
         """The agent's own pod, as a DaemonSet has it, and the options that name its control plane."""
         host: Host = self.cluster.lab.nodes[agent.number]
         spec = {"hostNetwork": True}
-        self.api.create(
-            pod(f"agent-{agent.name}", self.namespace, node=agent.name, ips=[host.address4], account=self.account, spec=spec)
-        )
+        labels = {"app": "nodeproxy"}
+        name, ips = f"agent-{agent.name}", [host.address4]
+        self.api.create(pod(name, self.namespace, node=agent.name, ips=ips, account=self.account, spec=spec, labels=labels))
         self.renew_token(agent)
         roots = self.roots_file
         roots.write_bytes(self.control.roots().read_bytes())

@@ -245,6 +245,6 @@ def test_without_rights_it_says_what_to_apply(home: ApiServer, tmp_path: Path, u
     home.create(make("Namespace", space), make("ServiceAccount", "nobody", space))
     kubeconfig = home.kubeconfig(home.token(space, "nobody"), "nobody")
     with ControllerProcess(home, tmp_path, kubeconfig=kubeconfig) as controller:
-        wait_until(lambda: "daemonset/controller/rbac.yaml" in controller.log(), "the log says what to do", 40)
+        wait_until(lambda: "daemonset/base" in controller.log(), "the log says what to do", 40)
         assert "all of kind Pod" in controller.pending()
         assert controller.terminate() == 0

@@ -13,9 +13,10 @@ import yaml
 from tests.cluster.apiserver import ApiError, ApiServer
 from tests.cluster.controller import ControllerProcess, install
 from tests.cluster.kinds import Object, item_path, make
+from tests.manifests import SETS
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "daemonset").rglob("*.yaml") if path.name != "kustomization.yaml")
+FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "daemonset").rglob("nodeproxy*.yaml"))
 EXAMPLES = sorted(path.relative_to(ROOT) for path in (ROOT / "docs" / "examples").glob("*.yaml"))
 # `kubectl apply --server-side --dry-run=server --validate=strict`.
 DRY_RUN = "dryRun=All&fieldValidation=Strict&fieldManager=test&force=true"
@@ -39,7 +40,7 @@ def namespaces(api: ApiServer, items: list[Object]) -> None:
 
 
 def test_there_are_manifests() -> None:
-    assert {str(path) for path in FILES} >= {"daemonset/agent.yaml", "daemonset/daemonset.yaml", "daemonset/controller/rbac.yaml"}
+    assert {str(path) for path in FILES} >= {f"daemonset/{folder}/nodeproxy.yaml" for folder in (*SETS, "uninstall")}
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -60,7 +61,7 @@ def test_the_documents_examples_are_manifests(api: ApiServer, path: Path) -> Non
 
 
 def test_a_misspelt_field_would_be_seen(bare_api: ApiServer) -> None:
-    items = documents(Path("daemonset/agent.yaml"))
+    items = documents(Path("daemonset/base/nodeproxy.yaml"))
     namespaces(bare_api, items)
     (agent,) = [item for item in items if item["kind"] == "DaemonSet"]
     agent["spec"]["template"]["spec"]["tolerationz"] = []
@@ -71,9 +72,8 @@ def test_a_misspelt_field_would_be_seen(bare_api: ApiServer) -> None:
 @pytest.mark.parametrize(
     ("path", "kind", "level"),
     [
-        ("daemonset/controller/deployment.yaml", "Deployment", "restricted"),
-        ("daemonset/agent.yaml", "DaemonSet", "privileged"),
-        ("daemonset/daemonset.yaml", "DaemonSet", "privileged"),
+        ("daemonset/base/nodeproxy.yaml", "Deployment", "restricted"),
+        *((f"daemonset/{folder}/nodeproxy.yaml", "DaemonSet", "privileged") for folder in (*SETS, "uninstall")),
     ],
 )
 def test_pods_are_let_in_by_the_pod_security_standard(

@@ -191,7 +191,10 @@ def _node_pods(there: dict[tuple[str, str], Any], workloads: dict[str, Workload]
                 workload = msgspec.structs.replace(workload, addresses=(), healthy=is_healthy(found))
             told = workload if membership.in_mesh else None
             namespace, name, uid = found.metadata.namespace, found.metadata.name, found.metadata.uid
-            result[node, key] = NodePod(namespace=namespace, name=name, pod_uid=uid, membership=membership, workload=told)
+            ports = () if membership.in_mesh else None  # these have no probes
+            result[node, key] = NodePod(
+                namespace=namespace, name=name, pod_uid=uid, membership=membership, workload=told, probe_ports=ports
+            )
     return result
 
 

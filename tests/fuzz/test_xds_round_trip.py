@@ -110,7 +110,10 @@ class Chance:
     def node_pod(self) -> NodePod:
         membership = self.choice(tuple(Membership))
         workload = self.workload() if membership.in_mesh else None
-        return NodePod(namespace="ns", name=self.choice(NAMES), pod_uid="u-1", membership=membership, workload=workload)
+        ports = self.choice((None, (), (8080,), (1, 80, 65535)))
+        return NodePod(
+            namespace="ns", name=self.choice(NAMES), pod_uid="u-1", membership=membership, workload=workload, probe_ports=ports
+        )
 
     def strings(self) -> tuple[StringMatch, ...]:
         kinds = (StringMatch(exact="e"), StringMatch(prefix="p"), StringMatch(suffix="s"), StringMatch(presence=True))

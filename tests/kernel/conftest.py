@@ -47,10 +47,11 @@ class Program:
 
     def __init__(self, host: Host, group: Path | None) -> None:
         self.host = host
-        self._process = host.popen(
-            [sys.executable, "-I", "-S", str(PEER)], cgroup=group, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        self._answer()
+        self._process = host.popen(self.argv(), cgroup=group, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.pid = int(self._answer()["pid"])
+
+    def argv(self) -> list[str]:
+        return [sys.executable, "-I", "-S", str(PEER)]
 
     def _answer(self) -> dict[str, Any]:
         stdout = self._process.stdout
@@ -213,7 +214,7 @@ class Node:
 
     def in_progress(self) -> tuple[int, int]:
         """Connections that are being made now: steered ones, and last legs."""
-        steered, last_legs = IN_USE.unpack(self.steering._maps["in_use"].get(bytes(4)) or b"")
+        steered, last_legs, _ = IN_USE.unpack(self.steering._maps["in_use"].get(bytes(4)) or b"")
         return steered, last_legs
 
     def leave(self, cookie: int) -> None:

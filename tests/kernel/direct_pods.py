@@ -10,6 +10,7 @@ from nodeproxy.kernel import batch
 from nodeproxy.kernel.direct import DirectFlow, DirectService, DirectTable, Verdict
 from nodeproxy.lab.topology import Lab, LabPod
 from tests.kernel.conftest import Node, Program
+from tests.pace import PACE
 
 
 class Pods(NamedTuple):
@@ -46,7 +47,7 @@ class Pods(NamedTuple):
     def soon(self, count: int = 1) -> list[DirectFlow]:
         """`count` flows that end: what the kernel does in its own time, an orphan's last segments, is waited for."""
         found: list[DirectFlow] = []
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 5 * PACE
         while len(found) < count and time.monotonic() < deadline:
             found += self.table.take_ended()
         assert self.left() == {}

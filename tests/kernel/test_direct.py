@@ -19,6 +19,7 @@ from nodeproxy.linux.netns import inside
 from nodeproxy.linux.pod_socket import outbound_socket
 from tests.kernel.conftest import Node, Program, unique
 from tests.kernel.direct_pods import Pods, make_pods
+from tests.pace import PACE
 
 pytestmark = pytest.mark.kernel
 
@@ -51,7 +52,7 @@ def test_a_direct_connection(pods: Pods, form: int) -> None:
     assert flow.source == (own, answer["sockname"][1])
     assert flow.destination == flow.original == (real, 80)
     assert flow.established
-    assert 0 < flow.ended_ns - flow.started_ns < 2_000_000_000
+    assert 0 < flow.ended_ns - flow.started_ns < 2_000_000_000 * PACE
     assert abs(time.monotonic_ns() - flow.ended_ns) < 2_000_000_000
 
 
@@ -255,12 +256,12 @@ def test_too_many_are_being_made(pods: Pods) -> None:
     pods.allow()
     in_use, flows = (pods.node.steering._maps[name] for name in ("in_use", "flows"))
     before = pods.table.counters()["full"]
-    in_use.put(_ZERO, IN_USE.pack(0, flows.max_entries - 4096))
+    in_use.put(_ZERO, IN_USE.pack(0, flows.max_entries - 4096, 0))
     try:
         answer = pods.client.connect(pods.server_pod.address4, 80)
         assert (answer["role"], answer["original"]) == ("OUTBOUND", [pods.server_pod.address4, 80])
     finally:
-        in_use.put(_ZERO, IN_USE.pack(0, 0))
+        in_use.put(_ZERO, IN_USE.pack(0, 0, 0))
     assert pods.table.counters()["full"] == before + 1
 
 

@@ -19,6 +19,7 @@ from nodeproxy.linux.addresses import pod_addresses
 from nodeproxy.linux.netns import netns_cookie
 from tests.kernel.conftest import Node, Program, unique
 from tests.kernel.later_version import other_sources
+from tests.pace import PACE
 
 pytestmark = pytest.mark.kernel
 
@@ -256,4 +257,4 @@ def test_what_it_costs(fresh: Node, lab: Lab, server: Host, program: Callable[[H
     fresh.steering.enrol(PodSteering(pods[99].netns_fd, cookie, pod_addresses(pods[99].netns_fd)))
     again_ms = (time.monotonic() - begun) * 1000
     print(f"the 100th pod: enrolled in {enrol_ms:.1f} ms with listeners and routes, again in {again_ms:.1f} ms")
-    assert enrol_ms < 50
+    assert enrol_ms < 50 * PACE

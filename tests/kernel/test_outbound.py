@@ -124,12 +124,14 @@ def test_mptcp_is_steered(pods: Pods) -> None:
     for address in pods.other.addresses:
         answer = pods.client.connect(address, 80, mptcp=True)
         assert (answer["role"], answer["original"]) == ("OUTBOUND", [address, 80])
+        # The hooks see the subflow and not the socket: a client that asks for MPTCP sees where it was led (servers do not).
+        assert answer["peername"][1] in (15001, 80)
 
 
 def test_a_socket_bound_to_the_pods_device_is_steered(pods: Pods) -> None:
     for address in pods.other.addresses:
         answer = pods.client.connect(address, 80, device="eth0")
-        assert (answer["role"], answer["original"]) == ("OUTBOUND", [address, 80])
+        assert (answer["role"], answer["original"], answer["peername"]) == ("OUTBOUND", [address, 80], [address, 80])
 
 
 def test_a_socket_bound_to_another_device_gets_nowhere_or_is_steered(pods: Pods) -> None:

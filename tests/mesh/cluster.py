@@ -27,15 +27,16 @@ from nodeproxy.kernel.steering import Steering
 from nodeproxy.lab.topology import Host, Lab, LabPod
 from nodeproxy.linux import cgroup
 from nodeproxy.linux.netns import inside
+from tests.pace import PACE
 
 _numbers = itertools.count()
-TIMEOUT_S = 10.0
+TIMEOUT_S = 10.0 * PACE
 ENTRY = ["-m", "nodeproxy"]
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S, interval_s: float = 0.01) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 10.0, interval_s: float = 0.01) -> Any:
     """Poll `condition` until it is true; what it returned."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s * PACE
     while True:
         value = condition()
         if value:
@@ -119,12 +120,12 @@ class Agent:
         self.process: subprocess.Popen[bytes] | None = None
         self.source = ["--mesh", str(self.mesh), "--ca", str(cluster.ca)]
         self.arguments: list[str] = []
-        self.source = ["--mesh", str(self.mesh), "--ca", str(cluster.ca)]
+        self.wrapper: list[str] = []  # a program that starts it, with its arguments
 
     def start(self, wait: bool = True) -> None:
         """Start it; by default until it is ready."""
         node: Host = self.cluster.lab.nodes[self.number]
-        argv = [sys.executable, *ENTRY, "run", "--node", self.name, *self.source]
+        argv = [*self.wrapper, sys.executable, *ENTRY, "run", "--node", self.name, *self.source]
         argv += ["--instance", self.instance, "--cgroup-root", str(self.cluster.cgroup), "--run-dir", str(self.run_dir)]
         argv += ["--log-format", "json", *self.arguments]
         with self.log_path.open("ab") as log:

@@ -134,7 +134,7 @@ class LabelledCluster(ControlledCluster):
     def wait_in(self, *pods: RunningPod, timeout_s: float = 10.0) -> None:
         def all_in() -> bool:
             rows = self.rows()
-            return all(rows.get(pod.key, {}).get("state") == "in" for pod in pods)
+            return all(rows.get(pod.key, {}).get("certificate_until", 0.0) > 0 for pod in pods)
 
         wait_until(all_in, f"{[pod.key for pod in pods]} are in", timeout_s)
 

@@ -22,6 +22,7 @@ TAKE_S = 40.0  # of which a quiet machine needs one
 def successor(agent: Agent, *statements: str) -> Agent:
     """One that is about to take over from `agent`, with a log of its own; it has executed `statements` first."""
     made = Agent(agent.cluster, agent.number)
+    made.source = agent.source
     made.arguments = ["--takeover", *(each for each in agent.arguments if each != "--takeover")]
     made.log_path = agent.log_path.with_name(f"{agent.log_path.name}+")
     with fast_edits(*statements):
@@ -55,8 +56,8 @@ def ended(agent: Agent, timeout_s: float = 40.0) -> int:
 class Load:
     """Connections from a pod to others' greeters, at a pace; see load.py."""
 
-    def __init__(self, source: MeshPod, targets: list[MeshPod], rate: float) -> None:
-        arguments = [text for pod in targets for text in (pod.ip, str(PORT))]
+    def __init__(self, source: MeshPod, targets: list[str], rate: float) -> None:
+        arguments = [text for address in targets for text in (address, str(PORT))]
         self._program = source.host.popen(
             [sys.executable, str(_HERE / "load.py"), str(rate), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )

@@ -106,6 +106,37 @@ def test_a_connection_outlives_its_pods_leaving(mesh: Cluster) -> None:
     assert agent.get("/status")["pods"]
 
 
+@pytest.mark.parametrize("comes", ["in the mesh", "in plain"])
+def test_a_connection_waits_for_a_peer_that_is_not_served_yet(mesh: Cluster, comes: str) -> None:
+    """Nodes hear of a label at about the same time: a peer that is said to be in is served a moment later, or is out already."""
+    port = 9010 if comes == "in the mesh" else 9011
+    agent, server = mesh.agents[1], mesh.pods["server"]
+    assert agent.request("DELETE", f"/pods/{server.uid}")[0] == 200
+    with server.listen(port) as listener, mesh.pods["client"].socket() as ours:
+        ours.connect((server.ip, port))
+        ours.sendall(b"x")
+        ours.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            ours.recv(1)
+        if comes == "in the mesh":
+            status, answer = agent.request("POST", "/pods", {"uid": server.uid, "netns": server.host.netns_path})
+            assert status == 200, answer
+        else:
+            server.entry["protocol"] = "TCP"
+            mesh.write()
+        theirs, _ = listener.accept()
+        with theirs:
+            assert exactly(theirs, 1) == b"x"
+    (row,) = wait_until(
+        lambda: [row for row in mesh.agents[0].access_log() if row["dst.addr"] == f"{server.ip}:{port}"], "its line"
+    )
+    assert ("dst.hbone_addr" in row) is (comes == "in the mesh")
+    if comes == "in plain":
+        server.entry["protocol"] = "HBONE"
+        mesh.apply()
+        wait_until(lambda: agent.get("/status")["pods"], "it is in")
+
+
 def test_leaving_leaves_nothing_in_the_namespace(mesh: Cluster) -> None:
     agent, client = mesh.agents[0], mesh.pods["client"]
 

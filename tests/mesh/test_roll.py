@@ -27,8 +27,6 @@ DIES_YIELDED = (
     "from nodeproxy.app.serving import Serving",
     "Serving.said = lambda self: os.kill(os.getpid(), 9)",
 )
-# A successor that is not ready for as long as this file is there.
-STALLS = "import os, asyncio; from nodeproxy.app import serving; prepared = serving.Serving._prepared"
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +60,8 @@ def load(mesh: Cluster, rate: float) -> Iterator[None]:
     """So many connections a second, between the nodes both ways and within each; none of them fails."""
     pods = mesh.pods
     loads = [
-        Load(pods["a0"], [pods["a1"], pods["b0"]], rate / 2),
-        Load(pods["a1"], [pods["a0"], pods["b1"]], rate / 2),
+        Load(pods["a0"], [pods["a1"].ip, pods["b0"].ip], rate / 2),
+        Load(pods["a1"], [pods["a0"].ip, pods["b1"].ip], rate / 2),
     ]
     told = []
     try:

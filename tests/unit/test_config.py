@@ -151,8 +151,11 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path):
         "pod_name": "p",
         "pod_namespace": "ns",
         "pod_ip": "10.0.0.1",
+        "kube_api": "10.96.0.1:443",
+        "kube_account": "/account",
         "instance": "blue",
         "cgroup_root": "/sys/fs/cgroup/x",
+        "kubelet_cgroup": "/system.slice/kubelet.service",
         "admin": "[::1]:1",
         "metrics": "off",
         "ready": "10.0.0.1:3",
@@ -204,6 +207,36 @@ def test_istio_names_that_charts_set():
     environ = {"NODE_NAME": "n", "LOCAL_XDS_PATH": "/x", "LOG_FORMAT": "plain", "TERMINATION_GRACE_PERIOD_SECONDS": "60"}
     loaded = load({"ca": "/ca"}, environ)
     assert (loaded.node, loaded.mesh, loaded.log_format, loaded.grace_s) == ("n", Path("/x"), LogFormat.TEXT, 60)
+
+
+@pytest.mark.parametrize(("text", "meant"), [("AUTO", "auto"), ("off", "off"), ("/a/b.slice", "/a/b.slice")])
+def test_whose_probes_pass(text: str, meant: str):
+    assert load(FLAGS | {"kubelet_cgroup": text}, {}).kubelet_cgroup == meant
+
+
+@pytest.mark.parametrize("text", ["on", "kubelet.service", "/", "/../x"])
+def test_what_is_no_kubelet_s_cgroup(text: str):
+    with pytest.raises(ConfigError, match="must be auto, off, or a cgroup's path"):
+        load(FLAGS | {"kubelet_cgroup": text}, {})
+
+
+@pytest.mark.parametrize(
+    ("environ", "flags", "found"),
+    [
+        ({}, {}, None),
+        ({"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"}, {}, Address("10.96.0.1", 443)),
+        ({"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443"}, {}, Address("fd00::1", 443)),
+        ({"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"}, {"kube_api": "off"}, None),
+        ({"KUBERNETES_SERVICE_HOST": "10.96.0.1"}, {"kube_api": "api.example:6443"}, Address("api.example", 6443)),
+    ],
+)
+def test_the_api_server_is_the_one_that_kubernetes_tells_pods_of(environ, flags, found):
+    assert load(FLAGS | flags, environ).kube_api == found
+
+
+def test_an_api_server_that_cannot_be_is_named_with_what_says_it():
+    with pytest.raises(ConfigError, match="KUBERNETES_SERVICE_HOST, KUBERNETES_SERVICE_PORT: .*; or give --kube-api"):
+        load(FLAGS, {"KUBERNETES_SERVICE_HOST": "x", "KUBERNETES_SERVICE_PORT": "tcp"})
 
 
 def test_run_directory_follows_the_instance():

@@ -62,6 +62,14 @@ class CniPart:
             if self._keeper is not None:
                 tasks.create_task(self._keeper.run(), name="cni keeper")
 
+    async def pause(self) -> None:
+        """Another agent takes over: begin nothing, and let the plug-in ask again until that one answers it."""
+        await self._server.pause()
+
+    def resume(self) -> None:
+        """It does not, after all."""
+        self._server.resume()
+
     async def stop(self) -> None:
         """Answer no more; list and plug-in stay, for they are for the time without an agent."""
         await self._server.stop()

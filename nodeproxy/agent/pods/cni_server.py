@@ -2,7 +2,8 @@
 
 Invariant: every call gets an answer in time, whatever the admitter does, and each refusal has one name, in the log, in the metric
 and in the error that the kubelet shows.  Who can't be told yes or no is told that nothing is decided, and the plug-in goes by the
-list of the mesh's namespaces.  It must not know how a pod is put into the mesh.
+list of the mesh's namespaces.  While another agent takes over nobody is answered: the plug-in asks again whoever hangs up, and so
+comes to that one.  It must not know how a pod is put into the mesh.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 # The plug-in waits for 15 s; a runtime may have killed it long before, and asks again.
 CALL_TIMEOUT_S: Final = 12.0
+# What has begun when another agent takes over; what waits for the controller longer than this has changed nothing yet.
+_PAUSE_S: Final = 2.0
 # It writes its line at once: who does not is no plug-in of ours.
 _LINE_TIMEOUT_S: Final = 5.0
 # A node has some 250 pods, and a runtime that starts them all at once repeats what failed.
@@ -76,6 +79,7 @@ class CniServer:
         self._server: asyncio.Server | None = None
         self._inode = 0
         self._open = 0
+        self._paused = False
         self._calls: set[asyncio.Task[str]] = set()
 
     async def start(self) -> None:
@@ -94,13 +98,28 @@ class CniServer:
             raise ConfigError(f"{self._path}: the CNI plug-in's socket can't be made: {error.strerror}") from error
         self._server = await asyncio.start_unix_server(self._connected, sock=listener, limit=MAX_LINE_BYTES, backlog=_BACKLOG)
 
+    async def pause(self) -> None:
+        """Let what has begun come to its end, and hang up on all else."""
+        self._paused = True
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=_PAUSE_S)
+        await self._cancel_calls()
+
+    def resume(self) -> None:
+        """Answer again."""
+        self._paused = False
+
     async def stop(self) -> None:
         """Take no more calls.  A socket that another agent has put there since stays."""
         if self._server is None:
             return
         self._server.close()
+        self._server = None
         if self._path.exists() and self._path.stat().st_ino == self._inode:
             self._path.unlink()
+        await self._cancel_calls()
+
+    async def _cancel_calls(self) -> None:
         for call in self._calls:
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
@@ -114,8 +133,8 @@ class CniServer:
         try:
             try:
                 line = await _line_of(reader)
-                if not line:
-                    return  # somebody looked whether it is answered
+                if not line or self._paused:
+                    return  # somebody looked whether it is answered, or asks again
                 _require_own_user(writer.get_extra_info("socket"))
                 call = _understand(line)
                 if self._open > MAX_CALLS or len(self._calls) > MAX_CALLS:
@@ -130,6 +149,8 @@ class CniServer:
             writer.write(_encoder.encode(answer) + b"\n")
             async with asyncio.timeout(_LINE_TIMEOUT_S):
                 await writer.drain()
+        except asyncio.CancelledError:
+            log.info("cni: %s %s: hung up: this agent serves no more", call.command, _name(call))
         except (ConnectionError, TimeoutError) as error:
             log.warning("cni: %s %s: the plug-in did not take the answer: %s", call.command, _name(call), error or "in time")
         finally:
@@ -148,8 +169,6 @@ class CniServer:
             outcome = task.result()
         except _Refused:
             raise
-        except asyncio.CancelledError as error:
-            raise _Refused(CniRefusal.NOT_READY, "the agent ends") from error
         except Exception as error:
             log.exception("cni: %s %s: a defect of nodeproxy's", call.command, _name(call))
             raise _Refused(CniRefusal.INTERNAL, f"a defect of nodeproxy's, see the agent's log: {error!r}") from error
@@ -195,8 +214,7 @@ class CniServer:
         try:
             await self._admitter.check(pod)
         except EnrolmentError as error:
-            text = f"nodeproxy: pod {pod.namespace}/{pod.name}: {error}"
-            raise _Refused(CniRefusal.NOT_AS_ADDED, text, code=NOT_IN_MESH, decided=True) from error
+            raise _Refused(CniRefusal.NOT_AS_ADDED, f"nodeproxy: {error}", code=NOT_IN_MESH, decided=True) from error
 
     def _took(self, seconds: float) -> None:
         self.add_counts[bisect.bisect_left(BOUNDS_S, seconds)] += 1

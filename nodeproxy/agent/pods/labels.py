@@ -16,6 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from nodeproxy.agent.enrolment import Enrolment
@@ -38,6 +39,8 @@ WAIT_S = 5.0
 _AWAY_WAIT_S = 1.0
 # The certificate of a pod that is admitted: the CA answers in milliseconds, or is away.
 _READY_WAIT_S = 4.0
+# The same of pods that run already, which are plain until then.
+_CERTIFICATES_S = 2.0
 # A pod that is to be in and is not found is looked for after so long, and each time later, up to the second number.
 _LOOK_AGAIN_S = (0.05, 1.0)
 # How often pods are looked at for a namespace that has gone or was replaced, or that has an address that was another's.
@@ -68,6 +71,9 @@ class Node(Protocol):
 
     async def write(self, delta: Delta, meta: Meta) -> None:
         """Write to the store of the agent's own accord.  Raises StateError."""
+
+    def certificates(self, identities: Collection[str], timeout_s: float) -> AbstractAsyncContextManager[None]:
+        """Within, there are certificates for these, as far as the CA makes them in time."""
 
     async def serving(self, uid: str, timeout_s: float) -> None:
         """Wait until the pod's certificate is there and all workers know all that was written.  Raises EnrolmentError."""
@@ -147,9 +153,13 @@ class LabelEnrolment:
         self.waiting = {key: why for key, why in self.waiting.items() if key in wanted}
         found = await self._find(wanted)
         keys = list(found)
-        for start in range(0, len(keys), _AT_ONCE):
-            async with self._lock:
-                await self._put_in({key: found[key] for key in keys[start : start + _AT_ONCE]})
+        # Who is steered already is closed until it is served; for the others nothing changes before their certificates are there.
+        steered = self._attachments.steered()
+        fresh = {self._identity(wanted[key]) for key in keys if found[key].uid not in steered}
+        async with self._node.certificates(fresh, _CERTIFICATES_S):
+            for start in range(0, len(keys), _AT_ONCE):
+                async with self._lock:
+                    await self._put_in({key: found[key] for key in keys[start : start + _AT_ONCE]})
         if not self._looked:
             self._looked = True
             waiting = {self._uid(pod) for pod in wanted.values() if pod.key in self.waiting}
@@ -286,7 +296,8 @@ class LabelEnrolment:
                 if inode != spec.inode:
                     log.info("pod %s has another network namespace", key)
                 self._set_place(pod, moved)
-                await self._enrolment.change({spec.uid: moved}, () if inode == spec.inode else (spec.uid,))
+                async with self._node.certificates({self._identity(pod)}, 0.0):
+                    await self._enrolment.change({spec.uid: moved}, () if inode == spec.inode else (spec.uid,))
                 await self._note_steered([spec.uid])
             elif time.monotonic() - self._lost.setdefault(key, time.monotonic()) >= _ENDED_S:
                 log.info("pod %s: no process of it is left", key)
@@ -389,6 +400,11 @@ class LabelEnrolment:
     def _uid(pod: NodePod) -> str:
         assert pod.workload is not None  # `decode` sees to it
         return pod.workload.uid
+
+    @staticmethod
+    def _identity(pod: NodePod) -> str:
+        assert pod.workload is not None  # `decode` sees to it
+        return pod.workload.identity
 
     def _addresses(self, pod: NodePod) -> tuple[str, ...]:
         """As they are told of; a pod's own word is not enough."""

@@ -16,6 +16,12 @@ def examples() -> dict[str, Any]:
     return {command: json.loads(text) for command, text in found}
 
 
+def cluster_examples() -> dict[str, Any]:
+    """Command → its example of what is found in a cluster."""
+    found = re.findall(r"^### ([a-z]+) of a cluster$.*?```json\n(.*?)```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    return {command: json.loads(text) for command, text in found}
+
+
 def differences(found: Any, example: Any, where: str = "", optional: bool = False) -> list[str]:
     """Where `found` has other keys or other types of values than `example`; lists are compared by their first items.
 

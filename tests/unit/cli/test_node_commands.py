@@ -47,6 +47,7 @@ STATUS: dict[str, Any] = {
     "pods": [POD],
     "workers": [{"slot": 0, "pid": 11, "ready": True, "restarts": 3}],
     "kernel": {"adopted": False, "drops": {"no_listener": 4, "foreign_bind": 0}},
+    "kubelet": {"pid": 812, "cgroup": "/system.slice/kubelet.service", "why": "", "connections": {"passed": 7}},
     "direct": {
         "same_node": "direct",
         "open": True,
@@ -111,14 +112,15 @@ def test_status_says_why_pods_of_the_node_talk_through_the_proxy(
 def test_status_says_first_whether_all_is_well(admin: FakeAdmin, run_dir: Path, run: Run):
     admin.answers["GET /status"] = (200, STATUS)
     result = run("status", "--run-dir", run_dir)
-    first = result.out.splitlines()[:4]
+    first = result.out.splitlines()[:5]
     assert first[0].startswith("✓ n1 (instance default, nodeproxy 0.1.0) is ready, started ")
     assert first[1].startswith("✓ State from file /m.yaml: 2 workloads, 1 service, 1 policy; last changed ")
     assert (
         first[2]
         == "✓ Pods of this node talk without the proxy where policy allows it beforehand: 1 pair of pods, 2 service ports."
     )
-    assert first[3] == "✓ 1 pod enrolled."
+    assert first[3] == "✓ The kubelet's probes pass policy: process 812 in /system.slice/kubelet.service."
+    assert first[4] == "✓ 1 pod enrolled."
     assert "\x1b" not in result.out
     assert "no_listener" in result.out
     assert "foreign_bind" not in result.out
@@ -128,11 +130,13 @@ def test_status_says_first_whether_all_is_well(admin: FakeAdmin, run_dir: Path, 
 def test_status_of_a_node_in_trouble(admin: FakeAdmin, run_dir: Path, run: Run):
     broken = STATUS | {"ready": False, "pending": ["the first state"], "certificates": []}
     broken["state"] = STATUS["state"] | {"received": 0.0, "error": "m.yaml:3:1: wrong"}
+    broken["kubelet"] = {"pid": 0, "cgroup": "", "why": "no process is called so", "connections": {}}
     broken["pods"] = [POD, POD | {"uid": "other", "error": "netns gone", "addresses": [], "since": 0.0, "state": "failed"}]
     admin.answers["GET /status"] = (200, broken)
     out = run("status", "--run-dir", run_dir).out
     assert "✗ n1 (instance default, nodeproxy 0.1.0) is not ready; it waits for: the first state." in out
     assert "never received" in out
+    assert "The kubelet's probes are judged by policy as anybody's: no process is called so." in out
     assert "The last change was refused, the state before it stays: m.yaml:3:1: wrong" in out
     assert "✗ 1 pod enrolled, 1 failed." in out
     assert "netns gone" in out

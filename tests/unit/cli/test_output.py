@@ -48,3 +48,9 @@ def test_size(count: int, text: str):
 
 def test_plural():
     assert [output.plural(*each) for each in ((1, "pod"), (0, "pod"), (2, "policy"))] == ["1 pod", "0 pods", "2 policies"]
+
+
+def test_what_another_machine_says_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_table("", ("a",), [("x\x1b]0;owned\x07\x9b2J\ny",)])
+    assert capsys.readouterr().out == "A\nx\ufffd]0;owned\ufffd\ufffd2J\ny\n"
+    assert output.printable("plain → ✓") == "plain → ✓"

@@ -207,6 +207,22 @@ def test_a_link_stays_a_link(node: Node) -> None:
     assert (node.conf / "10-flannel.conflist").readlink() == kept
 
 
+def test_an_agent_with_few_capabilities(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may not give files away; where it may not write it says so."""
+    node.write("10-flannel.conflist", FLANNEL)
+
+    def refuse(*args: object, **more: object) -> None:
+        raise PermissionError(1, "Operation not permitted", str(node.bin))
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    node.install()
+    node.installation.uninstall()
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(ConfigError, match="bin: the CNI plug-in can't be installed or removed: Operation not permitted; see to"):
+        node.install()
+    assert node.contents() == {"10-flannel.conflist": FLANNEL}
+
+
 @pytest.mark.parametrize(("name", "content"), [("10-flannel.conflist", FLANNEL), ("10-weave.conf", WEAVE)])
 def test_killed_at_any_step_there_is_a_whole_chain_and_the_next_goes_on(
     node: Node, name: str, content: bytes, monkeypatch: pytest.MonkeyPatch

@@ -94,7 +94,7 @@ def test_names_and_addresses_arrive_as_they_were(tmp_path: Path) -> None:
 def away(tmp_path: Path, kind: str) -> Any:
     """The ways in which nobody decides."""
     answers: dict[str, Any] = {
-        "hangs up": lambda asked: None,
+        "ends": lambda asked: "end",
         "babbles": lambda asked: b"[[[",
         "undecided": lambda asked: {"code": 11, "message": "not yet", "decided": False},
     }
@@ -103,7 +103,7 @@ def away(tmp_path: Path, kind: str) -> Any:
     return FakeAgent(tmp_path, answers[kind])
 
 
-WAYS = ("no socket", "hangs up", "babbles", "undecided")
+WAYS = ("no socket", "ends", "babbles", "undecided")
 
 
 @pytest.mark.parametrize("kind", WAYS)
@@ -124,6 +124,14 @@ def test_a_pod_outside_starts(tmp_path: Path, kind: str, namespace: str) -> None
     with away(tmp_path, kind):
         done = call(config(tmp_path), environment("ADD", namespace))
     assert done == (0, config(tmp_path)["prevResult"], b"")
+
+
+def test_who_hangs_up_is_asked_again(tmp_path: Path) -> None:
+    """As an agent that is taken over from does, until the next one answers."""
+    answers = [None, None, None, YES]
+    with FakeAgent(tmp_path, lambda asked: answers.pop(0)) as agent:
+        assert call(config(tmp_path), environment("ADD")).status == 0
+    assert len(agent.calls) == 4
 
 
 @pytest.mark.parametrize("content", ["shop", "x" * 16383 + "\nshop\n", "\n\nshop\n", "x" * 16380 + "\nshop\n"])

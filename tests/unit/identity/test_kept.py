@@ -60,3 +60,17 @@ def test_a_directory_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StateError, match="choose another run directory"):
         KeptCertificates(tmp_path / "file" / "c", 0.0)
+
+
+def test_what_is_passed_on_is_another_ones(tmp_path: Path) -> None:
+    before = KeptCertificates(tmp_path, 0.0)
+    before.keep(issued("a"))
+    before.pass_on()
+    before.keep(issued("b"))
+    before.drop("a")
+    before.keep_roots(b"old roots")
+    after = KeptCertificates(tmp_path, 0.0)
+    assert (after.roots(), after.take("a", 0.0), after.take("b", 0.0)) == (b"", issued("a"), None)
+    before.pass_on(False)
+    before.drop("a")
+    assert KeptCertificates(tmp_path, 0.0).take("a", 0.0) is None

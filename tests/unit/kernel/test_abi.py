@@ -23,8 +23,11 @@ STRUCTS = {
     "np_client": (abi.CLIENT, ["netns_cookie", "ip", "port", "unused"]),
     "np_flow": (abi.FLOW, ["source_ip", "destination_ip", "source_port", "destination_port"]),
     "np_listener": (abi.LISTENER, ["ip", "role", "slot"]),
-    "np_in_use": (abi.IN_USE, ["handover", "flows"]),
+    "np_in_use": (abi.IN_USE, ["handover", "flows", "probes"]),
     "np_flow_use": (abi.FLOW_USE, ["source"]),
+    "np_kubelet": (abi.KUBELET, ["cgroup_id", "netns_cookie"]),
+    "np_probe": (abi.PROBE, ["destination"]),
+    "np_probe_port": (abi.PROBE_PORT, ["netns_cookie", "port", "unused"]),
     "np_pair": (abi.PAIR, ["source", "destination", "port", "unused"]),
     "np_verdict": (abi.VERDICT, ["epoch", "direct", "exceptions"]),
     "np_address_port": (abi.ADDRESS_PORT, ["ip", "port"]),
@@ -59,6 +62,8 @@ NUMBERS = {
     **{f"NP_DROP_{drop.name}": drop.value for drop in abi.Drop},
     "NP_DIRECT_COUNTS": len(abi.DirectCount),
     **{f"NP_DIRECT_{count.name}": count.value for count in abi.DirectCount},
+    "NP_PROBE_COUNTS": len(abi.ProbeCount),
+    **{f"NP_PROBE_{count.name}": count.value for count in abi.ProbeCount},
     **{f"NP_KIND_{kind.name}": kind.value for kind in abi.Kind},
 }
 
@@ -109,7 +114,7 @@ def test_layout(said: dict[str, int], name: str) -> None:
 def test_every_struct_and_number_is_compared() -> None:
     header = (programs.source_directory() / "nodeproxy.h").read_text()
     assert set(re.findall(r"^struct (np_\w+) \{", header, re.MULTILINE)) == set(STRUCTS)
-    assert set(re.findall(r"^\t(NP_(?:DROP|ROLE|DIRECT|KIND)_?\w*) =", header, re.MULTILINE)) <= set(NUMBERS)
+    assert set(re.findall(r"^\t(NP_(?:DROP|ROLE|DIRECT|PROBE|KIND)_?\w*) =", header, re.MULTILINE)) <= set(NUMBERS)
 
 
 def test_every_map_has_a_name_and_a_row() -> None:

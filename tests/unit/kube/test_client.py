@@ -67,7 +67,7 @@ def test_an_error_has_status_message_advice_and_retry_after(tmp_path: Path) -> N
         with pytest.raises(ClusterError, match="later") as caught:
             await client.request("GET", "/slow")
         assert (caught.value.status, caught.value.retry_after_s) == (429, 7.0)
-        with pytest.raises(ClusterError, match="pods is forbidden; apply daemonset/controller/rbac.yaml") as caught:
+        with pytest.raises(ClusterError, match="pods is forbidden; apply daemonset/base") as caught:
             await client.request("GET", "/denied")
         assert (caught.value.status, caught.value.retry_after_s) == (403, None)
         with pytest.raises(ClusterError, match="502 Bad Gateway"):

@@ -95,3 +95,21 @@ def test_a_root_that_is_not_there_is_told(tmp_path: Path) -> None:
     path = kubeconfig(tmp_path, {"token": "x"}, **{"certificate-authority": "missing.pem"})
     with pytest.raises(ConfigError, match=r"missing\.pem"):
         read(Credentials(path))
+
+
+def test_a_context_is_chosen_and_has_a_namespace(tmp_path: Path) -> None:
+    path = kubeconfig(tmp_path, {"token": "mine"})
+    content = yaml.safe_load(path.read_text())
+    other = {"name": "other", "context": {**content["contexts"][0]["context"], "namespace": "shop"}}
+    more = tmp_path / "more"
+    more.write_text(yaml.safe_dump({"contexts": [other], "clusters": [], "users": []}))
+    plain = Credentials(path)
+    read(plain)
+    assert plain.namespace == ""
+    merged = Credentials((tmp_path / "absent", path, more), "other")
+    assert read(merged) == "Bearer mine"
+    assert merged.namespace == "shop"
+    with pytest.raises(ConfigError, match=r"more \(context third\) can't be used: .*third"):
+        read(Credentials((path, more), "third"))
+    with pytest.raises(ConfigError, match="absent can't be used: No such file"):
+        read(Credentials((tmp_path / "absent",)))

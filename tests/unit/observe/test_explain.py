@@ -146,3 +146,38 @@ def test_a_denied_connection_names_the_policy(view: View, local: tuple[str, ...]
 )
 def test_outcomes(view: View, destination: str, local: tuple[str, ...], outcome: str) -> None:
     assert why(view, "client", destination, local).outcome.startswith(outcome)
+
+
+def test_a_source_outside_the_mesh_goes_in_plain_and_is_judged_without_identity(view: View) -> None:
+    found = explain(view, Balancer(1), "client", "web:80", ().__contains__, outside="nobody enrolled it")
+    assert found.steps[1].outcome == "no: nobody enrolled it"
+    assert found.outcome == "not captured, connected to web at 10.0.0.2:8080 in plain TCP"
+    assert found.way is not None
+    assert (found.way.kind, found.way.address, found.way.identity, found.way.source_address) == (
+        "plain",
+        "10.0.0.2:8080",
+        "",
+        "10.0.0.1",
+    )
+    portless = explain(view, Balancer(1), "client", "web:81", ().__contains__, outside="x")
+    assert portless.refusal is not None
+    assert portless.refusal.reason is Reason.NO_ENDPOINT
+    denied = explain(view, Balancer(1), "client", "10.0.0.2:9999", ().__contains__, outside="x")
+    assert denied.refusal is not None
+    assert denied.refusal.reason is Reason.POLICY_DENY
+    assert "outside the mesh" in explain(view, Balancer(1), "client", "10.0.0.4:80", ().__contains__, outside="x").outcome
+    assert "passed through" in explain(view, Balancer(1), "client", "192.0.2.1:80", ().__contains__, outside="x").outcome
+
+
+def test_the_way_says_whom_to_ask_next(view: View) -> None:
+    tunnelled = why(view, "client", "web:80").way
+    assert tunnelled is not None
+    assert (tunnelled.kind, tunnelled.workload, tunnelled.authority) == ("hbone", "c//Pod/ns/web", "10.0.0.2:8080")
+    assert tunnelled.identity == "spiffe://cluster.local/ns/ns/sa/default"
+    waypoint = why(view, "client", "behind:80").way
+    assert waypoint is not None
+    assert (waypoint.via_waypoint, waypoint.address) == (True, "10.0.0.9:15008")
+    passed = why(view, "client", "192.0.2.1:80").way
+    assert passed is not None
+    assert (passed.kind, passed.workload) == ("passthrough", "")
+    assert why(view, "client", "web:15008").way is None

@@ -13,6 +13,7 @@ from nodeproxy.identity.tls import verify_client
 from nodeproxy.model.connection import Direction, Party
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.proxy.app_socket import AppSocket
+from nodeproxy.proxy.attempt import Attempt
 from nodeproxy.proxy.buffers import Budget
 from nodeproxy.proxy.client_tunnel import ClientStream, ClientTunnel
 from nodeproxy.proxy.plans import Plan
@@ -93,12 +94,14 @@ class World:
         session = self.bench.session()
         session.source = AppSocket(self.bench.poller, ours, session)
         self.again = again
+        attempt = Attempt(session, "127.0.0.1", None, Plan(Party("")))
+        attempt.unserved = again is None
 
         def have(tunnel: PooledTunnel | None, refusal: Refusal | None) -> None:
             if not isinstance(tunnel, ClientTunnel):
                 session.refuse(refusal or DENIED)
                 return
-            session.destination = half = ClientStream(tunnel, session, self, Plan(Party("")) if again else None)
+            session.destination = half = ClientStream(tunnel, self, attempt)
             tunnel.connect(half, connect_block("127.0.0.1:80"))
 
         session.pending = self.pool.acquire(KEY, have)
@@ -111,9 +114,12 @@ class World:
         else:
             half.session.relay(half.session.source, half)
 
-    def unserved(self, session: Session, plan: Plan) -> None:
+    def unserved(self, attempt: Attempt) -> None:
         assert self.again is not None
         self.again()
+
+    def unreached(self, attempt: Attempt, refusal: Refusal) -> bool:
+        return False
 
     def joined(self) -> tuple[socket.socket, socket.socket, Session]:
         """(program, application, the program's session)."""

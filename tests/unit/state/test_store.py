@@ -368,3 +368,21 @@ def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateError, match="choose another run directory"):
         StateWriter(tmp_path / "file" / "state")
+
+
+def test_a_copy_is_a_state_of_its_own(tmp_path: Path) -> None:
+    writer = StateWriter(tmp_path / "state")
+    writer.apply(Delta(workloads=(WEB,)), {"key": b"value"})
+    (tmp_path / "state-2").mkdir()
+    (tmp_path / "state-2" / "data.mdb").write_text("of somebody who died")
+    writer.copy(tmp_path / "state-2")
+    copy = StateWriter(tmp_path / "state-2")
+    assert (copy.rebuilt, copy.epoch, copy.get_meta("key")) == ("", writer.epoch, b"value")
+    writer.apply(Delta(removed_workloads=("web",)))
+    assert copy.reader().view().workload("web") == WEB
+    copy.apply(Delta(workloads=(pod("other", "10.9.9.9"),)))
+    assert writer.reader().view().workload("other") is None
+    with pytest.raises(StateError, match="can't copy the state"):
+        writer.copy(tmp_path / "absent" / "state")
+    copy.close()
+    writer.close()

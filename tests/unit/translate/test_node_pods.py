@@ -136,3 +136,26 @@ def test_in_pieces_a_pod_is_told_its_node_no_later_than_all():
         assert len(delta.node_pods) <= 3
         assert {found.name for found in delta.workloads} <= {name.partition("/")[2] for _, name in state.node_pods}
     assert len(state.node_pods) == 40
+
+
+def test_a_node_is_told_which_ports_the_kubelet_connects_to():
+    """Those that probes and hooks name of the pod's own; a name is a port's of the same container (core/v1, Probe)."""
+    containers = [
+        {
+            "ports": [{"name": "web", "containerPort": 8080}, {"name": "ops", "containerPort": 9090, "protocol": "TCP"}],
+            "livenessProbe": {"httpGet": {"port": "web", "path": "/live"}},
+            "readinessProbe": {"tcpSocket": {"port": 5432}},
+            "startupProbe": {"grpc": {"port": 50051, "service": "health"}},
+            "lifecycle": {"postStart": {"httpGet": {"port": "ops"}}, "preStop": {"exec": {"command": ["true"]}}},
+        },
+        {"livenessProbe": {"httpGet": {"port": 80, "host": "10.0.0.9"}}, "readinessProbe": {"exec": {"command": ["true"]}}},
+        {"livenessProbe": {"httpGet": {"port": "web"}}, "readinessProbe": {"httpGet": {"port": "8081"}}},
+        {"livenessProbe": {"httpGet": {"port": 99999}}, "readinessProbe": None},
+    ]
+    sidecar = {"restartPolicy": "Always", "startupProbe": {"httpGet": {"port": 7000}}}
+    spec = {"nodeName": "n", "containers": containers, "initContainers": [sidecar]}
+    state = State()
+    delta = state.apply(namespace(AMBIENT), resource("Pod", "shop/a", uid=UID, spec=spec))
+    assert delta.node_pods[0][1].probe_ports == (5432, 7000, 8080, 8081, 9090, 50051)
+    outside = State().apply(namespace(), resource("Pod", "shop/a", uid=UID, spec=spec))
+    assert outside.node_pods[0][1].probe_ports is None

@@ -236,15 +236,69 @@ def test_250_at_once(tmp_path: Path) -> None:
     with_agent(tmp_path, work)
 
 
-def test_an_agent_that_ends_answers_who_waits(tmp_path: Path) -> None:
+async def begun(agent: Agent) -> asyncio.Task[CniAnswer | None]:
+    """A call that waits for the admitter; None: it was hung up on."""
+    agent.admitter.hold = asyncio.Event()
+    waiting = asyncio.create_task(asked(agent))
+    while not agent.server._calls:
+        await asyncio.sleep(0)
+    return waiting
+
+
+async def asked(agent: Agent) -> CniAnswer | None:
+    reader, writer = await asyncio.open_unix_connection(agent.directory / "cni.sock")
+    writer.write(line(CniCall("ADD", POD)))
+    said = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return msgspec.json.decode(said, type=CniAnswer) if said else None
+
+
+def test_an_agent_that_ends_hangs_up(tmp_path: Path) -> None:
     async def work(agent: Agent) -> None:
-        agent.admitter.hold = asyncio.Event()
-        waiting = asyncio.create_task(agent.ask(line(CniCall("ADD", POD))))
-        while not agent.server._calls:
-            await asyncio.sleep(0)
+        waiting = await begun(agent)
         await agent.server.stop()
-        assert (await waiting).details == "reason: not_ready"
+        assert await waiting is None
         assert not (tmp_path / "cni.sock").exists()
+
+    with_agent(tmp_path, work)
+
+
+def test_while_another_takes_over_what_has_begun_ends_and_nothing_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(first: Agent) -> None:
+        waiting = await begun(first)
+        pausing = asyncio.create_task(first.server.pause())
+        await asyncio.sleep(0)
+        assert await asked(first) is None
+        assert first.admitter.hold is not None
+        first.admitter.hold.set()
+        await pausing
+        answer = await waiting
+        assert answer is not None
+        assert answer.code == 0
+        call = asyncio.create_task(first.call("ADD"))  # of the plug-in, which asks again
+        while first.server._open == 0:
+            await asyncio.sleep(0)
+        async with running(tmp_path) as second:
+            assert (await call)[0] == 0
+            assert second.admitter.admitted == {HERE: POD}
+        await first.server.stop()
+
+    with_agent(tmp_path, work)
+
+
+def test_a_handover_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cni_server, "_PAUSE_S", 0.02)
+
+    async def work(agent: Agent) -> None:
+        waiting = await begun(agent)
+        await agent.server.pause()
+        assert await waiting is None
+        agent.admitter.hold = None
+        agent.server.resume()
+        answer = await asked(agent)
+        assert answer is not None
+        assert answer.code == 0
 
     with_agent(tmp_path, work)
 

@@ -1,0 +1,144 @@
+"""Finds the agents of a cluster and asks them, many at once and for a bounded time.
+
+Invariant: what one node fails at is that node's error, named with what to do, and keeps nobody from the others' answers.
+It must not know what the answers mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from nodeproxy.errors import ClusterError, ConfigError
+from nodeproxy.fleet.pods import FoundPod, list_pods
+from nodeproxy.kube import portforward
+from nodeproxy.kube.client import KubeClient
+
+SYSTEM_NAMESPACES = ("nodeproxy-system", "istio-system")
+_LABELS = "app in (nodeproxy,ztunnel)"
+ADMIN_PORT = 15000
+# A port-forward is two connections and a process in some runtimes: this many at once are no burden for an API server.
+MAX_AT_ONCE = 32
+ASK_S = 10.0  # for one node: an answer takes milliseconds, a node that is away is known by silence
+
+Progress = Callable[[int, int], None]
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent said.  agent: "namespace/name" of its pod, "" if the node has none.  answer: None if error is not "".
+
+    unknown: the agent does not know the call: it is of an older version.
+    """
+
+    node: str
+    agent: str = ""
+    answer: dict[str, Any] | None = None
+    error: str = ""
+    unknown: bool = False
+
+
+async def find_agents(client: KubeClient, namespaces: Sequence[str]) -> dict[str, FoundPod]:
+    """Node → its agent's pod, of the first of the namespaces that has agents.  Raises ClusterError, and ConfigError for none.
+
+    Of two agents of a node, as while a DaemonSet is rolled out, the one that serves.
+    """
+    for namespace in namespaces:
+        found: dict[str, FoundPod] = {}
+        pods = [pod for pod in await list_pods(client, namespace, labels=_LABELS) if pod.node and not pod.ended]
+        for pod in sorted(pods, key=lambda pod: (not pod.leaving, pod.ready, pod.created)):
+            found[pod.node] = pod
+        if found:
+            return found
+    named = " or ".join(namespaces)
+    raise ConfigError(
+        f"no agent's pod is in namespace {named} (label app: nodeproxy, or ztunnel): install nodeproxy, or name its namespace by "
+        "--system-namespace"
+    )
+
+
+class Fleet:
+    """The agents of one cluster.  timeout_s: for one node; deadline_s: for all that is asked of `ask_all` together."""
+
+    def __init__(
+        self, client: KubeClient, agents: Mapping[str, FoundPod], *, timeout_s: float = ASK_S, deadline_s: float = 60.0
+    ) -> None:
+        self.client = client
+        self.agents = agents
+        self._timeout_s, self._deadline_s = timeout_s, deadline_s
+
+    async def ask(self, node: str, path: str, query: Mapping[str, str] | None = None) -> Reply:
+        """GET `path` of a node's agent.  Raises ConfigError if the agent did not understand what was asked (status 400)."""
+        pod = self.agents.get(node)
+        if pod is None:
+            return Reply(node=node, error=f"no agent runs on node {node}")
+        try:
+            answer = await portforward.get(
+                self.client, pod.namespace, pod.name, ADMIN_PORT, path, query or {}, timeout_s=self._timeout_s
+            )
+            return _understood(node, pod.key, path, answer)
+        except ClusterError as exc:
+            return Reply(node=node, agent=pod.key, error=f"{exc}{_advice(str(exc), pod)}")
+
+    async def ask_all(self, nodes: Iterable[str], path: str, progress: Progress | None = None) -> list[Reply]:
+        """The same of each of the nodes, in their order."""
+        wanted = list(nodes)
+        replies: dict[str, Reply] = {}
+        waiting = iter(wanted)
+        over = time.monotonic() + self._deadline_s
+
+        async def work() -> None:
+            for node in waiting:
+                if time.monotonic() >= over:
+                    replies[node] = self._not_asked(node)
+                else:
+                    replies[node] = await self._ask_whatever(node, path)
+                if progress is not None:
+                    progress(len(replies), len(wanted))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(MAX_AT_ONCE, len(wanted))):
+                group.create_task(work())
+        return [replies[node] for node in wanted]
+
+    async def _ask_whatever(self, node: str, path: str) -> Reply:
+        try:
+            return await self.ask(node, path)
+        except ConfigError as exc:  # what is asked of all has no arguments to be wrong
+            return Reply(node=node, agent=self.agents[node].key, error=str(exc))
+
+    def _not_asked(self, node: str) -> Reply:
+        pod = self.agents.get(node)
+        error = f"not asked: the {self._deadline_s:g} s for all nodes were over; give --timeout more, or name nodes by --node"
+        return Reply(node=node, agent=pod.key if pod is not None else "", error=error)
+
+
+def _understood(node: str, agent: str, path: str, answer: portforward.Answer) -> Reply:
+    try:
+        value = msgspec.json.decode(answer.body)
+    except msgspec.MsgspecError:
+        value = None
+    if not isinstance(value, dict):
+        error = f"{agent} is no nodeproxy agent: it answers GET {path} with status {answer.status} and no JSON object"
+        return Reply(node=node, agent=agent, error=error)
+    if answer.status == 200:
+        return Reply(node=node, agent=agent, answer=value)
+    said = str(value.get("error", f"GET {path}: status {answer.status}"))
+    if answer.status == 400:
+        raise ConfigError(said)
+    if answer.status == 404:
+        error = f"its agent is of an older version that does not know GET {path}: roll out the DaemonSet anew"
+        return Reply(node=node, agent=agent, error=error, unknown=True)
+    return Reply(node=node, agent=agent, error=said)
+
+
+def _advice(text: str, pod: FoundPod) -> str:
+    if "connection refused" in text and "error dialing backend" not in text:
+        logs = f"kubectl logs -n {pod.namespace} {pod.name}"
+        return f"; nothing listens there: the agent starts, has ended, or was told another --admin ({logs})"
+    if "error dialing backend" in text:
+        return f"; the API server does not reach the kubelet of node {pod.node}: is the node up?"
+    return ""

@@ -1,0 +1,110 @@
+"""The Helm chart and the kustomize bases, by Helm and kubectl themselves and against a real API server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cluster.apiserver import ApiServer, peer_binary
+from tests.cluster.kinds import Object, make
+from tests.manifests import BASE, DAEMONSET, SETS, only, text
+
+CHART = str(DAEMONSET / "chart")
+
+
+def run(program: str, *arguments: str, kubeconfig: Path | None = None) -> str:
+    """Standard output; what it wrote to standard error is the failure's text."""
+    home = {"HOME": "/nonexistent", "PATH": os.environ["PATH"], "KUBECONFIG": str(kubeconfig or "/dev/null")}
+    done = subprocess.run(
+        [str(peer_binary(program)), *arguments], env=home, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def template(*arguments: str) -> list[Object]:
+    out = run("helm", "template", "nodeproxy", CHART, "--kube-version", "1.36", "--namespace", "mesh", *arguments)
+    return [item for item in yaml.safe_load_all(out) if item]
+
+
+@pytest.mark.parametrize("folder", SETS)
+def test_what_is_checked_in_is_what_the_chart_makes(folder: str) -> None:
+    namespace = yaml.safe_load((DAEMONSET / folder / "kustomization.yaml").read_text())["namespace"]
+    made = run(
+        "helm", "template", "nodeproxy", CHART, "--kube-version", "1.36", "--namespace", namespace,
+        "--values", str(DAEMONSET / folder / "values.yaml"),
+    )  # fmt: skip
+    assert made == text(folder), "run ./dev manifests"
+
+
+def test_the_chart_is_sound() -> None:
+    run("helm", "lint", "--strict", CHART)
+
+
+def test_values_are_used() -> None:
+    items = template(
+        "--set", "image.repository=registry.example/np,image.tag=1.2.3,image.pullSecrets[0].name=pull",
+        "--set", "agent.settings.same-node=hbone,agent.graceSeconds=60,controller.replicas=3,mesh.network=west",
+        "--set", "podMonitor.enabled=true",
+    )  # fmt: skip
+    agent, controller = (only(items, kind)["spec"] for kind in ("DaemonSet", "Deployment"))
+    for template_ in (agent["template"]["spec"], controller["template"]["spec"]):
+        assert template_["containers"][0]["image"] == "registry.example/np:1.2.3"
+        assert template_["imagePullSecrets"] == [{"name": "pull"}]
+    assert agent["template"]["spec"]["terminationGracePeriodSeconds"] == 65
+    assert controller["replicas"] == 3
+    settings = {name: yaml.safe_load(value) for name, value in only(items, "ConfigMap")["data"].items()}
+    assert settings["agent.yaml"]["same-node"] == "hbone"
+    assert settings["agent.yaml"]["grace-s"] == 65
+    assert settings["agent.yaml"]["network"] == settings["controller.yaml"]["network"] == "west"
+    assert settings["controller.yaml"]["node-accounts"] == "mesh/nodeproxy"
+    assert only(items, "PodMonitor")["spec"]["podMetricsEndpoints"] == [{"port": "metrics", "path": "/metrics"}]
+
+
+def test_without_cni_nothing_of_it_is_mounted() -> None:
+    agent = only(template("--set", "cni.enabled=false"), "DaemonSet")
+    assert "cni" not in str(agent["spec"]["template"]["spec"]["volumes"])
+
+
+def test_a_change_of_settings_rolls_the_pods() -> None:
+    def mark(*arguments: str) -> list[str]:
+        pods = [only(template(*arguments), kind)["spec"]["template"] for kind in ("DaemonSet", "Deployment")]
+        return [pod["metadata"]["annotations"]["nodeproxy.io/config"] for pod in pods]
+
+    assert mark() == mark()
+    assert not set(mark()) & set(mark("--set", "agent.settings.workers=4"))
+
+
+def test_an_unknown_control_plane_is_refused() -> None:
+    with pytest.raises(AssertionError, match='controlPlane: "consul" is none of controller, istiod and file'):
+        template("--set", "controlPlane=consul")
+
+
+@pytest.mark.parametrize("folder", [*SETS, "uninstall"])
+def test_kubectl_takes_the_base(bare_api: ApiServer, folder: str) -> None:
+    kubeconfig = bare_api.kubeconfig()
+    bare_api.apply(make("Namespace", "nodeproxy-system"), make("Namespace", "istio-system"))
+    out = run(
+        "kubectl", "apply", "--server-side", "--dry-run=server", "--validate=strict", "-k", str(DAEMONSET / folder),
+        kubeconfig=kubeconfig,
+    )  # fmt: skip
+    assert f"daemonset.apps/nodeproxy{'-uninstall' if folder == 'uninstall' else ''} serverside-applied" in out
+
+
+def test_helm_installs_changes_and_removes_it(bare_api: ApiServer) -> None:
+    kubeconfig = bare_api.kubeconfig()
+    values = str(DAEMONSET / BASE / "values.yaml")
+    where = ["nodeproxy", "--namespace", "helm", "--set", "namespace.create=false"]
+    run("helm", "install", *where[:1], CHART, *where[1:], "--create-namespace", "--values", values, kubeconfig=kubeconfig)
+    first = bare_api.get("DaemonSet", "nodeproxy", "helm")["spec"]["template"]["metadata"]["annotations"]
+    run("helm", "upgrade", *where[:1], CHART, *where[1:], "--set", "agent.settings.workers=3", kubeconfig=kubeconfig)
+    second = bare_api.get("DaemonSet", "nodeproxy", "helm")["spec"]["template"]["metadata"]["annotations"]
+    assert first != second
+    run("helm", "uninstall", "nodeproxy", "--namespace", "helm", kubeconfig=kubeconfig)
+    for kind in ("DaemonSet", "Deployment", "ConfigMap", "ServiceAccount"):
+        left = [item["metadata"]["name"] for item in bare_api.list(kind, "helm")]
+        assert not [name for name in left if name.startswith("nodeproxy")], kind

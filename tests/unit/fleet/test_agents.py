@@ -1,0 +1,133 @@
+"""Finding agents and asking many; that they are reached by a real port-forward is shown by tests/cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from nodeproxy.errors import ClusterError, ConfigError
+from nodeproxy.fleet import agents as module
+from nodeproxy.fleet.agents import Fleet, Reply, find_agents
+from nodeproxy.kube.client import KubeClient
+from nodeproxy.kube.portforward import Answer
+
+
+class FakeClient:
+    """Lists of pods by path; the queries that came."""
+
+    def __init__(self, **pods: list[dict[str, Any]]) -> None:
+        self.pods, self.asked = pods, []  # type: tuple[dict[str, Any], list[Mapping[str, str]]]
+
+    async def request(self, method: str, path: str, *, query: Mapping[str, str]) -> bytes:
+        self.asked.append(query)
+        items = self.pods.get(path.split("/")[4].replace("-", "_"), [])
+        first = int(query.get("continue", "0"))
+        metadata = {"resourceVersion": "1", "continue": f"{first + 1}" if first + 1 < len(items) else ""}
+        return msgspec.json.encode({"metadata": metadata, "items": items[first : first + 1]})
+
+
+def pod(
+    name: str, node: str, *, ready: bool = True, leaving: bool = False, created: str = "2026-01-01T00:00:00Z"
+) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": "nodeproxy-system", "creationTimestamp": created}
+    metadata |= {"deletionTimestamp": created} if leaving else {}
+    status = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True" if ready else "False"}]}
+    return {"metadata": metadata, "spec": {"nodeName": node}, "status": status}
+
+
+def find(client: FakeClient, *namespaces: str) -> dict[str, str]:
+    found = asyncio.run(find_agents(cast(KubeClient, client), namespaces or module.SYSTEM_NAMESPACES))
+    return {node: each.name for node, each in found.items()}
+
+
+def test_of_two_agents_of_a_node_the_one_that_serves() -> None:
+    client = FakeClient(
+        nodeproxy_system=[
+            pod("new", "a", created="2026-02-01T00:00:00Z"),
+            pod("old", "a", leaving=True, ready=False),
+            pod("starting", "b", ready=False, created="2026-02-01T00:00:00Z"),
+            pod("serving", "b"),
+            pod("unplaced", ""),
+        ]
+    )
+    assert find(client) == {"a": "new", "b": "serving"}
+    assert [query.get("continue") for query in client.asked] == [None, "1", "2", "3", "4"]
+    assert client.asked[0]["labelSelector"] == "app in (nodeproxy,ztunnel)"
+
+
+def test_the_first_namespace_that_has_agents() -> None:
+    client = FakeClient(istio_system=[pod("ztunnel", "a")])
+    assert find(client) == {"a": "ztunnel"}
+    with pytest.raises(ConfigError, match="no agent's pod is in namespace elsewhere .* --system-namespace"):
+        find(client, "elsewhere")
+
+
+Answers = Callable[[str, str], Any]
+
+
+def ask(monkeypatch: pytest.MonkeyPatch, answers: Answers, nodes: list[str], **limits: float) -> list[Reply]:
+    async def get(
+        _client: object, _namespace: str, name: str, port: int, path: str, _query: object, *, timeout_s: float
+    ) -> Answer:
+        assert port == 15000
+        found = answers(name, path)
+        return await found if asyncio.iscoroutine(found) else found
+
+    monkeypatch.setattr(module.portforward, "get", get)
+    pods = {node: module.FoundPod(namespace="system", name=node, node=node) for node in nodes if node != "bare"}
+    return asyncio.run(Fleet(cast(KubeClient, None), pods, **limits).ask_all(nodes, "/status"))
+
+
+def test_what_a_node_fails_at_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answers(node: str, path: str) -> Answer:
+        if node == "gone":
+            raise ClusterError("GET x: 500 error dialing backend: dial tcp 10.0.0.9:10250: connect: connection refused")
+        if node == "starting":
+            raise ClusterError("port 15000 of pod system/starting: connect: connection refused")
+        return {
+            "well": Answer(200, b'{"ready": true}'),
+            "alien": Answer(404, b"not found"),
+            "older": Answer(404, b'{"error": "GET /status: Not Found"}'),
+            "busy": Answer(503, b'{"error": "later"}'),
+            "odd": Answer(400, b'{"error": "used wrongly"}'),
+        }[node]
+
+    nodes = ["well", "gone", "starting", "alien", "older", "busy", "odd", "bare"]
+    replies = {reply.node: reply for reply in ask(monkeypatch, answers, nodes)}
+    assert list(replies) == nodes
+    assert (replies["well"].answer, replies["well"].error) == ({"ready": True}, "")
+    for node, said in {
+        "gone": "does not reach the kubelet of node gone: is the node up?",
+        "starting": "nothing listens there: .*kubectl logs -n system starting",
+        "alien": "system/alien is no nodeproxy agent",
+        "older": "of an older version that does not know GET /status",
+        "busy": "later",
+        "odd": "used wrongly",
+        "bare": "no agent runs on node bare",
+    }.items():
+        assert replies[node].answer is None
+        assert re.search(said, replies[node].error), replies[node].error
+    assert replies["older"].unknown
+
+
+def test_so_many_at_once_and_no_longer_than_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    running, most = 0, 0
+
+    async def slow() -> Answer:
+        nonlocal running, most
+        running, most = running + 1, max(most, running + 1)
+        await asyncio.sleep(0)
+        running -= 1
+        return Answer(200, b"{}")
+
+    nodes = [f"node{number}" for number in range(100)]
+    replies = ask(monkeypatch, lambda node, path: slow(), nodes)
+    assert [reply.node for reply in replies] == nodes
+    assert most == module.MAX_AT_ONCE
+    late = ask(monkeypatch, lambda node, path: slow(), nodes, deadline_s=0)
+    assert all("not asked: the 0 s for all nodes were over" in reply.error for reply in late)
