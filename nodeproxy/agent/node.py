@@ -9,15 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from nodeproxy.agent.direct_parts import direct_path
+from nodeproxy.agent.direct import DirectPath, why_not_direct
+from nodeproxy.agent.direct_flows import DirectFlows
+from nodeproxy.agent.direct_judge import Judge
+from nodeproxy.agent.direct_pods import DirectPods
 from nodeproxy.agent.enrolment import PREDECESSOR, EnrolledPod, Enrolment
 from nodeproxy.agent.handover.taking import Predecessor
 from nodeproxy.agent.identities import Identities
@@ -59,7 +63,6 @@ if TYPE_CHECKING:  # with it comes protobuf, which an agent with a mesh file doe
 _CERTIFICATE_WAIT_S = 2.0
 
 _T = TypeVar("_T")
-ByIstioCni = Callable[["Node", Enrolment, Provisional, StateWriter, Callable[[Collection[int]], Awaitable[None]]], "ZdsEnrolment"]
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +85,7 @@ class Node:
         kept: KeptCertificates | None = None,
         on_demand: bool = False,
         by_labels: PodFinder | None = None,
-        by_istio_cni: ByIstioCni | None = None,
+        by_istio_cni: bool = False,
         cluster_domain: str = "cluster.local",
         kubelet: KubeletWatch,
         held_back: bool = False,
@@ -91,7 +94,7 @@ class Node:
         """source: its name, for people.  kept: where certificates outlive the agent, if the CA may be away.
 
         by_labels: labels in the cluster say which pods are in the mesh, and this finds them.
-        by_istio_cni: istio-cni says which they are, and this makes what hears it.
+        by_istio_cni: istio-cni says which they are; who hears it becomes `zds`.
         held_back: another agent serves the node; nothing that both share is changed until `take_over`.
         on_demand: the state holds only what was asked for; cluster_domain: of the names that `why` completes then.
         events: who tells people of pods, if not nobody.
@@ -106,7 +109,7 @@ class Node:
             log.warning("the last state was thrown away, and what was enrolled by command with it: %s", self.state.rebuilt)
         self.remembered = Remembered(self.state)
         self.roster = Roster(self.state) if by_labels is not None else None
-        self.provisional = Provisional(self.state) if by_labels is not None or by_istio_cni is not None else None
+        self.provisional = Provisional(self.state) if by_labels is not None or by_istio_cni else None
         self._reader = self.state.reader()
         self._releasing = False
         self._writing = asyncio.Lock()  # held while the store is lent to another process: to write then would stop the loop
@@ -137,7 +140,11 @@ class Node:
             self._names_asked,
         )
         self.identities = Identities(authority, self.workers.broadcast, kept)
-        self.direct = direct_path(steering.direct, self.view, self.totals, settings, is_redirected=by_istio_cni is not None)
+        pods = DirectPods()
+        flows = DirectFlows(pods, self.view, self.totals, log_json=log_json, log_fd=sys.stdout.fileno())
+        judge = Judge(pods, flows, self.view, hbone=hbone)
+        off = why_not_direct(hbone=hbone, redirected=by_istio_cni)
+        self.direct = DirectPath(steering.direct, pods, flows, judge, self.view, off=off, on_demand=on_demand)
         self.on_demand: OnDemand | None = None
         if on_demand:
             self.on_demand = OnDemand(self.view, self._write_answers, self.workers.send, self.direct.service_addresses)
@@ -159,10 +166,8 @@ class Node:
         self.labels: LabelEnrolment | None = None
         if by_labels is not None and self.roster is not None and self.provisional is not None:
             known = self.roster, Attachments(self.state), self.provisional
-            self.labels = LabelEnrolment(self, self.enrolment, by_labels, *known, on_looked=self._looked)
+            self.labels = LabelEnrolment(self, self.enrolment, by_labels, *known, on_looked=self.looked)
         self.zds: ZdsEnrolment | None = None
-        if by_istio_cni is not None and self.provisional is not None:
-            self.zds = by_istio_cni(self, self.enrolment, self.provisional, self.state, self._looked)
         self.enrolment.restore(self.remembered.commands)
         if self.on_demand is not None:
             for uid in self.enrolment.target_uids():
@@ -185,8 +190,6 @@ class Node:
         await self.workers.stop()
         await self.direct.finish()
         self.addresses.close()
-        if self.zds is not None:
-            self.zds.close()
         self.steering.close()
         self.state.close()
 
@@ -195,9 +198,8 @@ class Node:
     @property
     def knows_its_pods(self) -> bool:
         """Whether somebody has said which pods are to be in."""
-        if self.zds is not None and not self.zds.told:
-            return False
-        return self._reconciled or (self._first_pods is not None and (self.roster is None or self.roster.received))
+        told = self.roster.received if self.roster is not None else self.zds is None or self.zds.told
+        return self._reconciled or (self._first_pods is not None and told)
 
     async def take_over(self, said: Commands | None) -> None:
         """Serve the node from now on: the steering is this agent's.  said: by command to the agent before, None: it is known."""
@@ -384,8 +386,7 @@ class Node:
             pending.append("pods: not all looked at yet")
         if not self.workers.all_ready:
             pending.append("workers: not all run")
-        if self.zds is not None:
-            pending += self.zds.pending()
+        pending += self.zds.pending() if self.zds is not None else []
         pending += [f"certificate: none for {identity}" for identity in self.identities.missing()]
         return pending
 
@@ -420,12 +421,13 @@ class Node:
             self._first_pods = pods
         elif self.labels is not None:
             if not self._reconciled:
+                await self.enrolment.reconcile()  # what was said by command to the agent before: labels do not speak of it
                 await self.labels.reconcile()
         elif self.zds is None:
             await self.enrolment.want(pods)
-            await self._looked()
+            await self.looked()
 
-    async def _looked(self, others: Collection[int] = ()) -> None:
+    async def looked(self, others: Collection[int] = ()) -> None:
         """Every pod that is known has been looked at.  others: cookies of namespaces that stay steered."""
         if not self._reconciled:
             await self.enrolment.release_strangers(others)
@@ -488,12 +490,8 @@ class Node:
         self.enrolment.attach_worker(slot)
 
     def _names_asked(self, slot: int, message: NamesWanted | NamesUsed) -> None:
-        if self.on_demand is None:
-            return
-        if isinstance(message, NamesWanted):
-            self.on_demand.wanted(slot, message.pod, message.names)
-        else:
-            self.on_demand.used(message.names)
+        if self.on_demand is not None:
+            self.on_demand.heard(slot, message)
 
     def _pod_released(self, slot: int, cookie: int) -> None:
         self.enrolment.released(slot, cookie)

@@ -21,7 +21,7 @@ from nodeproxy.agent.enrolment import PREDECESSOR
 from nodeproxy.agent.handover.giving import Giving
 from nodeproxy.agent.handover.taking import Predecessor, own_netns
 from nodeproxy.agent.kubelet import KubeletWatch
-from nodeproxy.agent.node import ByIstioCni, Node
+from nodeproxy.agent.node import Node
 from nodeproxy.agent.pods.events import Events
 from nodeproxy.agent.pods.standing import Standing
 from nodeproxy.agent.run_dir import RunDir
@@ -91,13 +91,17 @@ class Serving:
             kept=kept,
             on_demand=config.xds_on_demand,
             by_labels=PodFinder(config.cgroup_root) if config.enrolment is EnrolmentMode.LABELS else None,
-            by_istio_cni=_by_istio_cni(config, active=predecessor is None),
+            by_istio_cni=config.enrolment is EnrolmentMode.ZDS,
             cluster_domain=config.cluster_domain,
             kubelet=self._kubelet,
             events=events,
             held_back=predecessor is not None,
         )
         self._cni = cni_part(config, self._node)
+        if config.enrolment is EnrolmentMode.ZDS:
+            from nodeproxy.app.istio_cni import hear_istio_cni
+
+            hear_istio_cni(config, self._node, active=predecessor is None)
         identification = {"version": __version__, "instance": config.instance, "run_dir": str(config.run_dir)}
         self._stopping = asyncio.Event()
         self._token = new_token()
@@ -390,14 +394,6 @@ class Serving:
     def removed(self, message: PodRemoved) -> None:
         """See `Giver`."""
         self._node.enrolment.removed(message)
-
-
-def _by_istio_cni(config: RunConfig, *, active: bool) -> ByIstioCni | None:
-    if config.enrolment is not EnrolmentMode.ZDS:
-        return None
-    from nodeproxy.app.istio_cni import by_istio_cni
-
-    return by_istio_cni(config, active=active)
 
 
 async def _note_ready(node: Node) -> None:

@@ -68,8 +68,7 @@ FEATURES = (
         "a_later_version_knows_the_flows", "an_agent_that_comes_again_knows_the_flows", "who_closes_without_reading",
         "refused_by_the_application",
     ),)),
-    Feature("the kubelet's probes, and nobody else", (f"{KERNEL}/test_kubelet.py", f"{KERNEL}/test_find_kubelet.py")),
-    Feature("pods are found by their cgroup", (f"{KERNEL}/test_kubepods.py",)),
+    Feature("the kubelet's probes pass policy, no others do", (f"{KERNEL}/test_kubelet.py", f"{KERNEL}/test_find_kubelet.py")),
     Feature("SOCK_DESTROY", (f"{KERNEL}/test_sock_diag.py",)),
     Feature("programs load, pin and are replaced; down is closed", (_LIFECYCLE,)),
     Feature("nodes: HBONE between them, streams whole", _of(

@@ -63,6 +63,9 @@ def test_a_running_pod_gets_a_label_and_loses_it(mesh: LabelledCluster) -> None:
     assert (row["state"], row["error"], row["since"]) == ("unlabelled", "", 0)
     assert "neither the pod nor its namespace" in row["why"]
     assert path_of(mesh, pod) == "plain"
+    explained = mesh.agents[0].get("/why", source=pod.key, destination=f"{mesh.pods['server'].ip}:{PORT}")
+    assert (explained["enrolled"], explained["way"]["kind"]) == (False, "plain")
+    assert "neither the pod nor its namespace" in explained["steps"][0]["outcome"]
     began = time.monotonic()
     pod.tell()
     mesh.wait_in(pod)

@@ -243,12 +243,6 @@ class ZdsEnrolment:
         self._active.set()
         self._delay_s = _AGAIN_S[0]
 
-    def close(self) -> None:
-        """Let go of all namespaces: the agent ends."""
-        for pod in self._pods.values():
-            os.close(pod.fd)
-        self._pods.clear()
-
     # ── what istio-cni says ──
 
     async def _add(self, request: Add, fd: int, snapshot: _Snapshot) -> None:
