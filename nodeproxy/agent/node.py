@@ -421,7 +421,6 @@ class Node:
             self._first_pods = pods
         elif self.labels is not None:
             if not self._reconciled:
-                await self.enrolment.reconcile()  # what was said by command to the agent before: labels do not speak of it
                 await self.labels.reconcile()
         elif self.zds is None:
             await self.enrolment.want(pods)
@@ -430,6 +429,7 @@ class Node:
     async def looked(self, others: Collection[int] = ()) -> None:
         """Every pod that is known has been looked at.  others: cookies of namespaces that stay steered."""
         if not self._reconciled:
+            await self.enrolment.reconcile()  # what was said by command to the agent before: the source may not speak of it
             await self.enrolment.release_strangers(others)
             self._reconciled = True
             self.direct.start()
