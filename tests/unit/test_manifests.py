@@ -87,7 +87,7 @@ def test_the_namespace_lets_such_pods_in(base: Manifest, mesh_file: Manifest) ->
 def test_has_only_the_capabilities_it_needs(manifest: Manifest, base: Manifest) -> None:
     security = manifest.container["securityContext"]
     finds_pods = ["SYS_PTRACE"] if manifest.namespace == base.namespace and manifest.pod.get("hostPID") else []
-    assert security["capabilities"] == {"drop": ["ALL"], "add": ["SYS_ADMIN", "NET_ADMIN", *finds_pods]}
+    assert security["capabilities"] == {"drop": ["ALL"], "add": ["SYS_ADMIN", "NET_ADMIN", "DAC_OVERRIDE", *finds_pods]}
     assert (security["privileged"], security["allowPrivilegeEscalation"], security["readOnlyRootFilesystem"]) == (
         False,
         False,
