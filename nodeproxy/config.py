@@ -117,6 +117,8 @@ class RunConfig:
     enrolment: EnrolmentMode = EnrolmentMode.FILE
     # Who puts this node's pods into the mesh: the mesh file (`file`), labels in the cluster (`labels`: needs our controller),
     # istio-cni (`zds`), or `nodeproxy enrol` alone (`command`).  `file` with a mesh file, else `command`.
+    zds_socket: Path = Path("/var/run/ztunnel/ztunnel.sock")
+    # Where istio-cni tells of pods, for enrolment zds.  Where Istio's charts mount it.
     standing_connections: StandingConnections = StandingConnections.KEEP
     # Connections that a pod had before it was enrolled: `keep` them, outside the mesh and shown in `status`, or `destroy` them.
     # `keep`: what a label does to a running pod must not break what it is at.
@@ -380,6 +382,7 @@ _READERS: dict[str, Reader] = {
     "xds_address": _upstreams,
     "xds_on_demand": _yes_or_no,
     "enrolment": _enrolment,
+    "zds_socket": read_path,
     "standing_connections": _standing_connections,
     "ca_address": _upstreams,
     "xds_root_ca": read_path,
@@ -420,6 +423,7 @@ _ISTIO_VARIABLES: dict[str, tuple[str, ...]] = {
     "mesh": ("LOCAL_XDS_PATH",),
     "xds_address": ("XDS_ADDRESS",),
     "xds_on_demand": ("XDS_ON_DEMAND",),
+    "zds_socket": ("INPOD_UDS",),
     "ca_address": ("CA_ADDRESS",),
     "xds_root_ca": ("XDS_ROOT_CA",),
     "ca_root_ca": ("CA_ROOT_CA",),

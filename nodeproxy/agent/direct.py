@@ -21,6 +21,7 @@ from nodeproxy.decide.direct import MAX_POLICIES, Direct, Held, Summary, summari
 from nodeproxy.decide.direct_relevance import Relevance
 from nodeproxy.decide.outbound import Route, RouteKind, who_is
 from nodeproxy.kernel.direct import DirectService, DirectTable, Verdict
+from nodeproxy.linux.sock_diag import can_destroy
 from nodeproxy.model.connection import Connection
 from nodeproxy.model.policy import Policy
 from nodeproxy.model.workload import Workload
@@ -301,3 +302,18 @@ class DirectPath:
 
 def _summarise(sets: dict[Held, tuple[Policy, ...]], identities: set[str]) -> dict[Held, dict[str, Summary]]:
     return {held: summarise(policies, identities) for held, policies in sets.items()}
+
+
+def why_not_direct(*, hbone: bool, redirected: bool) -> str:
+    """Why there is no direct path on this node; "": there is one.
+
+    redirected: istio-cni's rules lead what a pod sends back to it, but for what the proxy sends, which has a mark.
+    """
+    if hbone:
+        return "same_node is hbone"
+    if redirected:
+        return "istio-cni redirects what pods send"
+    off = can_destroy()
+    if off:
+        log.warning("pods of this node talk through the proxy, as direct connections could not be ended: %s", off)
+    return off

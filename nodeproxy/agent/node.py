@@ -14,11 +14,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from nodeproxy.agent.direct import DirectPath
+from nodeproxy.agent.direct import DirectPath, why_not_direct
 from nodeproxy.agent.direct_flows import DirectFlows
 from nodeproxy.agent.direct_judge import Judge
 from nodeproxy.agent.direct_pods import DirectPods
@@ -46,7 +46,6 @@ from nodeproxy.identity.certificate import CertificateAuthority
 from nodeproxy.identity.kept import KeptCertificates
 from nodeproxy.kernel.steering import Steering
 from nodeproxy.linux.kubepods import PodFinder
-from nodeproxy.linux.sock_diag import can_destroy
 from nodeproxy.model.connection import Connection
 from nodeproxy.model.delta import Delta, PodSpec
 from nodeproxy.model.messages import NamesUsed, NamesWanted, StateChanged, WorkerSettings
@@ -56,6 +55,9 @@ from nodeproxy.state.balance import Balancer
 from nodeproxy.state.changes import Touched
 from nodeproxy.state.store import Meta, StateWriter
 from nodeproxy.state.view import View
+
+if TYPE_CHECKING:  # with it comes protobuf, which an agent with a mesh file does without
+    from nodeproxy.agent.pods.zds import ZdsEnrolment
 
 # A CA answers in milliseconds, or is away.
 _CERTIFICATE_WAIT_S = 2.0
@@ -83,6 +85,7 @@ class Node:
         kept: KeptCertificates | None = None,
         on_demand: bool = False,
         by_labels: PodFinder | None = None,
+        by_istio_cni: bool = False,
         cluster_domain: str = "cluster.local",
         kubelet: KubeletWatch,
         held_back: bool = False,
@@ -91,6 +94,7 @@ class Node:
         """source: its name, for people.  kept: where certificates outlive the agent, if the CA may be away.
 
         by_labels: labels in the cluster say which pods are in the mesh, and this finds them.
+        by_istio_cni: istio-cni says which they are; who hears it becomes `zds`.
         held_back: another agent serves the node; nothing that both share is changed until `take_over`.
         on_demand: the state holds only what was asked for; cluster_domain: of the names that `why` completes then.
         events: who tells people of pods, if not nobody.
@@ -107,7 +111,7 @@ class Node:
             )
         self.remembered = Remembered(self.state)
         self.roster = Roster(self.state) if by_labels is not None else None
-        self.provisional = Provisional(self.state) if by_labels is not None else None
+        self.provisional = Provisional(self.state) if by_labels is not None or by_istio_cni else None
         self._reader = self.state.reader()
         self._releasing = False
         self._writing = asyncio.Lock()  # held while the store is lent to another process: to write then would stop the loop
@@ -141,9 +145,7 @@ class Node:
         pods = DirectPods()
         flows = DirectFlows(pods, self.view, self.totals, log_json=log_json, log_fd=sys.stdout.fileno())
         judge = Judge(pods, flows, self.view, hbone=hbone)
-        off = "same_node is hbone" if hbone else can_destroy()
-        if off and not hbone:
-            log.warning("pods of this node talk through the proxy, as direct connections could not be ended: %s", off)
+        off = why_not_direct(hbone=hbone, redirected=by_istio_cni)
         self.direct = DirectPath(steering.direct, pods, flows, judge, self.view, off=off, on_demand=on_demand)
         self.on_demand: OnDemand | None = None
         if on_demand:
@@ -173,8 +175,9 @@ class Node:
                 Attachments(self.state),
                 self.provisional,
                 is_connected=lambda: self.connection is not None and self.connection().connected,
-                on_looked=self._looked,
+                on_looked=self.looked,
             )
+        self.zds: ZdsEnrolment | None = None
         self.enrolment.restore(self.remembered.commands)
         if self.on_demand is not None:
             for uid in self.enrolment.target_uids():
@@ -206,7 +209,8 @@ class Node:
     @property
     def knows_its_pods(self) -> bool:
         """Whether somebody has said which pods are to be in."""
-        return self._reconciled or (self._first_pods is not None and (self.roster is None or self.roster.received))
+        told = self.roster.received if self.roster is not None else self.zds is None or self.zds.told
+        return self._reconciled or (self._first_pods is not None and told)
 
     async def take_over(self, said: Commands | None) -> None:
         """Serve the node from now on: the steering is this agent's.  said: by command to the agent before, None: it is known."""
@@ -216,6 +220,8 @@ class Node:
         self.direct.hold(close=bool(self.state.rebuilt) or self.state.epoch != self._first_epoch)
         self._held_back = False
         await self._reconcile(self._first_pods or ())
+        if self.zds is not None:
+            await self.zds.take_over()
         self.identities.expect_no_more()
 
     async def copy_state(self, directory: Path) -> list[str]:
@@ -225,6 +231,8 @@ class Node:
 
     async def let_go(self, on_released: Callable[[int], None]) -> None:
         """A successor takes over: what both share is its own from now on.  on_released: see `Enrolment.freeze`."""
+        if self.zds is not None:
+            await self.zds.pause()
         await self.enrolment.freeze(on_released)
         await asyncio.to_thread(self.steering.direct.let_go)
         if self._kept is not None:
@@ -235,6 +243,8 @@ class Node:
         self.steering.take(self.steering.lock, own_cgroup_id=own_cgroup_id, workers=self.workers.count)
         self.direct.hold(close=True)
         await self.enrolment.thaw()
+        if self.zds is not None:
+            self.zds.resume()
         self.steering.attach(cgroup_root)
         self.steering.forget_others()
         if self._kept is not None:
@@ -290,7 +300,8 @@ class Node:
         if workload is None:
             raise EnrolmentError(f"the state has no workload {uid}: its connections would be refused")
         try:
-            await asyncio.wait_for(self.identities.manager.wait_certificate(workload.identity), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self.identities.manager.wait_certificate(workload.identity)
         except (TimeoutError, IdentityError) as error:
             why = str(error) or f"the CA did not answer within {timeout_s:g} s"
             raise EnrolmentError(f"there is no certificate for {workload.identity}: {why}") from error
@@ -349,7 +360,8 @@ class Node:
         if workload is not None:
             # So that its first connection does not come before its certificate; a CA that is away is no reason to fail.
             with contextlib.suppress(TimeoutError, IdentityError):
-                await asyncio.wait_for(self.identities.manager.wait_certificate(workload.identity), _CERTIFICATE_WAIT_S)
+                async with asyncio.timeout(_CERTIFICATE_WAIT_S):
+                    await self.identities.manager.wait_certificate(workload.identity)
         return took_ms
 
     async def leave(self, uid: str) -> bool:
@@ -380,6 +392,7 @@ class Node:
             pending.append("pods: not all looked at yet")
         if not self.workers.all_ready:
             pending.append("workers: not all run")
+        pending += self.zds.pending() if self.zds is not None else []
         pending += [f"certificate: none for {identity}" for identity in self.identities.missing()]
         return pending
 
@@ -412,13 +425,15 @@ class Node:
     async def _reconcile(self, pods: tuple[PodSpec, ...]) -> None:
         if self._held_back:
             self._first_pods = pods
-        elif self.labels is None:
+        elif self.labels is not None:
+            if not self._reconciled:
+                await self.enrolment.reconcile()  # what was said by command to the agent before: labels do not speak of it
+                await self.labels.reconcile()
+        elif self.zds is None:
             await self.enrolment.want(pods)
-            await self._looked()
-        elif not self._reconciled:
-            await self.labels.reconcile()
+            await self.looked()
 
-    async def _looked(self, others: Collection[int] = ()) -> None:
+    async def looked(self, others: Collection[int] = ()) -> None:
         """Every pod that is known has been looked at.  others: cookies of namespaces that stay steered."""
         if not self._reconciled:
             await self.enrolment.release_strangers(others)
@@ -481,12 +496,8 @@ class Node:
         self.enrolment.attach_worker(slot)
 
     def _names_asked(self, slot: int, message: NamesWanted | NamesUsed) -> None:
-        if self.on_demand is None:
-            return
-        if isinstance(message, NamesWanted):
-            self.on_demand.wanted(slot, message.pod, message.names)
-        else:
-            self.on_demand.used(message.names)
+        if self.on_demand is not None:
+            self.on_demand.heard(slot, message)
 
     def _pod_released(self, slot: int, cookie: int) -> None:
         self.enrolment.released(slot, cookie)

@@ -24,7 +24,7 @@ from nodeproxy.agent.asked import Asked, AskedNames
 from nodeproxy.agent.asking import Asking
 from nodeproxy.errors import StateError
 from nodeproxy.model.delta import Delta
-from nodeproxy.model.messages import NAMES_A_MESSAGE, NamesAnswered
+from nodeproxy.model.messages import NAMES_A_MESSAGE, NamesAnswered, NamesUsed, NamesWanted
 from nodeproxy.model.workload import Service, Workload
 from nodeproxy.observe.on_demand_metrics import OnDemandStatistics
 from nodeproxy.state.resources import service_names, workload_names
@@ -174,6 +174,13 @@ class OnDemand:
         self._enrolled.discard(uid)
 
     # ── workers ──
+
+    def heard(self, slot: int, message: NamesWanted | NamesUsed) -> None:
+        """What a worker says."""
+        if isinstance(message, NamesWanted):
+            self.wanted(slot, message.pod, message.names)
+        else:
+            self.used(message.names)
 
     def wanted(self, slot: int, owner: str, names: Iterable[str]) -> None:
         """Connections on the account of `owner` wait for these names."""

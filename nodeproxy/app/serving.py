@@ -91,12 +91,17 @@ class Serving:
             kept=kept,
             on_demand=config.xds_on_demand,
             by_labels=PodFinder(config.cgroup_root) if config.enrolment is EnrolmentMode.LABELS else None,
+            by_istio_cni=config.enrolment is EnrolmentMode.ZDS,
             cluster_domain=config.cluster_domain,
             kubelet=self._kubelet,
             events=events,
             held_back=predecessor is not None,
         )
         self._cni = cni_part(config, self._node)
+        if config.enrolment is EnrolmentMode.ZDS:
+            from nodeproxy.app.istio_cni import hear_istio_cni
+
+            hear_istio_cni(config, self._node, active=predecessor is None)
         identification = {"version": __version__, "instance": config.instance, "run_dir": str(config.run_dir)}
         self._stopping = asyncio.Event()
         self._token = new_token()
@@ -148,6 +153,8 @@ class Serving:
             self._task(follow(self._config, node, self._store), "source"),
             self._task(node.standing.run(), "standing connections"),
         ]
+        if node.zds is not None:
+            self._passive.append(self._task(node.zds.run(), "istio-cni"))
         if node.on_demand is not None:
             self._passive.append(self._task(node.on_demand.run(), "on demand"))
 

@@ -47,6 +47,9 @@ from nodeproxy.errors import ConfigError
     help="Who puts pods into the mesh: file, command, labels or zds.  [default: file with --mesh, else command]",
 )
 @click.option(
+    "--zds-socket", metavar="FILE", help=f"Enrolment zds: istio-cni's socket.  [default: {config.RunConfig.zds_socket}]"
+)
+@click.option(
     "--standing-connections", metavar="keep|destroy", help="Those that a pod had before it was enrolled.  [default: keep]"
 )
 @click.option("--ca-address", metavar="URL,…", help="The CA's servers.  [default: those of --xds-address, without --ca]")

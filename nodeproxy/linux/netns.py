@@ -93,13 +93,21 @@ def open_netns(path: str) -> int:
     except OSError as error:
         raise EnrolmentError(f"network namespace {path}: {error.strerror}") from error
     try:
+        refuse_other_kinds(descriptor, path)
+    except EnrolmentError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def refuse_other_kinds(descriptor: int, path: str) -> None:
+    """Only of a network namespace; path: what it is called in the error."""
+    try:
         kind = fcntl.ioctl(descriptor, _NS_GET_NSTYPE)
     except OSError:
         kind = 0
     if kind != _CLONE_NEWNET:
-        os.close(descriptor)
         raise EnrolmentError(f"{path} is not a network namespace (a file that is left when its mount has gone looks like this)")
-    return descriptor
 
 
 def netns_inode(netns_fd: int) -> int:

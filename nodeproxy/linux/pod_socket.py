@@ -8,6 +8,7 @@ The marks steer answers through the pod's routing table; they exempt nothing fro
 from __future__ import annotations
 
 import socket
+import struct
 from typing import Final
 
 # Plain numbers: enumerations are slow to combine and to convert, and this is done for each connection.
@@ -21,6 +22,9 @@ MARK_LAST_LEG: Final = 0x53A
 
 _IP_TRANSPARENT: Final = 19  # <linux/in.h>; not in Python's socket module before 3.13
 _IPV6_TRANSPARENT: Final = 75  # <linux/in6.h>
+_SO_ORIGINAL_DST: Final = 80  # <linux/netfilter_ipv4.h>, and IP6T_SO_ORIGINAL_DST of <linux/netfilter_ipv6/ip6_tables.h>
+_SOCKADDR_IN: Final = struct.Struct("!2xH4s8x")
+_SOCKADDR_IN6: Final = struct.Struct("!2xH4x16s4x")
 _IP_BIND_ADDRESS_NO_PORT: Final = (
     24  # the port is chosen at connect(), by the whole 4-tuple: else a client's address has but 28,000
 )
@@ -52,3 +56,18 @@ def last_leg_socket(family: int, client_ip: str) -> socket.SocketType:
         made.close()
         raise
     return made
+
+
+def redirected_from(sock: socket.SocketType, family: int) -> tuple[str, int] | None:
+    """Where an accepted connection was sent before a rule of netfilter's in this pod redirected it; None: nowhere else is known.
+
+    family: of its addresses, also where the socket is of both.  It is the pod's own word: who has NET_ADMIN there makes rules.
+    """
+    try:
+        if family == _INET6:
+            port, packed = _SOCKADDR_IN6.unpack(sock.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, _SOCKADDR_IN6.size))
+        else:
+            port, packed = _SOCKADDR_IN.unpack(sock.getsockopt(socket.IPPROTO_IP, _SO_ORIGINAL_DST, _SOCKADDR_IN.size))
+    except OSError:  # not tracked, or a kernel without netfilter
+        return None
+    return socket.inet_ntop(family, packed), port

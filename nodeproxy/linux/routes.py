@@ -2,8 +2,8 @@
 
     net.ipv4.tcp_fwmark_accept = 1          the application's answers carry the mark of the SYN that they answer
     net.ipv4.fwmark_reflect = 1, ipv6 too   and so does the RST of a port where nobody listens: else connects time out [tried]
-    ip rule fwmark 0x53a lookup 100         … and are routed by their own table
-    ip route local default dev lo table 100 … back over lo to the proxy's socket, which owns the client's address there
+    ip rule fwmark 0x53a lookup 85           … and are routed by their own table
+    ip route local default dev lo table 85   … back over lo to the proxy's socket, which owns the client's address there
 
 Both families; no iptables.  Idempotent, and undone when the pod leaves.
 """
@@ -21,7 +21,8 @@ from nodeproxy.linux.netns import inside
 from nodeproxy.linux.pod_socket import MARK_LAST_LEG
 from nodeproxy.linux.rtnetlink import RouteNetlink
 
-TABLE: Final = 100
+# A table of a pod's own.  Not 100 and up: istio-cni fills and empties 100, the CNI plug-in sbr takes those that follow.
+TABLE: Final = 85
 # After `local` (0), whose routes say what the pod's own addresses are, and before `main` (32766).
 _RULE_PRIORITY: Final = 100
 _LOOPBACK_INDEX: Final = 1  # lo is the first interface of every network namespace

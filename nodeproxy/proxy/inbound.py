@@ -7,11 +7,11 @@ from functools import partial
 
 from nodeproxy.decide.inbound import admit_plain
 from nodeproxy.kernel.original_destination import OriginalDestination
-from nodeproxy.linux.pod_socket import MARK_LAST_LEG
+from nodeproxy.linux.pod_socket import MARK_LAST_LEG, redirected_from
 from nodeproxy.model.address import join_address
 from nodeproxy.model.connection import Direction, Party
 from nodeproxy.model.reason import Reason, Refusal
-from nodeproxy.model.workload import Workload
+from nodeproxy.model.workload import PLAINTEXT_PORT, Workload
 from nodeproxy.proxy.app_socket import AppSocket, reset_and_close
 from nodeproxy.proxy.context import Context
 from nodeproxy.proxy.outbound import Outbound
@@ -79,6 +79,8 @@ class Inbound:
             self._outbound.serve(source, sock, peer, (late.ip, late.port))
             return
         local = plain_address(sock.getsockname())
+        if local[1] == PLAINTEXT_PORT:  # istio-cni's rules send everything there
+            local = redirected_from(sock, socket.AF_INET6 if ":" in local[0] else socket.AF_INET) or local
         view = context.renewed_view()
         workload = view.workload(pod.uid)
         record = context.record(Direction.INBOUND, Party(join_address(*peer)), Party(join_address(*local), workload))

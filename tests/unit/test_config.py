@@ -137,6 +137,7 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path):
         "xds_address": "https://x:1,https://y:2",
         "xds_on_demand": "true",
         "enrolment": "labels",
+        "zds_socket": "/run/zds.sock",
         "standing_connections": "destroy",
         "ca_address": "https://z:3",
         "xds_root_ca": "/roots",

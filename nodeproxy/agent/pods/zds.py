@@ -1,0 +1,403 @@
+"""Enrolment by istio-cni: whom it tells of over ZDS is put in, whom it takes back leaves.
+
+Invariants: each request is answered once, in its order and in time, for a late answer would pass for the next one's; a pod is in
+when its Add is answered without an error; before a whole snapshot came on a connection that was made while this agent serves,
+nobody leaves; a namespace is held by its descriptor as long as its pod is told of.  What fails is answered with why, and tried
+again by `Enrolment.watch`.
+It must not know packets, nor what istio-cni does in a pod.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from nodeproxy.agent.enrolment import Enrolment
+from nodeproxy.agent.pods.provisional import Provisional
+from nodeproxy.agent.pods.zds_connection import Packet, ZdsConnection
+from nodeproxy.agent.pods.zds_kept import ZdsKept
+from nodeproxy.agent.pods.zds_protocol import Add, Delete, Keep, Request, answer, hello, parse
+from nodeproxy.errors import EnrolmentError, NodeproxyError
+from nodeproxy.kernel.abi import MAX_PODS
+from nodeproxy.linux.addresses import pod_addresses
+from nodeproxy.linux.netns import netns_cookie, netns_inode, refuse_node_netns, refuse_other_kinds
+from nodeproxy.linux.netns_users import has_processes
+from nodeproxy.model.delta import Delta, PodSpec
+from nodeproxy.model.workload import Protocol as WorkloadProtocol
+from nodeproxy.model.workload import Workload
+from nodeproxy.state.store import Meta
+from nodeproxy.state.view import View
+
+# istio-cni waits 5 s for an answer, and takes one that comes later for the answer to its next request.
+_ANSWER_S: Final = 4.0
+_TOO_LATE_S: Final = 4.8
+# A pod that is new: its certificate, or the control plane's word about it.
+_SERVING_S: Final = 3.0
+_POLL_S: Final = 0.05
+# Between two connections; istio-cni accepts five a second.
+_AGAIN_S: Final = (0.25, 5.0)
+
+log = logging.getLogger(__name__)
+
+
+class Node(Protocol):
+    """The agent, as this needs it."""
+
+    def view(self) -> View:
+        """The state as it is now."""
+
+    async def write(self, delta: Delta, meta: Meta) -> None:
+        """Write to the store of the agent's own accord.  Raises StateError."""
+
+    async def serving(self, uid: str, timeout_s: float) -> None:
+        """Wait until the pod's certificate is there and all workers know all that was written.  Raises EnrolmentError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What this node's workloads have in common, and how istio-cni is reached."""
+
+    socket: Path
+    node: str
+    cluster: str
+    network: str
+    trust_domain: str
+
+
+@dataclass(slots=True, eq=False)
+class _Pod:
+    """A pod that istio-cni has told of.  fd: of its network namespace, ours."""
+
+    add: Add
+    spec: PodSpec
+    fd: int
+
+
+@dataclass(slots=True)
+class _Snapshot:
+    """What was told on one connection.  turn: of this agent's service, when it began."""
+
+    turn: int
+    named: set[str] = field(default_factory=set)
+    whole: bool = False
+
+
+class ZdsEnrolment:
+    """`run` serves until cancelled.  active: this agent serves the node; else `take_over` says when it does.
+
+    on_looked: called with each whole snapshot, with the cookies of namespaces that stay steered for pods that are kept.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        enrolment: Enrolment,
+        provisional: Provisional,
+        kept: ZdsKept,
+        on_looked: Callable[[Collection[int]], Awaitable[None]],
+        place: Place,
+        *,
+        active: bool,
+    ) -> None:
+        self.told = False  # a whole snapshot has come, to whichever connection
+        self.connected = False
+        self.error = ""  # why there is no connection
+        self._node = node
+        self._enrolment = enrolment
+        self._provisional = provisional
+        self._kept = kept
+        self._place = place
+        self._on_looked = on_looked
+        self._pods: dict[str, _Pod] = {}  # by the pod's uid
+        self._lock = asyncio.Lock()
+        self._active = asyncio.Event()
+        if active:
+            self._active.set()
+        self._turn = 0
+        self._looked = False
+        self._running = asyncio.Event()  # not paused
+        self._running.set()
+        self._following: asyncio.Task[None] | None = None
+        self._work: set[asyncio.Task[None]] = set()
+        self._delay_s = _AGAIN_S[0]
+
+    # ── the connection ──
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._running.wait()
+            self._following = asyncio.get_running_loop().create_task(self._follow(), name="istio-cni's connection")
+            try:
+                await asyncio.wait([self._following])
+            finally:
+                self.connected = False
+                await _cancel(self._following)
+            if not self._running.is_set() or self._following.cancelled():
+                continue
+            self._note_broken(self._following.exception())
+            await asyncio.sleep(self._delay_s * random.uniform(0.5, 1.0))
+            self._delay_s = min(self._delay_s * 2, _AGAIN_S[1])
+
+    def _note_broken(self, error: BaseException | None) -> None:
+        if error is not None and not isinstance(error, (NodeproxyError, OSError)):
+            raise error
+        if str(error) != self.error:
+            log.warning("%s; pods stay as they are, and it is tried again", error)
+        self.error = str(error)
+
+    async def _follow(self) -> None:
+        """One connection.  Raises EnrolmentError when it is over."""
+        snapshot = _Snapshot(self._turn)
+        with ZdsConnection(self._place.socket) as connection:
+            connection.send(hello())
+            self.connected = True
+            while (packet := await connection.receive()) is not None:
+                began = time.monotonic()
+                error = await self._answer(packet, snapshot)
+                if time.monotonic() - began > _TOO_LATE_S:
+                    raise EnrolmentError("istio-cni waited too long for an answer: this node has no time; all is asked again")
+                if error:
+                    log.error("istio-cni's request can't be done: %s", error)
+                connection.send(answer(error))
+                self.error = ""
+        raise EnrolmentError("istio-cni has closed the connection")
+
+    async def _answer(self, packet: Packet, snapshot: _Snapshot) -> str:
+        """What to answer: "", or an error."""
+        fds = list(packet.fds)
+        try:
+            if not packet.whole:
+                raise EnrolmentError("the packet is larger than any of ZDS, or has too many descriptors")
+            work = self._work_for(parse(packet.data), fds, snapshot)
+        except NodeproxyError as error:
+            return str(error)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        task = asyncio.get_running_loop().create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._done)
+        await asyncio.wait([task], timeout=_ANSWER_S)
+        if not task.done():
+            return f"not done within {_ANSWER_S:g} s, and goes on"
+        failure = task.exception()
+        return str(failure) if failure is not None else ""
+
+    def _work_for(self, request: Request, fds: list[int], snapshot: _Snapshot) -> Coroutine[Any, Any, None]:
+        """Takes a descriptor that is right.  Raises EnrolmentError."""
+        if len(fds) != isinstance(request, Add):
+            raise EnrolmentError(f"{len(fds)} descriptors came with {type(request).__name__}: an Add has one, others none")
+        if isinstance(request, Add):
+            refuse_other_kinds(fds[0], "what came with an Add")
+            refuse_node_netns(fds[0], f"what came for pod {request.key}")
+            return self._add(request, fds.pop(), snapshot)
+        if isinstance(request, Keep):
+            return self._keep(request, snapshot)
+        return self._delete(request) if isinstance(request, Delete) else self._finish(snapshot)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._work.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, (NodeproxyError, OSError)):
+            log.error("nodeproxy failed on a request of istio-cni's", exc_info=error)
+
+    # ── from one agent to the next ──
+
+    async def take_over(self) -> None:
+        """This agent serves from now on: whom it was told of is put in, and everything is asked once more.
+
+        What was told while another agent served may have been answered by that one.
+        """
+        self._begin()
+        async with self._lock:
+            for pod in list(self._pods.values()):
+                try:
+                    await self._put_in(pod)
+                except (NodeproxyError, OSError) as error:
+                    log.error("pod %s can't be taken over: %s", pod.add.key, error)
+        if self._following is not None:
+            self._following.cancel()
+
+    async def pause(self) -> None:
+        """Another agent takes over: change nothing any more, and leave istio-cni to it."""
+        self._running.clear()
+        self._active.clear()
+        if self._following is not None:
+            await _cancel(self._following)
+        await asyncio.gather(*self._work, return_exceptions=True)
+
+    def resume(self) -> None:
+        """It did not: go on, from a snapshot."""
+        self._begin()
+        self._running.set()
+
+    def _begin(self) -> None:
+        self._turn += 1
+        self._active.set()
+        self._delay_s = _AGAIN_S[0]
+
+    # ── what istio-cni says ──
+
+    async def _add(self, request: Add, fd: int, snapshot: _Snapshot) -> None:
+        async with self._lock:
+            pod = self._know(request, fd)
+            was_whole = snapshot.whole
+            snapshot.named.add(request.pod_uid)
+            if self._active.is_set():
+                await self._put_in(pod)
+        if not was_whole:
+            return  # of many that run already: what they lack yet is waited for by `pending`
+        if not self._active.is_set():
+            await self._served(pod)
+        if pod.spec.uid in self._enrolment.pods:
+            await self._known(pod)
+            await self._node.serving(pod.spec.uid, _SERVING_S)
+
+    def _know(self, request: Add, fd: int) -> _Pod:
+        """The pod as it is told of now; the descriptor is its own, or closed."""
+        inode = netns_inode(fd)
+        known = self._pods.get(request.pod_uid)
+        if known is not None and known.spec.inode == inode and known.add == request:
+            os.close(fd)
+            return known
+        if known is None and len(self._pods) >= MAX_PODS:
+            os.close(fd)
+            raise EnrolmentError(f"{MAX_PODS} pods are told of: no node has more")
+        # By this process's number and not as /proc/self: people follow it, too.
+        spec = PodSpec(f"{self._place.cluster}//Pod/{request.key}", f"/proc/{os.getpid()}/fd/{fd}", inode)
+        made = self._pods[request.pod_uid] = _Pod(request, spec, fd)
+        if known is not None:
+            os.close(known.fd)
+        return made
+
+    async def _put_in(self, pod: _Pod) -> None:
+        """Raises EnrolmentError; then it is tried again."""
+        uid = pod.spec.uid
+        for other in [each for each in self._pods.values() if each.spec.uid == uid and each is not pod]:
+            del self._pods[other.add.pod_uid]  # a pod of that name ended, and its Del is still to come
+            os.close(other.fd)
+        before = self._enrolment.pods.get(uid)
+        await self._keep_in_mind(self._kept.note(pod.add.pod_uid, netns_cookie(pod.fd)))
+        await self._make_known(pod)
+        await self._enrolment.change({uid: pod.spec}, (uid,) if before is not None and before.inode != pod.spec.inode else ())
+        enrolled = self._enrolment.pods.get(uid)
+        if (enrolled is None or enrolled.inode != pod.spec.inode) and self._enrolment.commands.get(uid, pod) is not None:
+            failed = self._enrolment.failed.get(uid)
+            raise EnrolmentError(failed.error if failed is not None else "another agent is taking over from this one")
+
+    async def _make_known(self, pod: _Pod) -> None:
+        """A workload for who starts: the control plane tells of it when it has an address, and that is after this.
+
+        Only of a namespace in which nobody runs yet: whoever does could give it any address.
+        """
+        uid, place = pod.spec.uid, self._place
+        if self._node.view().workload(uid) is not None or await asyncio.to_thread(has_processes, pod.spec.inode):
+            return
+        present = await asyncio.to_thread(pod_addresses, pod.fd)
+        view = self._node.view()
+        addresses = [address for address in present if view.workload_at(place.network, address) is None]
+        workload = Workload(
+            uid=uid,
+            name=pod.add.name,
+            namespace=pod.add.namespace,
+            service_account=pod.add.service_account,
+            network=place.network,
+            protocol=WorkloadProtocol.HBONE,
+            trust_domain=place.trust_domain,
+            node=place.node,
+            cluster=place.cluster,
+            canonical_name=pod.add.name,
+            canonical_revision="latest",
+            workload_name=pod.add.name,
+        )
+        if addresses and view.workload(uid) is None:
+            await self._write(self._provisional.put(self._provisional.admit(workload, addresses)))
+
+    async def _served(self, pod: _Pod) -> None:
+        """While another agent serves: it is this one's turn soon, or istio-cni is to try again."""
+        try:
+            await asyncio.wait_for(self._active.wait(), _SERVING_S)
+        except TimeoutError:
+            raise EnrolmentError("an agent that is to take over was told, and has not taken over yet") from None
+        async with self._lock:
+            if self._pods.get(pod.add.pod_uid) is pod:
+                await self._put_in(pod)
+
+    async def _known(self, pod: _Pod) -> None:
+        deadline = time.monotonic() + _SERVING_S
+        while self._node.view().workload(pod.spec.uid) is None and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_S)
+
+    async def _keep(self, request: Keep, snapshot: _Snapshot) -> None:
+        snapshot.named.add(request.pod_uid)
+
+    async def _delete(self, request: Delete) -> None:
+        async with self._lock:
+            await self._take_out([request.pod_uid])
+
+    async def _finish(self, snapshot: _Snapshot) -> None:
+        async with self._lock:
+            snapshot.whole = self.told = True
+            self._delay_s = _AGAIN_S[0]
+            if snapshot.turn != self._turn or not self._active.is_set():
+                return  # another one follows
+            self._looked = True
+            await self._enrolment.reconcile()
+            await self._on_looked(self._waiting())
+            await self._take_out([uid for uid in {*self._pods, *self._kept.cookies} if uid not in snapshot.named])
+            here = {pod.spec.uid for pod in self._pods.values()}
+            await self._write(self._provisional.take_back(self._provisional.uids - here))
+            log.info("istio-cni has told of %d pods", len(self._pods))
+
+    async def _take_out(self, pod_uids: list[str]) -> None:
+        """These are not to be in; their connections may end on their own."""
+        pods = [self._pods.pop(uid) for uid in pod_uids if uid in self._pods]
+        if self._active.is_set():
+            for pod in pods:
+                self._provisional.forget(pod.spec.uid)
+            await self._enrolment.change({pod.spec.uid: None for pod in pods})
+            forgotten = self._kept.forget(pod_uids)
+            await self._keep_in_mind(forgotten)
+            if self._looked and len(forgotten) > len(pods):
+                await self._enrolment.release_strangers(self._waiting())
+            await self._write(self._provisional.take_back([pod.spec.uid for pod in pods]))
+        for pod in pods:
+            os.close(pod.fd)
+
+    def _waiting(self) -> list[int]:
+        """Cookies of namespaces that stay steered, of pods that an agent before had and this one is told to keep."""
+        return [cookie for uid, cookie in self._kept.cookies.items() if uid not in self._pods]
+
+    # ── what can be asked ──
+
+    def pending(self) -> list[str]:
+        """Why the node is not ready."""
+        if not self.told:
+            return [f"istio-cni: {self.error or 'it has not told of all pods yet'}"]
+        failed = self._enrolment.failed
+        uids = [pod.spec.uid for pod in self._pods.values()]
+        return [f"pod {uid}: {failed[uid].error}" for uid in uids if uid in failed]
+
+    # ── inside ──
+
+    async def _keep_in_mind(self, meta: Meta) -> None:
+        if meta:
+            await self._node.write(Delta(), meta)
+
+    async def _write(self, change: tuple[Delta, Meta]) -> None:
+        delta, meta = change
+        if meta:
+            await self._node.write(delta, meta)
+            self._provisional.written(meta)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,150 @@
+"""Pods in which istio-cni has made its rules: what they redirect is carried as elsewhere."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests.istio_cni import program, undo
+from tests.mesh.cluster import TIMEOUT_S, MeshPod, exactly, wait_until
+from tests.mesh.zds import ZdsCluster, path_of
+
+FAMILIES = pytest.mark.parametrize("family", [4, 6])
+
+
+class RuledCluster(ZdsCluster):
+    """Pods `client` and `app` of node 0 with the rules; `stranger`, in no mesh."""
+
+    def start(self) -> None:
+        super().start()
+        self.uids = {}
+        for name in ("client", "app"):
+            pod, uid = self.come(name)
+            program(pod.host)
+            assert self.add(pod, uid) == ""
+            self.uids[name] = uid
+        self.stranger = self.pod(1, "stranger")
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[RuledCluster]:
+    mesh = RuledCluster()
+    try:
+        mesh.start()
+        yield mesh
+    finally:
+        mesh.close()
+
+
+def at(pod: MeshPod, family: int) -> str:
+    return pod.ip if family == 4 else pod.ip6
+
+
+def call(mesh: RuledCluster, client: MeshPod, server: MeshPod, family: int, port: int) -> dict[str, Any]:
+    """One connection with a byte each way; the server sees the client's address.  How the server's node has it."""
+    with server.listen(port, at(server, family)) as listener, client.connect(at(server, family), port) as ours:
+        theirs, peer = listener.accept()
+        with theirs:
+            assert peer[0] == at(client, family)
+            assert ours.getpeername()[:2] == (at(server, family), port)
+            ours.sendall(b"x")
+            assert exactly(theirs, 1) == b"x"
+            theirs.sendall(b"y")
+            assert exactly(ours, 1) == b"y"
+            connections = mesh.agents[server.host.node].get("/connections")["connections"]
+            found = [each for each in connections if str(each).count(f":{port}'") or f":{port}" in str(each)]
+            assert found, connections
+            return dict(found[-1])
+
+
+@FAMILIES
+def test_what_a_pod_sends_goes_through_the_mesh(mesh: RuledCluster, family: int) -> None:
+    client, server = mesh.pods["client"], mesh.pods["server"]
+    assert client.identity in str(call(mesh, client, server, family, 8000))
+
+
+@FAMILIES
+def test_a_tunnel_reaches_the_pod(mesh: RuledCluster, family: int) -> None:
+    server, app = mesh.pods["server"], mesh.pods["app"]
+    assert server.identity in str(call(mesh, server, app, family, 8001))
+
+
+@FAMILIES
+def test_who_is_in_no_mesh_reaches_the_port_that_it_asked_for(mesh: RuledCluster, family: int) -> None:
+    row = call(mesh, mesh.stranger, mesh.pods["app"], family, 8002)
+    assert ":8002" in str(row)
+    assert "15006" not in str(row)
+
+
+@FAMILIES
+def test_two_pods_of_the_node(mesh: RuledCluster, family: int) -> None:
+    client, app = mesh.pods["client"], mesh.pods["app"]
+    assert client.identity in str(call(mesh, client, app, family, 8003))
+    assert "istio-cni" in str(mesh.agents[0].get("/status")["direct"])
+
+
+@FAMILIES
+def test_the_world_outside_is_reached(mesh: RuledCluster, family: int) -> None:
+    client, stranger = mesh.pods["client"], mesh.stranger
+    with stranger.listen(8004, at(stranger, family)) as listener, client.connect(at(stranger, family), 8004) as ours:
+        theirs, _ = listener.accept()
+        with theirs:
+            ours.sendall(b"x")
+            assert exactly(theirs, 1) == b"x"
+
+
+def test_a_pod_reaches_itself_and_its_loopback(mesh: RuledCluster) -> None:
+    client = mesh.pods["client"]
+    for address in (client.ip, client.ip6, "127.0.0.1", "::1"):
+        with client.listen(8005, address) as listener, client.connect(address, 8005) as ours:
+            theirs, _ = listener.accept()
+            with theirs:
+                ours.sendall(b"x")
+                assert exactly(theirs, 1) == b"x"
+
+
+@FAMILIES
+def test_policy_holds_for_the_port_that_was_asked_for(mesh: RuledCluster, family: int) -> None:
+    app, stranger = mesh.pods["app"], mesh.stranger
+    with app.listen(15006, at(app, family)), stranger.connect(at(app, family), 15006) as ours:
+        assert _ends(ours)  # the rules' own port is nobody's
+
+
+def test_connections_drain_when_the_rules_have_gone(mesh: RuledCluster) -> None:
+    pod, uid = mesh.come("leaver")
+    program(pod.host)
+    assert mesh.add(pod, uid) == ""
+    server, stranger = mesh.pods["server"], mesh.stranger
+    with ExitStack() as closing:
+        ends = []
+        for client, listening in ((pod, server), (server, pod), (stranger, pod)):
+            listener = closing.enter_context(listening.listen(0))
+            ours = closing.enter_context(client.connect(listening.ip, listener.getsockname()[1]))
+            ends.append((ours, closing.enter_context(listener.accept()[0])))
+        for ours, theirs in ends:
+            _both_ways(ours, theirs)
+        undo(pod.host)
+        for ours, theirs in ends:
+            _both_ways(ours, theirs)
+        assert mesh.cni.delete(uid) == [""]
+        for ours, theirs in ends:
+            _both_ways(ours, theirs)
+    wait_until(lambda: path_of(mesh, pod) == "plain", "it is out")
+
+
+def _both_ways(ours: socket.socket, theirs: socket.socket) -> None:
+    theirs.settimeout(TIMEOUT_S)
+    for one, other in ((ours, theirs), (theirs, ours)):
+        one.sendall(b"x")
+        assert exactly(other, 1) == b"x"
+
+
+def _ends(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(1) == b""
+    except ConnectionError:
+        return True
