@@ -366,9 +366,14 @@ class Serving:
         self._run_dir.sign()
         if self._ending:
             return
-        await self._node.hold_again(self.own_cgroup_id, self._cgroup_root)
-        await self._paths.stop()
-        await self._serve_paths()
+        try:
+            await self._node.hold_again(self.own_cgroup_id, self._cgroup_root)
+            await self._paths.stop()
+            await self._serve_paths()
+        except Exception:
+            log.exception("after a handover that failed this agent can't serve on: it ends, so that another start mends it")
+            self._stopping.set()
+            return
         self._start_active()
         if self._cni is not None:
             self._cni.resume()

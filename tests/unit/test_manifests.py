@@ -105,7 +105,10 @@ def test_only_who_must_find_pods_sees_the_nodes_processes(base: Manifest, istiod
     assert [each.pod.get("hostPID", False) for each in (base, istiod, mesh_file)] == [True, False, False]
 
 
-def test_a_roll_leaves_no_node_without_an_agent(manifest: Manifest) -> None:
+def test_a_roll_leaves_no_node_without_an_agent(manifest: Manifest, tmp_path: Path) -> None:
+    """The next one takes over, and the one before does not end by itself, or the kubelet would start it again."""
+    found = manifest.read(tmp_path)
+    assert (found.takeover, found.wait_after_handover) == (True, True)
     assert manifest.spec["updateStrategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     assert not manifest.pod.get("hostNetwork")  # two of them listen at the same ports meanwhile
 
