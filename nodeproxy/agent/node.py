@@ -231,8 +231,6 @@ class Node:
 
     async def let_go(self, on_released: Callable[[int], None]) -> None:
         """A successor takes over: what both share is its own from now on.  on_released: see `Enrolment.freeze`."""
-        if self.zds is not None:
-            await self.zds.pause()
         await self.enrolment.freeze(on_released)
         await asyncio.to_thread(self.steering.direct.let_go)
         if self._kept is not None:
@@ -243,8 +241,6 @@ class Node:
         self.steering.take(self.steering.lock, own_cgroup_id=own_cgroup_id, workers=self.workers.count)
         self.direct.hold(close=True)
         await self.enrolment.thaw()
-        if self.zds is not None:
-            self.zds.resume()
         self.steering.attach(cgroup_root)
         self.steering.forget_others()
         if self._kept is not None:
@@ -300,7 +296,8 @@ class Node:
         if workload is None:
             raise EnrolmentError(f"the state has no workload {uid}: its connections would be refused")
         try:
-            await asyncio.wait_for(self.identities.manager.wait_certificate(workload.identity), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self.identities.manager.wait_certificate(workload.identity)
         except (TimeoutError, IdentityError) as error:
             why = str(error) or f"the CA did not answer within {timeout_s:g} s"
             raise EnrolmentError(f"there is no certificate for {workload.identity}: {why}") from error
@@ -359,7 +356,8 @@ class Node:
         if workload is not None:
             # So that its first connection does not come before its certificate; a CA that is away is no reason to fail.
             with contextlib.suppress(TimeoutError, IdentityError):
-                await asyncio.wait_for(self.identities.manager.wait_certificate(workload.identity), _CERTIFICATE_WAIT_S)
+                async with asyncio.timeout(_CERTIFICATE_WAIT_S):
+                    await self.identities.manager.wait_certificate(workload.identity)
         return took_ms
 
     async def leave(self, uid: str) -> bool:
@@ -425,6 +423,7 @@ class Node:
             self._first_pods = pods
         elif self.labels is not None:
             if not self._reconciled:
+                await self.enrolment.reconcile()  # what was said by command to the agent before: labels do not speak of it
                 await self.labels.reconcile()
         elif self.zds is None:
             await self.enrolment.want(pods)

@@ -12,6 +12,7 @@ import msgspec
 
 from nodeproxy.agent.node import Node
 from nodeproxy.agent.on_demand import OnDemand
+from nodeproxy.agent.pod_rows import pod_rows
 from nodeproxy.config import SameNode
 from nodeproxy.decide.demand import Unanswered
 from nodeproxy.decide.trace import Trace, note
@@ -76,7 +77,7 @@ def _explain(node: Node, node_name: str, source: str, destination: str, names: s
     pod = find_workload(view, source)
     enrolled = _is_enrolled(node, pod, node_name) if not outside else False
     if enrolled is False and not outside:
-        outside = _why_outside(node, pod.uid)
+        outside = _why_outside(node, pod)
     found = explain(
         view,
         node.balancer,
@@ -97,10 +98,11 @@ def _is_enrolled(node: Node, pod: Workload, node_name: str) -> bool | None:
     return False if pod.node == node_name else None
 
 
-def _why_outside(node: Node, uid: str) -> str:
-    """Why a pod of this node is not steered."""
-    failed = node.enrolment.failed.get(uid)
-    return failed.error if failed is not None else "it is not enrolled on this node"
+def _why_outside(node: Node, pod: Workload) -> str:
+    """Why a pod of this node is not steered, in the words of `status`."""
+    key = f"{pod.namespace}/{pod.name}"
+    row = next((row for row in pod_rows(node) if pod.uid == row.uid or (not row.uid and row.workload == key)), None)
+    return (row.error or row.why if row is not None else "") or "it is not enrolled on this node"
 
 
 async def _ask(node: Node, on_demand: OnDemand, names: tuple[str, ...], asked: Trace) -> bool:

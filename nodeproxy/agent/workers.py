@@ -135,6 +135,8 @@ class Workers:
         passed_on: the kernel gives new connections to another agent's workers, and none that came before is to be refused.
         """
         self._ending = True
+        for worker in [each for each in self._workers.values() if not each.ready]:
+            self._forget(worker)  # nothing reaches it yet, and no connection did
         self.broadcast(Drain(grace_s, LISTENERS_LINGER_S if passed_on else 0.0))
         deadline = self._loop.time() + grace_s + _ANSWER_TIMEOUT_S
         while self._workers and self._loop.time() < deadline:

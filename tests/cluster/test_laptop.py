@@ -41,9 +41,12 @@ class Laptop(World):
     viewer: Path
 
     def fill(self) -> None:
+        for agent in self.cluster.agents:
+            agent.arguments += ["--enrolment", "labels"]
         super().fill()
         self.kubelets = StreamingKubelets(self)
-        self.late = self.pod(0, "late")
+        self.late = self.pod(0, "late")  # no kubelet runs it, so that its node's agent finds nothing of it
+        self.api.create(pod("apart", SPACE, node="node0", ips=["10.10.0.99"], labels={"istio.io/dataplane-mode": "none"}))
         more = {"generateName": "web-"}
         owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-5d4f8", "uid": "1", "controller": True}
         replica = pod("web-5d4f8-abcde", SPACE, node="node2", ips=["10.99.0.7"], labels={"pod-template-hash": "5d4f8"})
@@ -121,15 +124,17 @@ def test_status_shows_nodes_and_pods_in_or_why_not(laptop: Laptop) -> None:
         "client": True,
         "server": True,
         "late": False,
+        "apart": False,
         "web-5d4f8-abcde": False,
     }
     assert pods["client"]["identity"] == laptop.client.identity
-    assert pods["late"]["why"]
+    assert pods["late"]["why"] not in ("", pods["apart"]["why"])
+    assert pods["apart"]["why"] == "its own label istio.io/dataplane-mode keeps it out"
     assert pods["web-5d4f8-abcde"]["why"] == "no agent runs on node node2"
     assert told_as_documented("status", json.loads(json.dumps(found))) == []
     text = laptop.told("status", "-n", SPACE)
     assert "2 of 3 nodes ready, nodeproxy" in text
-    assert "2 of 4 pods in the mesh." in text
+    assert "2 of 5 pods in the mesh." in text
 
 
 def test_why_tells_the_whole_way(laptop: Laptop) -> None:
@@ -172,7 +177,8 @@ def test_why_explains_a_source_outside_the_mesh(laptop: Laptop) -> None:
     found = laptop.asked("why", "late", "api", "-n", SPACE)
     source, destination = found["parts"]
     assert source["answer"]["enrolled"] is False
-    assert "is not enrolled" in source["answer"]["steps"][1]["outcome"]
+    (late,) = [row for row in laptop.asked("status", "-n", SPACE)["pods"] if row["name"] == "late"]
+    assert source["answer"]["steps"][1]["outcome"] == f"no: {late['why']}"
     assert source["answer"]["way"]["kind"] == "plain"
     assert destination["answer"]["source"] == laptop.late.ip
     replica = laptop.asked("why", "deploy/web", "api", "-n", SPACE)
@@ -309,7 +315,7 @@ def test_both_rights_to_forward_are_needed(laptop: Laptop) -> None:
 
 def test_the_kubeconfig_is_found_as_kubectl_finds_it(laptop: Laptop) -> None:
     done = laptop.run_apart("why", "client", "api", "-n", SPACE, KUBECONFIG=f"/absent:{laptop.viewer}")
-    assert (done.status, done.err) == (0, "")
+    assert (done.status, done.err) == (0, ""), done.out
     done = laptop.run_apart("status", KUBECONFIG=str(laptop.viewer))  # nothing says that a cluster is meant
     assert done.status == 1
     assert "no agent answers" in done.err

@@ -5,6 +5,7 @@ the matrix.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shlex
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 from nodeproxy.kernel.pins import remove_tree
 from nodeproxy.linux.bpffs import BPFFS, ensure_bpffs
@@ -45,6 +47,17 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--tree", type=Path, help="the compiled form that is tested")
     parser.add_argument("--virtme", type=Path, required=True, help="the folder of vng")
     return parser.parse_args(own), pytests
+
+
+def alone() -> IO[str]:
+    """One run at a time: they share a folder, and this machine's processors."""
+    (CACHE / "run").mkdir(parents=True, exist_ok=True)
+    lock = (CACHE / "run" / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise Failure(f"another run is on; it holds {lock.name}") from error
+    return lock
 
 
 def chosen(names: list[str]) -> list[Unpacked]:
@@ -110,7 +123,7 @@ def script(folder: Path, tree: Path, sources: Path, pytests: list[str], whole: b
     first = f"pythonpath={sources} {tree}"
     # Hypothesis is not used by these tiers, and takes half a minute to import.
     plugins = ["-p", "tests.kernels.guest.results", "-p", "no:hypothesispytest"]
-    pytest = ["-m", "pytest", "-o", first, "-o", f"timeout={TIMEOUT_S}", *plugins, "-q", *pytests]
+    pytest = ["-m", "pytest", "-o", first, "-o", f"timeout={TIMEOUT_S}", *plugins, "-q"]
     quoted = {name: shlex.quote(str(value)) for name, value in {"python": sys.executable, "folder": folder, "tree": tree}.items()}
     return f"""
 cd {quoted["tree"]}
@@ -120,6 +133,7 @@ export TEST_PACE={PACE} TEST_RESULTS=$folder/results.jsonl TEST_COMPILED=/run/co
 cp -r {shlex.quote(str(tree.with_name("programs")))} $TEST_COMPILED
 uname -r >$folder/release
 $python -m nodeproxy check -o json >$folder/check.json
+# The first row is the kernel's; what is true is an exit status of 1.
 if $python -c 'import json, sys; sys.exit(json.load(open(sys.argv[1]))["requirements"][0]["ok"])' $folder/check.json; then
     timeout 300 $python -m nodeproxy run --mesh /dev/null --ca /dev/null >$folder/refused 2>&1
     exit
@@ -130,7 +144,19 @@ TIMEFORMAT=%R
 first() {{ $python -m nodeproxy.kernel.loader /sys/fs/bpf/first 2>$folder/loader.log && touch $folder/loads; }}
 {{ time {"TEST_COMPILED=/run/none " if whole else ""}first; }} 2>$folder/compile_s
 rm -r /sys/fs/bpf/first
-PYTHONPATH=$PYTHONPATH:{quoted["tree"]} $python {shlex.join(pytest)} >$folder/pytest.log 2>&1
+PYTHONPATH=$PYTHONPATH:{quoted["tree"]}
+$python {shlex.join([*pytest, *pytests])} >$folder/pytest.log 2>&1
+export TEST_AGAIN=1
+$python -c {shlex.quote(_FAILED)} $TEST_RESULTS | xargs -r -d '\\n' $python {shlex.join(pytest)} >$folder/again.log 2>&1
+"""
+
+
+# Names of the tests that failed, for xargs; of many there is no use in another try.
+_FAILED = """
+import json, sys
+lines = [json.loads(line) for line in open(sys.argv[1])]
+failed = dict.fromkeys(line["test"] for line in lines if line.get("outcome") == "failed")
+print("\\n".join(failed) if len(failed) <= 20 else "", end="")
 """
 
 
@@ -160,8 +186,16 @@ def run(kernel: Unpacked, options: argparse.Namespace, pytests: list[str], tree:
                     say(f"{name}: FAILED {test.test}")
             if elapsed - said > _SAID_EVERY_S:
                 said = elapsed
-                say(f"{name}: {len(tests)} of {collected} tests, {len(told)} failed; {now or 'starting'}")
+                say(f"{name}: {len(tests)} of {collected} tests, {len(told)} failed; {now or phase(folder)}")
     return gathered(kernel, folder, time.monotonic() - start, boot_s, stopped)
+
+
+def phase(folder: Path) -> str:
+    """What the machine is at before its first test."""
+    for file, words in (("pytest.log", "pytest begins"), ("compile_s", "the programs load"), ("release", "`nodeproxy check`")):
+        if (folder / file).exists():
+            return words
+    return "booting"
 
 
 def gathered(kernel: Unpacked, folder: Path, seconds: float, boot_s: float, stopped: str) -> Shown:
@@ -225,6 +259,7 @@ def main(argv: list[str]) -> int:
     if os.geteuid() != 0:
         raise SystemExit("./dev test --kernels needs root")
     try:
+        lock = alone()
         kernels = chosen(options.kernels)
         tree = sources = CACHE / "run" / "tree"
         copy_tree(tree)
@@ -238,6 +273,7 @@ def main(argv: list[str]) -> int:
         shown = [run(kernel, options, pytests, tree, sources) for kernel in kernels]
     except Failure as failure:
         raise SystemExit(f"./dev test --kernels: {failure}") from failure
+    lock.close()
     for each in shown:
         say(summary(each))
     if not pytests:

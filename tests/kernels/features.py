@@ -26,7 +26,7 @@ def _of(file: str, *names: str) -> tuple[str, ...]:
 _OUTBOUND, _INBOUND = f"{KERNEL}/test_outbound.py", f"{KERNEL}/test_inbound.py"
 _FLOWS, _LIFECYCLE, _LINUX = f"{KERNEL}/test_direct_flows.py", f"{KERNEL}/test_lifecycle.py", f"{KERNEL}/test_linux.py"
 
-# In the order in which they are run and shown: what the others stand on comes first, and what compiles after what does not.
+# In the order in which they are shown, and their files run: what the others stand on comes first, what compiles comes later.
 FEATURES = (
     Feature("network namespaces, capture, listeners", (_LINUX,)),
     Feature("steering, IPv4", _of(_OUTBOUND, "ipv4", "a_pod_that_is_not_enrolled_is_untouched", "a_mark_exempts_nobody")),
@@ -68,6 +68,7 @@ FEATURES = (
         "a_later_version_knows_the_flows", "an_agent_that_comes_again_knows_the_flows", "who_closes_without_reading",
         "refused_by_the_application",
     ),)),
+    Feature("the kubelet's probes pass policy, no others do", (f"{KERNEL}/test_kubelet.py", f"{KERNEL}/test_find_kubelet.py")),
     Feature("SOCK_DESTROY", (f"{KERNEL}/test_sock_diag.py",)),
     Feature("programs load, pin and are replaced; down is closed", (_LIFECYCLE,)),
     Feature("nodes: HBONE between them, streams whole", _of(
@@ -92,10 +93,32 @@ FEATURES = (
              "a_connection_outlives_its_pods_leaving", "a_pod_that_leaves_and_comes_back_at_once_is_whole"),
         *_of(f"{MESH}/test_commands.py", "enrol_and_leave_by_command"),
     )),
+    Feature("nodes: pods with several addresses, and such that come, go and end", _of(
+        f"{MESH}/test_odd_pods.py", "every_address_of_every_interface_is_judged", "addresses_that_come_and_go_after_enrolment",
+        "an_interface_that_comes_after_enrolment_is_judged_as_well", "a_job_that_ends_leaves_nothing",
+    )),
     Feature("nodes: killed, restarted, uninstalled", _of(
         f"{MESH}/test_life.py", "a_killed_agent_leaves_the_node_closed_and_the_next_one_opens_it", "a_killed_worker_is_replaced",
         "plain_traffic_from_outside_is_closed_too", "a_drain_lets_connections_end", "a_namespace_that_has_gone_is_forgotten",
         "uninstall_leaves_the_pods_plain_and_nothing_behind",
+    )),
+    Feature("nodes: enrolment by label, and by the CNI plug-in", (
+        *_of(f"{MESH}/test_labels.py", "a_running_pod_gets_a_label_and_loses_it", "containers_restart_and_the_pod_stays",
+             "connections_that_stood_before_are_told_until_they_end"),
+        *_of(f"{MESH}/test_cni.py", "a_new_pods_first_connection_is_in_the_mesh"),
+    )),
+    Feature("nodes: pods of several interfaces and addresses", _of(
+        f"{MESH}/test_odd_pods.py", "every_address_of_every_interface_is_judged", "addresses_that_come_and_go_after_enrolment",
+    )),
+    Feature("nodes: probes under STRICT", _of(
+        f"{MESH}/test_kubelet.py", "they_pass_as_long_as_the_kubelet_is_known_and_nothing_else_does",
+    )),
+    Feature("nodes: one agent takes over from another", _of(
+        f"{MESH}/test_roll.py", "an_agent_that_waits_serves_again_when_nobody_does",
+        "the_old_agent_is_bound_by_what_changes_meanwhile",
+    )),
+    Feature("nodes: with the capabilities of the DaemonSet alone", _of(
+        f"{MESH}/test_capabilities.py", "pods_talk_between_nodes_with_their_own_addresses",
     )),
     Feature("nodes: hostile pods", _of(
         f"{MESH}/test_hostile_pod.py", "a_last_leg_cannot_be_forged", "binding_the_proxys_ports_takes_nothing",
@@ -108,23 +131,29 @@ FEATURES = (
 LEFT_OUT = {
     f"{KERNEL}/test_direct_cost.py": "measures nanoseconds, which emulation does not have",
     f"{MESH}/test_demo.py": "the same nodes once more, with output for people; its own deadlines are a user's patience",
+    f"{MESH}/test_drain.py": "nodes under hundreds of connections a second, which emulation cannot make",
     f"{MESH}/test_direct_life.py": "waits for the lease of 30 s; the kernel's part is in the kernel tier",
     f"{MESH}/test_direct_never_open.py": "races of thousands of connections, minutes without emulation's factor",
     f"{MESH}/test_hostile_peer.py": "HTTP/2 and TLS in user space, the same on each kernel",
     f"{MESH}/test_identity.py": "TLS in user space, the same on each kernel",
+    f"{MESH}/test_kubelet.py": "the agent's part, user space alone; the kernel's part is in the kernel tier",
     f"{MESH}/test_large_mesh_file.py": "100,000 workloads, user space alone",
     f"{MESH}/test_on_demand.py": "the control plane's protocol, user space alone",
     f"{MESH}/test_protocols.py": "databases and HTTP programs, minutes to start under emulation",
+    f"{MESH}/test_roll_containers.py": "the handover of test_roll.py, under load",
     f"{MESH}/test_rotation.py": "certificates under load, user space alone",
     f"{MESH}/test_scale.py": "100,000 workloads, user space alone",
     f"{MESH}/test_telemetry.py": "metrics and logs, user space alone",
+    f"{MESH}/test_uninstall.py": "files and processes, the same on each kernel",
     f"{MESH}/test_xds_source.py": "the control plane's protocol, user space alone",
 }
 
 
 def selection() -> list[str]:
-    """What pytest is told to run, in order, each once."""
-    return list(dict.fromkeys(test for feature in FEATURES for test in feature.tests))
+    """What pytest is told to run: each once, and file by file, for what a file's tests share is made anew after another's."""
+    tests = list(dict.fromkeys(test for feature in FEATURES for test in feature.tests))
+    files = list(dict.fromkeys(test.split("::")[0] for test in tests))
+    return [test for file in files for test in tests if test.split("::")[0] == file]
 
 
 def features_of(node: str) -> Iterator[Feature]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.bench.report import put_between
 from tests.kernels.debian import KERNELS
 from tests.kernels.features import FEATURES, LEFT_OUT
-from tests.kernels.record import Outcome, Shown
+from tests.kernels.record import AGAIN, Outcome, Shown
 
 BEGIN, END = "<!-- kernels:begin (./dev test --kernels writes what is between) -->", "<!-- kernels:end -->"
 _LACKS = "kernel lacks:"
@@ -29,7 +29,10 @@ def cell(outcomes: list[Outcome], finished: bool) -> str:
         return f"**✗ {failed} of {len(outcomes)}**"
     if not passed:
         return f"lacks {', '.join(lacking)}" if lacking else "not reached" if not finished else "–"
-    return f"✓ {passed}" + (f", lacks {', '.join(lacking)}" if lacking else "")
+    again = sum(each.outcome == "passed" and each.why.startswith(AGAIN) for each in outcomes)
+    return (
+        f"✓ {passed}" + (f" ({again} on the second try)" if again else "") + (f", lacks {', '.join(lacking)}" if lacking else "")
+    )
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -116,13 +119,15 @@ def _about(each: Shown, why: str) -> list[str]:
 def _problems(record: list[Shown]) -> list[str]:
     lines = []
     for each in record:
-        for test in each.failed:
-            lines.append(f"- {short(each)}: `{test.test}`: {_last_line(test.why)}")
+        for test in each.tests:
+            if test.outcome == "failed" or test.why.startswith(AGAIN):
+                passed = "" if test.outcome == "failed" else "passed on the second try; at first: "
+                lines.append(f"- {short(each)}: `{test.test}`: {passed}{_last_line(test.why)}")
         if each.stopped or each.unfinished:
             lines.append(
                 f"- {short(each)}: {each.stopped or 'ended'} at `{each.unfinished}`, after {len(each.tests)} of {each.collected}"
             )
-    return ["## Failed", "", *lines, ""] if lines else []
+    return ["## Failed, or failed at first", "", *lines, ""] if lines else []
 
 
 def _skipped(record: list[Shown]) -> list[str]:

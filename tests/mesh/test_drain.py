@@ -12,7 +12,7 @@ import pytest
 
 from nodeproxy.lab.topology import remove_netns
 from tests.mesh.attempts import answer, total
-from tests.mesh.cluster import Cluster, MeshPod, wait_until
+from tests.mesh.cluster import Agent, Cluster, MeshPod, wait_until
 from tests.mesh.roll import PORT, Load
 
 VIP = "10.96.0.10"
@@ -46,10 +46,16 @@ def evict(cluster: Cluster, pod: MeshPod, greeter: Greeter) -> None:
     """As Kubernetes does where the application goes on for a moment after SIGTERM (preStop, say): told first, then it ends."""
     pod.entry["status"] = "Unhealthy"
     cluster.apply()
+    wait_until(lambda: not any(_connections(agent, pod) for agent in cluster.agents), "what it began is done")
     greeter.end()
     remove_netns(pod.host.netns_name)
     del cluster.pods[next(name for name, each in cluster.pods.items() if each is pod)]
     cluster.write()
+
+
+def _connections(agent: Agent, pod: MeshPod) -> int:
+    ends = f"{pod.ip}:{PORT}"
+    return sum(each["destination"]["address"] == ends for each in agent.get("/connections")["connections"])
 
 
 def test_a_node_is_drained_under_load(cluster: Cluster) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 from nodeproxy.model.node_pod import Membership
 from tests.mesh.cluster import exactly, wait_until
 from tests.mesh.labelled import LabelledCluster, RunningPod
+from tests.mesh.roll import ended, roll
 
 PORT = 9000
 
@@ -59,6 +63,9 @@ def test_a_running_pod_gets_a_label_and_loses_it(mesh: LabelledCluster) -> None:
     assert (row["state"], row["error"], row["since"]) == ("unlabelled", "", 0)
     assert "neither the pod nor its namespace" in row["why"]
     assert path_of(mesh, pod) == "plain"
+    explained = mesh.agents[0].get("/why", source=pod.key, destination=f"{mesh.pods['server'].ip}:{PORT}")
+    assert (explained["enrolled"], explained["way"]["kind"]) == (False, "plain")
+    assert "neither the pod nor its namespace" in explained["steps"][0]["outcome"]
     began = time.monotonic()
     pod.tell()
     mesh.wait_in(pod)
@@ -230,3 +237,57 @@ def test_pods_that_come_and_go_leave_nothing(mesh: LabelledCluster) -> None:
     for _ in range(5):
         cycle()
     wait_until(lambda: held() <= before, f"what is held is what was held: {before}, {held()}")
+
+
+def test_an_agent_takes_over_whom_labels_have_put_in(mesh: LabelledCluster) -> None:
+    """No connection is refused meanwhile, and none is plain."""
+    pod, server = mesh.run("handed-over"), mesh.pods["server"]
+    pod.tell()
+    mesh.wait_in(pod)
+    port = next(_ports)
+    done, refused = threading.Event(), []
+    count = itertools.count()
+
+    def connect() -> None:
+        while not done.is_set():
+            try:
+                with pod.pod.connect(server.ip, port) as ours:
+                    ours.sendall(b"x")
+                    ours.recv(1)
+            except OSError as error:
+                refused.append(error)
+            next(count)
+
+    with server.listen(port) as listener:
+        answering = threading.Thread(target=_answer, args=(listener, done))
+        connecting = threading.Thread(target=connect)
+        for thread in (answering, connecting):
+            thread.start()
+        try:
+            _, before = roll(mesh.agents[0])
+            assert ended(before) == 0
+        finally:
+            done.set()
+            connecting.join()
+            answering.join()
+    mesh.wait_in(pod)
+    assert not refused
+    assert next(count) > 10
+    target = f"{server.ip}:{port}"
+    seen = [row for row in mesh.agents[1].access_log() if row["dst.addr"] == target]
+    assert {row.get("src.identity") for row in seen} == {pod.pod.identity}
+    other = mesh.run("after-it")
+    other.tell()
+    mesh.wait_in(other)
+
+
+def _answer(listener: socket.socket, done: threading.Event) -> None:
+    listener.settimeout(0.1)
+    while not done.is_set():
+        try:
+            theirs, _ = listener.accept()
+        except TimeoutError:
+            continue
+        with theirs:
+            theirs.settimeout(5)
+            theirs.sendall(exactly(theirs, 1))

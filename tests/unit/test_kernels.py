@@ -10,7 +10,7 @@ import pytest
 from tests.kernels import report
 from tests.kernels.__main__ import arguments, verdict
 from tests.kernels.features import FEATURES, LEFT_OUT, features_of, selection
-from tests.kernels.record import Outcome, Shown, read, read_lines, write
+from tests.kernels.record import AGAIN, Outcome, Shown, read, read_lines, write
 
 ROOT = Path(__file__).parents[2]
 FIRST = FEATURES[0]
@@ -49,11 +49,22 @@ def shown(name: str = "6.1", **changes: object) -> Shown:
 def test_the_guests_lines_are_read_also_when_they_end_amid(tmp_path: Path) -> None:
     file = tmp_path / "results"
     file.write_text(
-        '{"collected": 3}\n{"begins": "a"}\n{"test": "a", "outcome": "passed", "seconds": 1, "why": ""}\n'
-        '{"test": "a", "outcome": "failed", "seconds": 2, "why": "teardown"}\n{"begins": "b"}\n{"test": "b", "outc'
+        '{"collected": 3}\n{"begins": "a"}\n{"test": "a", "outcome": "passed", "seconds": 1, "why": "", "again": false}\n'
+        '{"test": "a", "outcome": "failed", "seconds": 2, "why": "teardown", "again": false}\n'
+        '{"begins": "b"}\n{"test": "b", "outc'
     )
     assert read_lines(file) == (3, [Outcome("a", "failed", 2, "teardown")], "b")
     assert read_lines(tmp_path / "none") == (0, [], "")
+
+
+@pytest.mark.parametrize(("outcome", "why"), [("passed", f"{AGAIN}late"), ("failed", "late")])
+def test_what_failed_has_a_second_try_and_that_is_told(tmp_path: Path, outcome: str, why: str) -> None:
+    file = tmp_path / "results"
+    file.write_text(
+        '{"collected": 9}\n{"test": "a", "outcome": "failed", "seconds": 2, "why": "late", "again": false}\n'
+        f'{{"collected": 1}}\n{{"test": "a", "outcome": "{outcome}", "seconds": 2, "why": "", "again": true}}\n'
+    )
+    assert read_lines(file) == (9, [Outcome("a", outcome, 2, why)], "")
 
 
 def test_the_record_is_read_as_it_was_written(tmp_path: Path) -> None:

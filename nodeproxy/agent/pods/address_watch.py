@@ -74,7 +74,8 @@ class AddressWatch:
         self._wake.set()
         while True:
             try:
-                await asyncio.wait_for(self._wake.wait(), _PACE_S)
+                async with asyncio.timeout(_PACE_S):  # wait_for loses a cancellation that comes as the event does
+                    await self._wake.wait()
             except TimeoutError:
                 self._changed.update(uid for uid, pod in self._enrolment.pods.items() if pod.lacking and uid in self._watched)
             self._wake.clear()

@@ -43,7 +43,7 @@ _READY_WAIT_S = 4.0
 _CERTIFICATES_S = 2.0
 # A pod that is to be in and is not found is looked for after so long, and each time later, up to the second number.
 _LOOK_AGAIN_S = (0.05, 1.0)
-# How often pods are looked at for a namespace that has gone or was replaced, or that has an address that was another's.
+# How often pods are looked at for a namespace that has gone or was replaced.
 _WATCH_S = 1.0
 # Without any process for so long a pod has ended, though nobody has said so; containers that crash come back within minutes, but
 # then the sandbox's process, or the CNI's mount of the namespace, is there.
@@ -272,16 +272,13 @@ class LabelEnrolment:
     # ── what becomes of pods that are in ──
 
     async def _watch(self) -> None:
-        """Follow pods whose namespace is not where it was, and ask again for addresses that were others'."""
+        """Follow pods whose namespace is not where it was."""
         lost = {key: self._places[key] for key in list(self._places) if not _is_there(self._places[key][1])}
         for key in self._lost.keys() - lost.keys():
             del self._lost[key]
         if lost:
             async with self._lock:
                 await self._follow(lost)
-        for uid, pod in list(self._enrolment.pods.items()):
-            if pod.lacking:
-                await self._enrolment.refresh(uid)
 
     async def _follow(self, lost: Mapping[str, tuple[NodePod, PodSpec]]) -> None:
         addresses = {pod.pod_uid: frozenset(self._addresses(pod)) for pod, _ in lost.values()}

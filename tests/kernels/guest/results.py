@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 FILE = "TEST_RESULTS"
+AGAIN = "TEST_AGAIN"  # set when the tests are those that failed
 _SHOWN_CHARACTERS = 4000
 
 
@@ -39,7 +40,8 @@ class Results:
             return
         text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr or "")
         seconds = round(time.monotonic() - self._begun.get(report.nodeid, time.monotonic()), 2)
-        self._write(test=report.nodeid, outcome=report.outcome, seconds=seconds, why=text[-_SHOWN_CHARACTERS:])
+        again = AGAIN in os.environ
+        self._write(test=report.nodeid, outcome=report.outcome, seconds=seconds, why=text[-_SHOWN_CHARACTERS:], again=again)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,0 +1,464 @@
+"""Enrolment by label over a real store: the kernel's side (enrolment, finding) is the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from nodeproxy.agent.enrolment import Enrolment
+from nodeproxy.agent.pods import labels
+from nodeproxy.agent.pods.attachments import Attachments
+from nodeproxy.agent.pods.labels import LabelEnrolment
+from nodeproxy.agent.pods.provisional import Provisional
+from nodeproxy.agent.pods.roster import Roster, pod_meta
+from nodeproxy.errors import EnrolmentError
+from nodeproxy.linux.kubepods import PodFinder, PodNetns
+from nodeproxy.model.cni import Attachment, CniAdd
+from nodeproxy.model.delta import Delta, PodSpec
+from nodeproxy.model.node_pod import Membership, MeshNamespace, NodePod
+from nodeproxy.model.workload import Workload
+from nodeproxy.state.store import Meta, StateWriter
+from nodeproxy.state.view import View
+
+HERE = "/proc/self/ns/net"  # a network namespace that is there, whoever runs this
+INODE = os.stat(HERE).st_ino
+
+
+@dataclass
+class Enrolled:
+    spec: PodSpec
+    inode: int
+    cookie: int = 7
+    lacking: tuple[str, ...] = ()
+
+
+class FakeEnrolment:
+    """Puts in whatever it is given, unless `error` says no."""
+
+    def __init__(self) -> None:
+        self.pods: dict[str, Enrolled] = {}
+        self.failed: dict[str, Any] = {}
+        self.cared_for: Collection[str] = ()
+        self.error = ""
+        self.ended: list[str] = []
+        self.refreshed: list[str] = []
+
+    async def change(self, specs: Mapping[str, PodSpec | None], ended: Collection[str] = ()) -> None:
+        self.ended += ended
+        for uid, spec in specs.items():
+            self.pods.pop(uid, None)
+            self.failed.pop(uid, None)
+            if spec is not None and self.error:
+                self.failed[uid] = labels_failed(spec, self.error)
+            elif spec is not None:
+                self.pods[uid] = Enrolled(spec, spec.inode)
+
+    async def refresh(self, uid: str) -> None:
+        self.refreshed.append(uid)
+
+
+def labels_failed(spec: PodSpec, error: str) -> Any:
+    from nodeproxy.agent.enrolment import FailedPod
+
+    return FailedPod(spec, error, 0.0)
+
+
+class FakeFinder:
+    """Finds pods whose uid is in `there`: in the test's own namespace."""
+
+    def __init__(self) -> None:
+        self.there: set[str] = set()
+        self.asked: list[dict[str, frozenset[str]]] = []
+
+    def find(self, wanted: Mapping[str, frozenset[str]]) -> tuple[dict[str, PodNetns], dict[str, str]]:
+        self.asked.append(dict(wanted))
+        found = {uid: PodNetns(os.open(HERE, os.O_RDONLY), HERE) for uid in wanted if uid in self.there}
+        return found, {uid: "it has no process yet" for uid in wanted if uid not in found}
+
+
+class Bench:
+    """Also the node, as LabelEnrolment sees it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.connected = True
+        self.no_certificate = ""
+        self.kept_steered: list[Collection[int]] = []
+        self.enrolment, self.finder = FakeEnrolment(), FakeFinder()
+        self.open()
+
+    def open(self) -> None:
+        """An agent begins, perhaps another one."""
+        self.state = StateWriter(self.path)
+        self.reader = self.state.reader()
+        self.roster = Roster(self.state)
+        self.provisional = Provisional(self.state)
+        self.attachments = Attachments(self.state)
+        self.labels = LabelEnrolment(
+            self,
+            self.roster,
+            cast(Enrolment, self.enrolment),
+            cast(PodFinder, self.finder),
+            self.attachments,
+            self.provisional,
+            is_connected=lambda: self.connected,
+            on_looked=self._looked,
+        )
+
+    def close(self) -> None:
+        self.reader.close()
+        self.state.close()
+
+    def restart(self) -> None:
+        self.close()
+        self.enrolment = FakeEnrolment()
+        self.open()
+
+    async def _looked(self, cookies: Collection[int]) -> None:
+        self.kept_steered.append(cookies)
+
+    def view(self) -> View:
+        return self.reader.view()
+
+    async def write(self, delta: Delta, meta: Meta) -> None:
+        self.state.apply(delta, meta)
+
+    @contextlib.asynccontextmanager
+    async def certificates(self, identities: Collection[str], timeout_s: float) -> AsyncIterator[None]:
+        yield
+
+    async def serving(self, uid: str, timeout_s: float) -> None:
+        assert self.view().workload(uid) is not None
+        if self.no_certificate:
+            raise EnrolmentError(self.no_certificate)
+
+    def tell(self, *pods: NodePod, removed: Collection[str] = (), settled: bool = True) -> None:
+        meta = dict(pod_meta(pod.key, pod) for pod in pods) | {pod_meta(key, None)[0]: None for key in removed}
+        self.state.put_meta({**meta, **(Roster.SETTLED if settled else {})})
+        self.roster.pods_written(pods, removed)
+        if settled:
+            self.roster.settled()
+
+
+def told(
+    name: str = "a",
+    membership: Membership = Membership.NAMESPACE_LABEL,
+    uid: str = "u",
+    addresses: tuple[str, ...] = ("10.0.0.1",),
+) -> NodePod:
+    workload = Workload(uid=f"K//Pod/ns/{name}", name=name, namespace="ns", addresses=addresses)
+    return NodePod(
+        namespace="ns", name=name, pod_uid=uid, membership=membership, workload=workload if membership.in_mesh else None
+    )
+
+
+def add(name: str = "a", uid: str = "u", **more: Any) -> CniAdd:
+    given = {"container_id": f"c-{uid}", "netns": HERE, "ifname": "eth0", "addresses": ("10.0.0.1",), **more}
+    return CniAdd(namespace="ns", name=name, pod_uid=uid, **given)
+
+
+UID = "K//Pod/ns/a"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[[Callable[[Bench], Coroutine[Any, Any, None]]], None]:
+    def runner(scenario: Callable[[Bench], Coroutine[Any, Any, None]]) -> None:
+        async def main() -> None:
+            bench = Bench(tmp_path / "s")
+            try:
+                await scenario(bench)
+            finally:
+                bench.close()
+
+        asyncio.run(main())
+
+    return runner
+
+
+Run = Callable[[Callable[[Bench], Coroutine[Any, Any, None]]], None]
+
+
+def test_nobody_is_looked_for_before_the_controller_has_spoken(run: Run) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.finder.there.add("u")
+        bench.tell(told(), settled=False)
+        await bench.labels.reconcile()
+        assert not bench.enrolment.pods
+        assert not bench.kept_steered
+        assert bench.labels.pending()
+        bench.tell()
+        await bench.labels.reconcile()
+        assert bench.enrolment.pods[UID].spec == PodSpec(UID, HERE, INODE)
+        assert bench.kept_steered == [[]]
+        assert bench.labels.pending() == ""
+        assert UID in bench.enrolment.cared_for
+
+    run(scenario)
+
+
+def test_a_pod_is_looked_for_until_it_is_found_and_only_with_told_addresses(run: Run) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.tell(told(addresses=()))
+        bench.finder.there.add("u")
+        await bench.labels.reconcile()
+        assert bench.labels.waiting == {"ns/a": "it has no address yet"}
+        assert bench.finder.asked == []
+        bench.finder.there.clear()
+        bench.tell(told())
+        await bench.labels.reconcile()
+        assert bench.labels.waiting == {"ns/a": "it has no process yet"}
+        assert bench.finder.asked == [{"u": frozenset({"10.0.0.1"})}]
+        bench.finder.there.add("u")
+        await bench.labels.reconcile()
+        assert (bench.labels.waiting, list(bench.enrolment.pods)) == ({}, [UID])
+        await bench.labels.reconcile()
+        assert len(bench.finder.asked) == 2  # who is in is not looked for
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("membership", [each for each in Membership if not each.in_mesh])
+def test_who_is_not_to_be_in_leaves_and_its_connections_go_on(run: Run, membership: Membership) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.finder.there.add("u")
+        bench.tell(told())
+        await bench.labels.reconcile()
+        bench.tell(told(membership=membership))
+        await bench.labels.reconcile()
+        assert not bench.enrolment.pods
+        assert not bench.enrolment.ended
+        assert not bench.enrolment.cared_for
+        assert bench.view().workload(UID) is None  # it was provisional
+        assert labels.describe(membership)
+
+    run(scenario)
+
+
+def test_who_has_ended_leaves_with_its_connections(run: Run) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.finder.there.update({"u", "v"})
+        bench.tell(told())
+        await bench.labels.reconcile()
+        bench.tell(removed=["ns/a"])
+        await bench.labels.reconcile()
+        assert (bench.enrolment.pods, bench.enrolment.ended) == ({}, [UID])
+        bench.tell(told())
+        await bench.labels.reconcile()
+        bench.tell(told(uid="v"))  # of the same name
+        await bench.labels.reconcile()
+        assert bench.enrolment.ended == [UID, UID]
+        assert list(bench.enrolment.pods) == [UID]
+        assert dict(bench.attachments.steered()) == {UID: 7}
+
+    run(scenario)
+
+
+def test_what_the_cni_brings_is_in_before_its_addresses_are_told(run: Run) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.tell(told(addresses=()))
+        admission = await bench.labels.admit(add(addresses=("10.0.0.1", "fd00::1")))
+        assert admission.in_mesh
+        assert bench.enrolment.pods[UID].spec == PodSpec(UID, HERE, INODE)
+        workload = bench.view().workload(UID)
+        assert workload is not None
+        assert workload.addresses == ("10.0.0.1", "fd00::1")
+        assert bench.provisional.uids == {UID}
+        await bench.labels.check(add())
+        again = await bench.labels.admit(add(ifname="net1", addresses=("10.1.0.1",)))
+        assert again.in_mesh
+        assert bench.enrolment.refreshed == [UID]
+
+    run(scenario)
+
+
+def test_who_is_outside_is_let_go_at_once(run: Run) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.tell(told(membership=Membership.OPTED_OUT))
+        admission = await asyncio.wait_for(bench.labels.admit(add()), 0.1)
+        assert not admission.in_mesh
+        assert "its own label" in admission.why
+        assert not (await bench.labels.admit(add(uid=""))).in_mesh
+        await bench.labels.check(add())
+        assert not bench.attachments.all()
+
+    run(scenario)
+
+
+def test_an_unknown_pod_waits_for_the_controller_and_is_held_back_where_it_may_belong(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.tell()
+        waiting = asyncio.ensure_future(bench.labels.admit(add()))
+        await asyncio.sleep(0)
+        bench.tell(told())
+        assert (await waiting).in_mesh
+        monkeypatch.setattr(labels, "WAIT_S", 0.0)
+        bench.connected = False
+        monkeypatch.setattr(labels, "_AWAY_WAIT_S", 0.0)
+        unknown = await bench.labels.admit(add("b", "w"))
+        assert not unknown.in_mesh
+        assert "pod ns/b starts outside the mesh: the controller is away" in caplog.text
+        bench.roster.namespaces_written([MeshNamespace(name="ns", labelled=False)], [])
+        with pytest.raises(EnrolmentError, match=r"pod ns/b may belong into the mesh: it is held back"):
+            await bench.labels.admit(add("b", "w"))
+        with pytest.raises(EnrolmentError):  # a pod of that name is known, but not this one
+            await bench.labels.admit(add("a", "w"))
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("broken", ["enrolment", "certificate", "namespace"])
+def test_a_pod_that_can_not_be_served_is_held_back(run: Run, broken: str) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.tell(told())
+        request = add(netns="/nowhere/netns") if broken == "namespace" else add()
+        bench.enrolment.error = "no room" if broken == "enrolment" else ""
+        bench.no_certificate = "the CA is away" if broken == "certificate" else ""
+        said = {"enrolment": "no room", "certificate": "the CA is away", "namespace": "does not exist"}[broken]
+        with pytest.raises(EnrolmentError, match=said):
+            await bench.labels.admit(request)
+
+    run(scenario)
+
+
+def test_an_address_that_is_somebody_elses_is_refused(run: Run) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.state.apply(Delta(workloads=(Workload(uid="other", name="o", namespace="ns", addresses=("10.0.0.9",)),)))
+        bench.tell(told(addresses=()))
+        with pytest.raises(EnrolmentError, match=r"its address 10\.0\.0\.9 is other's by the state"):
+            await bench.labels.admit(add(addresses=("10.0.0.9",)))
+        assert not bench.enrolment.pods
+        assert not bench.attachments.all()
+        assert bench.view().workload(UID) is None
+
+    run(scenario)
+
+
+def test_what_was_told_is_never_overridden(run: Run) -> None:
+    async def scenario(bench: Bench) -> None:
+        given = Workload(uid=UID, name="a", namespace="ns", addresses=("10.0.0.1",), service_account="told")
+        bench.state.apply(Delta(workloads=(given,)))
+        bench.tell(told())
+        await bench.labels.admit(add(addresses=("10.0.0.1", "10.0.0.2")))
+        assert bench.view().workload(UID) == given
+        assert bench.provisional.uids == frozenset()
+
+    run(scenario)
+
+
+def test_what_the_cni_removes_is_not_found_again(run: Run) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.tell(told())
+        await bench.labels.admit(add())
+        await bench.labels.gone(Attachment("c-u", "eth0"))
+        assert (bench.enrolment.pods, bench.enrolment.ended[-1:]) == ({}, [UID])
+        assert bench.view().workload(UID) is None
+        bench.finder.there.add("u")
+        await bench.labels.reconcile()
+        assert bench.labels.waiting == {"ns/a": "its network was removed"}
+        await bench.labels.gone(Attachment("c-u", "eth0"))
+        with pytest.raises(EnrolmentError, match="belongs into the mesh and is not in: its network was removed"):
+            await bench.labels.check(add())
+        bench.tell(removed=["ns/a"])
+        await bench.labels.reconcile()
+        assert bench.labels.waiting == {}
+        assert not bench.attachments._gone
+
+    run(scenario)
+
+
+def test_a_sandbox_that_was_replaced_is_removed_late(run: Run) -> None:
+    """DEL of the first comes after ADD of the second: the pod stays in."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.tell(told())
+        await bench.labels.admit(add())
+        await bench.labels.admit(add(container_id="c-2"))
+        await bench.labels.gone(Attachment("c-u", "eth0"))
+        assert list(bench.enrolment.pods) == [UID]
+        await bench.labels.keep(frozenset({Attachment("c-2", "eth0")}))
+        assert list(bench.enrolment.pods) == [UID]
+        await bench.labels.keep(frozenset())
+        assert not bench.enrolment.pods
+
+    run(scenario)
+
+
+def test_another_agent_finds_what_the_cni_brought(run: Run) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.tell(told(addresses=()), told("b", uid="w", addresses=("10.0.0.2",)))
+        bench.finder.there.add("w")
+        await bench.labels.admit(add())
+        await bench.labels.reconcile()
+        assert set(bench.enrolment.pods) == {UID, "K//Pod/ns/b"}
+        bench.finder.there.clear()
+        bench.restart()
+        assert bench.provisional.uids == {UID, "K//Pod/ns/b"}
+        await bench.labels.reconcile()
+        assert set(bench.enrolment.pods) == {UID}
+        assert bench.kept_steered == [[], [7]]  # the other one is not found, and stays closed
+        bench.tell(removed=["ns/a", "ns/b"])
+        bench.restart()
+        await bench.labels.reconcile()
+        await bench.labels.reconcile()
+        assert bench.kept_steered[2:] == [[]]
+        assert bench.provisional.uids == frozenset()
+        assert dict(bench.attachments.steered()) == {}
+        assert bench.view().counts()["workloads"] == 0
+
+    run(scenario)
+
+
+def test_a_pod_without_any_process_ends_after_a_while(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.finder.there.add("u")
+        bench.tell(told())
+        await bench.labels.reconcile()
+        monkeypatch.setattr(labels, "_is_there", lambda spec: False)
+        await bench.labels._watch()
+        assert list(bench.enrolment.pods) == [UID]  # found again, where it was
+        bench.finder.there.clear()
+        await bench.labels._watch()
+        assert list(bench.enrolment.pods) == [UID]
+        monkeypatch.setattr(labels, "_ENDED_S", 0.0)
+        await bench.labels._watch()
+        assert not bench.enrolment.pods
+        assert bench.labels.waiting == {"ns/a": "it has no process any more"}
+
+    run(scenario)
+
+
+def test_pods_come_and_go_and_nothing_is_left(run: Run) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.tell()
+        descriptors = len(os.listdir("/proc/self/fd"))
+        for number in range(200):
+            name, uid = f"p{number % 20}", f"u{number}"
+            bench.tell(told(name, uid=uid, addresses=()))
+            await bench.labels.admit(add(name, uid, addresses=(f"10.0.{number // 100}.{number % 100}",)))
+            await bench.labels.gone(Attachment(f"c-{uid}", "eth0"))
+            bench.tell(removed=[f"ns/{name}"])
+            if number % 50 == 0:
+                await bench.labels.reconcile()
+        await bench.labels.reconcile()
+        assert not bench.enrolment.pods
+        assert not bench.attachments.all()
+        assert not bench.attachments._gone
+        assert not bench.attachments.steered()
+        assert not bench.provisional.uids
+        assert not bench.provisional._admitted
+        assert not bench.labels.waiting
+        assert not bench.labels._places
+        assert bench.view().counts()["workloads"] == 0
+        assert [key for key, _ in bench.state.metas("node/")] == ["received"]
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+
+    run(scenario)
