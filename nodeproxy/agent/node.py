@@ -231,8 +231,6 @@ class Node:
 
     async def let_go(self, on_released: Callable[[int], None]) -> None:
         """A successor takes over: what both share is its own from now on.  on_released: see `Enrolment.freeze`."""
-        if self.zds is not None:
-            await self.zds.pause()
         await self.enrolment.freeze(on_released)
         await asyncio.to_thread(self.steering.direct.let_go)
         if self._kept is not None:
@@ -243,8 +241,6 @@ class Node:
         self.steering.take(self.steering.lock, own_cgroup_id=own_cgroup_id, workers=self.workers.count)
         self.direct.hold(close=True)
         await self.enrolment.thaw()
-        if self.zds is not None:
-            self.zds.resume()
         self.steering.attach(cgroup_root)
         self.steering.forget_others()
         if self._kept is not None:

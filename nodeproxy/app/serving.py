@@ -359,6 +359,8 @@ class Serving:
         if self._cni is not None:
             await self._cni.pause()
         await self._stop_active()
+        if self._node.zds is not None:
+            await self._node.zds.pause()
         await self._node.let_go(self._giving.released)
 
     async def resume(self) -> None:
@@ -368,6 +370,8 @@ class Serving:
             return
         try:
             await self._node.hold_again(self.own_cgroup_id, self._cgroup_root)
+            if self._node.zds is not None:
+                self._node.zds.resume()
             await self._paths.stop()
             await self._serve_paths()
         except Exception:
