@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import msgspec
 
 from nodeproxy.agent.pod_namespace import EnrolledPod as EnrolledPod
-from nodeproxy.agent.pod_namespace import cookie_of, is_there, prepare_all, tidy
+from nodeproxy.agent.pod_namespace import cookie_of, is_there, leads_to, prepare_all, tidy
 from nodeproxy.errors import EnrolmentError, NodeproxyError
 from nodeproxy.kernel.abi import Role
 from nodeproxy.kernel.steering import PodSteering, Steering
@@ -329,7 +329,9 @@ class Enrolment:
                 await self._forget_ended(made)
                 self._enter(made)
             except (NodeproxyError, OSError) as error:
-                if spec.uid not in self.failed or self.failed[spec.uid].error != str(error):
+                if spec.uid in self.cared_for and not leads_to(spec):
+                    log.info("pod %s is not where it was any more: %s", spec.uid, error)
+                elif spec.uid not in self.failed or self.failed[spec.uid].error != str(error):
                     log.error("pod %s can't be enrolled and its traffic is NOT in the mesh: %s", spec.uid, error)
                 self._fail(spec, str(error))
 

@@ -106,9 +106,7 @@ class Node:
         self.state = StateWriter(store, before_commit=self._before_commit)
         self._first_epoch = self.state.epoch
         if self.state.rebuilt:
-            log.warning(
-                "the state of the agent before was thrown away, and what was enrolled by command with it: %s", self.state.rebuilt
-            )
+            log.warning("the last state was thrown away, and what was enrolled by command with it: %s", self.state.rebuilt)
         self.remembered = Remembered(self.state)
         self.roster = Roster(self.state) if by_labels is not None else None
         self.provisional = Provisional(self.state) if by_labels is not None or by_istio_cni else None
@@ -167,16 +165,8 @@ class Node:
         self.cni: CniPart | None = None
         self.labels: LabelEnrolment | None = None
         if by_labels is not None and self.roster is not None and self.provisional is not None:
-            self.labels = LabelEnrolment(
-                self,
-                self.roster,
-                self.enrolment,
-                by_labels,
-                Attachments(self.state),
-                self.provisional,
-                is_connected=lambda: self.connection is not None and self.connection().connected,
-                on_looked=self.looked,
-            )
+            known = self.roster, Attachments(self.state), self.provisional
+            self.labels = LabelEnrolment(self, self.enrolment, by_labels, *known, on_looked=self.looked)
         self.zds: ZdsEnrolment | None = None
         self.enrolment.restore(self.remembered.commands)
         if self.on_demand is not None:
@@ -192,8 +182,7 @@ class Node:
         await self.workers.start()
 
     async def drain(self, grace_s: float, *, passed_on: bool = False) -> None:
-        """Let connections end; steering stays pinned, so that the node is closed until the next agent comes, or served by it
-        (passed_on)."""
+        """Let connections end; steering stays: the node is closed until the next agent comes, or served by it (passed_on)."""
         await self.workers.drain(grace_s, passed_on=passed_on)
 
     async def close(self) -> None:
@@ -285,6 +274,11 @@ class Node:
         """Change the state of the agent's own accord: the source has not spoken.  Raises StateError."""
         async with self._changing():
             self.state.apply(delta, meta)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the source is one that is connected to, and is."""
+        return self.connection is not None and self.connection().connected
 
     def certificates(self, identities: Collection[str], timeout_s: float) -> AbstractAsyncContextManager[None]:
         """Within, there are certificates for these, as far as the CA makes them in time."""
@@ -423,7 +417,6 @@ class Node:
             self._first_pods = pods
         elif self.labels is not None:
             if not self._reconciled:
-                await self.enrolment.reconcile()  # what was said by command to the agent before: labels do not speak of it
                 await self.labels.reconcile()
         elif self.zds is None:
             await self.enrolment.want(pods)
@@ -432,6 +425,7 @@ class Node:
     async def looked(self, others: Collection[int] = ()) -> None:
         """Every pod that is known has been looked at.  others: cookies of namespaces that stay steered."""
         if not self._reconciled:
+            await self.enrolment.reconcile()  # what was said by command to the agent before: the source may not speak of it
             await self.enrolment.release_strangers(others)
             self._reconciled = True
             self.direct.start()

@@ -89,7 +89,16 @@ def cookie_of(spec: PodSpec) -> int | None:
 
 def is_there(pod: EnrolledPod) -> bool:
     """Whether the path that it was told by leads to its namespace still."""
+    return _inode(pod.spec.netns) == pod.inode
+
+
+def leads_to(spec: PodSpec) -> bool:
+    """Whether the path leads to the namespace that is meant."""
+    return _inode(spec.netns) == spec.inode
+
+
+def _inode(path: str) -> int | None:
     try:
-        return os.stat(pod.spec.netns).st_ino == pod.inode
+        return os.stat(path).st_ino
     except OSError:
-        return False
+        return None

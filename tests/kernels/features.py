@@ -137,6 +137,7 @@ LEFT_OUT = {
     f"{MESH}/test_hostile_peer.py": "HTTP/2 and TLS in user space, the same on each kernel",
     f"{MESH}/test_identity.py": "TLS in user space, the same on each kernel",
     f"{MESH}/test_kubelet.py": "the agent's part, user space alone; the kernel's part is in the kernel tier",
+    f"{MESH}/test_labels_settings.py": "settings of what test_labels.py shows, user space alone",
     f"{MESH}/test_large_mesh_file.py": "100,000 workloads, user space alone",
     f"{MESH}/test_on_demand.py": "the control plane's protocol, user space alone",
     f"{MESH}/test_protocols.py": "databases and HTTP programs, minutes to start under emulation",

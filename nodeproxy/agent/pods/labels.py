@@ -20,6 +20,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from nodeproxy.agent.enrolment import Enrolment
+from nodeproxy.agent.pod_namespace import leads_to
 from nodeproxy.agent.pods.attachments import Attached, Attachments
 from nodeproxy.agent.pods.provisional import Provisional
 from nodeproxy.agent.pods.roster import Roster
@@ -69,6 +70,10 @@ class Node(Protocol):
     def view(self) -> View:
         """The state as it is now."""
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the controller is connected."""
+
     async def write(self, delta: Delta, meta: Meta) -> None:
         """Write to the store of the agent's own accord.  Raises StateError."""
 
@@ -82,20 +87,19 @@ class Node(Protocol):
 class LabelEnrolment:
     """`run` serves until cancelled.
 
-    is_connected: whether the controller answers now.  on_looked: called when every pod was looked at for the first time, with the
-    cookies of namespaces that are to stay steered, for pods that are to be in and were not found.
+    on_looked: called when every pod was looked at for the first time, with the cookies of namespaces that are to stay steered,
+    for pods that are to be in and were not found.
     """
 
     def __init__(
         self,
         node: Node,
-        roster: Roster,
         enrolment: Enrolment,
         finder: PodFinder,
+        roster: Roster,
         attachments: Attachments,
         provisional: Provisional,
         *,
-        is_connected: Callable[[], bool],
         on_looked: Callable[[Collection[int]], Awaitable[None]],
     ) -> None:
         self.waiting: dict[str, str] = {}  # pods that are to be in, "namespace/name", and why they are not
@@ -105,7 +109,6 @@ class LabelEnrolment:
         self._finder = finder
         self._attachments = attachments
         self._provisional = provisional
-        self._is_connected = is_connected
         self._on_looked = on_looked
         self._looked = False
         self._places: dict[str, tuple[NodePod, PodSpec]] = {}  # by "namespace/name": as it was told, and where it is
@@ -249,7 +252,17 @@ class LabelEnrolment:
             await self._make_known(pod)
         if specs:
             await self._enrolment.change(specs)
+            await self._drop_ended({key: spec for key, spec in found.items() if spec.uid in specs})
             await self._note_steered(specs)
+
+    async def _drop_ended(self, put_in: Mapping[str, PodSpec]) -> None:
+        """Whose process has ended while it was put in is looked for again."""
+        for key, spec in put_in.items():
+            failed = self._enrolment.failed.get(spec.uid)
+            if failed is not None and not leads_to(spec):
+                self._forget(key, spec.uid)
+                self.waiting[key] = failed.error
+                await self._enrolment.change({spec.uid: None})
 
     def _set_place(self, pod: NodePod, spec: PodSpec) -> None:
         self._places[pod.key] = pod, spec
@@ -273,7 +286,7 @@ class LabelEnrolment:
 
     async def _watch(self) -> None:
         """Follow pods whose namespace is not where it was."""
-        lost = {key: self._places[key] for key in list(self._places) if not _is_there(self._places[key][1])}
+        lost = {key: self._places[key] for key in list(self._places) if not leads_to(self._places[key][1])}
         for key in self._lost.keys() - lost.keys():
             del self._lost[key]
         if lost:
@@ -312,7 +325,7 @@ class LabelEnrolment:
         """Put the pod into the mesh if it belongs there, before its first packet.  Raises EnrolmentError: it is tried again."""
         if not request.pod_uid:
             return Admission(False, "it is no pod of a kubelet's")
-        wait_s = WAIT_S if self._is_connected() else _AWAY_WAIT_S
+        wait_s = WAIT_S if self._node.is_connected else _AWAY_WAIT_S
         pod = await self._roster.wait(request.namespace, request.name, request.pod_uid, wait_s)
         if pod is None:
             return self._unknown(request)
@@ -343,7 +356,7 @@ class LabelEnrolment:
 
     def _unknown(self, request: CniAdd) -> Admission:
         key = f"{request.namespace}/{request.name}"
-        connected = "the controller does not tell of it" if self._is_connected() else "the controller is away"
+        connected = "the controller does not tell of it" if self._node.is_connected else "the controller is away"
         if request.namespace in self._roster.namespaces() or not self._roster.received:
             raise EnrolmentError(f"{connected}, and pod {key} may belong into the mesh: it is held back until that is known")
         log.warning("pod %s starts outside the mesh: %s, and its namespace has no pods in the mesh", key, connected)
@@ -428,13 +441,6 @@ def describe(membership: Membership) -> str:
 def _place_of(uid: str, brought: Attached) -> PodSpec | None:
     """Where the CNI has brought a pod, if it is there still."""
     return PodSpec(uid, brought.request.netns, brought.inode) if brought.is_there() else None
-
-
-def _is_there(spec: PodSpec) -> bool:
-    try:
-        return os.stat(spec.netns).st_ino == spec.inode
-    except OSError:
-        return False
 
 
 def _inode(netns: str) -> int:

@@ -88,7 +88,7 @@ class Bench:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.connected = True
+        self.is_connected = True
         self.no_certificate = ""
         self.kept_steered: list[Collection[int]] = []
         self.enrolment, self.finder = FakeEnrolment(), FakeFinder()
@@ -103,12 +103,11 @@ class Bench:
         self.attachments = Attachments(self.state)
         self.labels = LabelEnrolment(
             self,
-            self.roster,
             cast(Enrolment, self.enrolment),
             cast(PodFinder, self.finder),
+            self.roster,
             self.attachments,
             self.provisional,
-            is_connected=lambda: self.connected,
             on_looked=self._looked,
         )
 
@@ -301,7 +300,7 @@ def test_an_unknown_pod_waits_for_the_controller_and_is_held_back_where_it_may_b
         bench.tell(told())
         assert (await waiting).in_mesh
         monkeypatch.setattr(labels, "WAIT_S", 0.0)
-        bench.connected = False
+        bench.is_connected = False
         monkeypatch.setattr(labels, "_AWAY_WAIT_S", 0.0)
         unknown = await bench.labels.admit(add("b", "w"))
         assert not unknown.in_mesh
@@ -417,12 +416,29 @@ def test_another_agent_finds_what_the_cni_brought(run: Run) -> None:
     run(scenario)
 
 
+def test_a_pod_that_ends_while_it_is_put_in_is_looked_for_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.finder.there.add("u")
+        bench.tell(told())
+        bench.enrolment.error = "its network namespace does not exist"
+        with monkeypatch.context() as patched:
+            patched.setattr(labels, "leads_to", lambda spec: False)
+            await bench.labels.reconcile()
+        assert not bench.enrolment.failed
+        assert bench.labels.waiting == {"ns/a": "its network namespace does not exist"}
+        await bench.labels.reconcile()
+        assert list(bench.enrolment.failed) == [UID]  # it is there, and can't be put in: Enrolment tries again
+        bench.enrolment.error = ""
+
+    run(scenario)
+
+
 def test_a_pod_without_any_process_ends_after_a_while(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(bench: Bench) -> None:
         bench.finder.there.add("u")
         bench.tell(told())
         await bench.labels.reconcile()
-        monkeypatch.setattr(labels, "_is_there", lambda spec: False)
+        monkeypatch.setattr(labels, "leads_to", lambda spec: False)
         await bench.labels._watch()
         assert list(bench.enrolment.pods) == [UID]  # found again, where it was
         bench.finder.there.clear()
