@@ -220,8 +220,10 @@ def undo(host: Host) -> None:
     """Take them away, as before a Del of a pod that goes on."""
     for tool in _PROBES:
         for table in ("mangle", "nat"):
-            _run(host, tool, "-t", table, "-F")
-            _run(host, tool, "-t", table, "-X")
+            for chain, own in (("PREROUTING", "ISTIO_PRERT"), ("OUTPUT", "ISTIO_OUTPUT")):
+                _run(host, tool, "-t", table, "-D", chain, "-j", own)
+                _run(host, tool, "-t", table, "-F", own)
+                _run(host, tool, "-t", table, "-X", own)
     for family in ("-4", "-6"):
         _run(host, "ip", family, "rule", "del", "pref", "32764")
         _run(host, "ip", family, "route", "flush", "table", "100")

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
 
 from nodeproxy.config import OFF
+from nodeproxy.errors import KernelError
 from nodeproxy.kernel.probes import NOBODY, KubeletIs, ProbeTable
 from nodeproxy.linux.kubelet import Kubelet, NoKubelet, find_kubelet
 from nodeproxy.observe.metrics import KubeletStatistics
@@ -66,6 +68,13 @@ class KubeletWatch:
                 KubeletIs(found.cgroup_id, found.netns_cookie),
                 f"the kubelet is process {found.pid} in {found.cgroup}: its probes of pods in the mesh pass policy",
             )
+
+    def restrict(self, uid: str, cookie: int, ports: Collection[int]) -> None:
+        """Its probes of the enrolled pod `uid` pass policy on these ports alone, which the pod's own probes name."""
+        try:
+            self._probes.restrict(cookie, ports)
+        except KernelError as error:
+            log.error("pod %s: the kubelet's probes are judged by policy: %s", uid, error)
 
     def status(self) -> KubeletStatus:
         """As of the last look."""

@@ -22,7 +22,7 @@ from nodeproxy.agent.direct import DirectPath, why_not_direct
 from nodeproxy.agent.direct_flows import DirectFlows
 from nodeproxy.agent.direct_judge import Judge
 from nodeproxy.agent.direct_pods import DirectPods
-from nodeproxy.agent.enrolment import PREDECESSOR, EnrolledPod, Enrolment
+from nodeproxy.agent.enrolment import PREDECESSOR, Enrolment
 from nodeproxy.agent.handover.taking import Predecessor
 from nodeproxy.agent.identities import Identities
 from nodeproxy.agent.kubelet import KubeletWatch
@@ -41,7 +41,7 @@ from nodeproxy.agent.sources.connection import SourceConnection
 from nodeproxy.agent.sources.xds_kept import DemandChange
 from nodeproxy.agent.workers import Workers
 from nodeproxy.config import SameNode
-from nodeproxy.errors import EnrolmentError, IdentityError, KernelError, NodeproxyError
+from nodeproxy.errors import EnrolmentError, IdentityError, NodeproxyError
 from nodeproxy.identity.certificate import CertificateAuthority
 from nodeproxy.identity.kept import KeptCertificates
 from nodeproxy.kernel.steering import Steering
@@ -220,8 +220,6 @@ class Node:
 
     async def let_go(self, on_released: Callable[[int], None]) -> None:
         """A successor takes over: what both share is its own from now on.  on_released: see `Enrolment.freeze`."""
-        if self.zds is not None:
-            await self.zds.pause()
         await self.enrolment.freeze(on_released)
         await asyncio.to_thread(self.steering.direct.let_go)
         if self._kept is not None:
@@ -232,8 +230,6 @@ class Node:
         self.steering.take(self.steering.lock, own_cgroup_id=own_cgroup_id, workers=self.workers.count)
         self.direct.hold(close=True)
         await self.enrolment.thaw()
-        if self.zds is not None:
-            self.zds.resume()
         self.steering.attach(cgroup_root)
         self.steering.forget_others()
         if self._kept is not None:
@@ -449,7 +445,9 @@ class Node:
             else:
                 self.on_demand.leave(uid)
         if pod is not None:
-            self._restrict_probes(pod)
+            told = self.roster.get(uid.partition("//Pod/")[2]) if self.roster is not None else None
+            if told is not None and told.probe_ports is not None:
+                self.kubelet.restrict(uid, pod.cookie, told.probe_ports)
             self.direct.entered(pod)
             self.addresses.entered(pod)
             if pod.fresh:
@@ -458,16 +456,6 @@ class Node:
             self.addresses.left(uid)
             self.standing.left(uid)
         self._assign_identities([uid])
-
-    def _restrict_probes(self, pod: EnrolledPod) -> None:
-        """To the ports that its own probes name, where the controller tells of them."""
-        told = self.roster.get(pod.spec.uid.partition("//Pod/")[2]) if self.roster is not None else None
-        if told is None or told.probe_ports is None:
-            return
-        try:
-            self.steering.probes.restrict(pod.cookie, told.probe_ports)
-        except KernelError as error:
-            log.error("pod %s: the kubelet's probes are judged by policy: %s", pod.spec.uid, error)
 
     def _before_commit(self, touched: Touched) -> None:
         self.direct.before_change(touched)

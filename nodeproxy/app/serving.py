@@ -359,6 +359,8 @@ class Serving:
         if self._cni is not None:
             await self._cni.pause()
         await self._stop_active()
+        if self._node.zds is not None:
+            await self._node.zds.pause()
         await self._node.let_go(self._giving.released)
 
     async def resume(self) -> None:
@@ -366,9 +368,16 @@ class Serving:
         self._run_dir.sign()
         if self._ending:
             return
-        await self._node.hold_again(self.own_cgroup_id, self._cgroup_root)
-        await self._paths.stop()
-        await self._serve_paths()
+        try:
+            await self._node.hold_again(self.own_cgroup_id, self._cgroup_root)
+            if self._node.zds is not None:
+                self._node.zds.resume()
+            await self._paths.stop()
+            await self._serve_paths()
+        except Exception:
+            log.exception("after a handover that failed this agent can't serve on: it ends, so that another start mends it")
+            self._stopping.set()
+            return
         self._start_active()
         if self._cni is not None:
             self._cni.resume()

@@ -23,6 +23,7 @@ from nodeproxy.model.requirement import Requirement
 _OLDEST_KERNEL: Final = (6, 1)
 # <linux/capability.h>: number, name, what for
 _CAPABILITIES: Final = (
+    (1, "CAP_DAC_OVERRIDE", "make a cgroup in the root's directory, whose mode is 0555"),
     (12, "CAP_NET_ADMIN", "attach eBPF programs, set marks and routes"),
     (21, "CAP_SYS_ADMIN", "enter network namespaces, load eBPF programs, mount the BPF file system"),
 )

@@ -267,7 +267,7 @@ class ApiServer:
             return all(
                 any(
                     c["type"] == "Established" and c["status"] == "True"
-                    for c in definitions[name].get("status", {}).get("conditions", [])
+                    for c in definitions[name].get("status", {}).get("conditions") or ()  # null until it is looked at
                 )
                 for name in names
             )

@@ -69,6 +69,7 @@ FEATURES = (
         "refused_by_the_application",
     ),)),
     Feature("the kubelet's probes pass policy, no others do", (f"{KERNEL}/test_kubelet.py", f"{KERNEL}/test_find_kubelet.py")),
+    Feature("pods are found by their cgroup", (f"{KERNEL}/test_kubepods.py",)),
     Feature("SOCK_DESTROY", (f"{KERNEL}/test_sock_diag.py",)),
     Feature("programs load, pin and are replaced; down is closed", (_LIFECYCLE,)),
     Feature("nodes: HBONE between them, streams whole", _of(
@@ -107,9 +108,6 @@ FEATURES = (
              "connections_that_stood_before_are_told_until_they_end"),
         *_of(f"{MESH}/test_cni.py", "a_new_pods_first_connection_is_in_the_mesh"),
     )),
-    Feature("nodes: pods of several interfaces and addresses", _of(
-        f"{MESH}/test_odd_pods.py", "every_address_of_every_interface_is_judged", "addresses_that_come_and_go_after_enrolment",
-    )),
     Feature("nodes: probes under STRICT", _of(
         f"{MESH}/test_kubelet.py", "they_pass_as_long_as_the_kubelet_is_known_and_nothing_else_does",
     )),
@@ -117,6 +115,11 @@ FEATURES = (
         f"{MESH}/test_roll.py", "an_agent_that_waits_serves_again_when_nobody_does",
         "the_old_agent_is_bound_by_what_changes_meanwhile",
     )),
+    Feature("nodes: beside istio-cni's rules", _of(
+        f"{MESH}/test_istio_rules.py", "what_a_pod_sends_goes_through_the_mesh", "a_tunnel_reaches_the_pod",
+        "a_pod_reaches_itself_and_its_loopback",
+    )),
+    Feature("nodes: enrolment by istio-cni (ZDS)", _of(f"{MESH}/test_zds.py", "who_is_added_is_in_and_who_is_deleted_drains")),
     Feature("nodes: with the capabilities of the DaemonSet alone", _of(
         f"{MESH}/test_capabilities.py", "pods_talk_between_nodes_with_their_own_addresses",
     )),
@@ -136,7 +139,6 @@ LEFT_OUT = {
     f"{MESH}/test_direct_never_open.py": "races of thousands of connections, minutes without emulation's factor",
     f"{MESH}/test_hostile_peer.py": "HTTP/2 and TLS in user space, the same on each kernel",
     f"{MESH}/test_identity.py": "TLS in user space, the same on each kernel",
-    f"{MESH}/test_kubelet.py": "the agent's part, user space alone; the kernel's part is in the kernel tier",
     f"{MESH}/test_labels_settings.py": "settings of what test_labels.py shows, user space alone",
     f"{MESH}/test_large_mesh_file.py": "100,000 workloads, user space alone",
     f"{MESH}/test_on_demand.py": "the control plane's protocol, user space alone",

@@ -28,6 +28,7 @@ def mesh(run_cluster: Callable[[Callable[[Cluster], None]], Cluster]) -> Cluster
             cluster.pod(node, name)
         for agent in cluster.agents:
             agent.wrapper = limited_to(GRANTED)
+        cluster.cgroup.chmod(0o555)  # as that of a hierarchy's root
 
     return run_cluster(populate)
 
@@ -68,7 +69,7 @@ def test_it_adopts_what_the_one_before_left(mesh: Cluster) -> None:
     assert len(agent.get("/status")["pods"]) == 2
 
 
-@pytest.mark.parametrize("name", ["SYS_ADMIN", "NET_ADMIN"])
+@pytest.mark.parametrize("name", ["SYS_ADMIN", "NET_ADMIN", "DAC_OVERRIDE"])
 def test_none_of_them_can_be_left_out(mesh: Cluster, name: str) -> None:
     agent = mesh.agents[0]
     agent.kill(signal.SIGTERM)

@@ -87,7 +87,7 @@ def test_the_namespace_lets_such_pods_in(base: Manifest, mesh_file: Manifest) ->
 def test_has_only_the_capabilities_it_needs(manifest: Manifest, base: Manifest) -> None:
     security = manifest.container["securityContext"]
     finds_pods = ["SYS_PTRACE"] if manifest.namespace == base.namespace and manifest.pod.get("hostPID") else []
-    assert security["capabilities"] == {"drop": ["ALL"], "add": ["SYS_ADMIN", "NET_ADMIN", *finds_pods]}
+    assert security["capabilities"] == {"drop": ["ALL"], "add": ["SYS_ADMIN", "NET_ADMIN", "DAC_OVERRIDE", *finds_pods]}
     assert (security["privileged"], security["allowPrivilegeEscalation"], security["readOnlyRootFilesystem"]) == (
         False,
         False,
@@ -105,7 +105,10 @@ def test_only_who_must_find_pods_sees_the_nodes_processes(base: Manifest, istiod
     assert [each.pod.get("hostPID", False) for each in (base, istiod, mesh_file)] == [True, False, False]
 
 
-def test_a_roll_leaves_no_node_without_an_agent(manifest: Manifest) -> None:
+def test_a_roll_leaves_no_node_without_an_agent(manifest: Manifest, tmp_path: Path) -> None:
+    """The next one takes over, and the one before does not end by itself, or the kubelet would start it again."""
+    found = manifest.read(tmp_path)
+    assert (found.takeover, found.wait_after_handover) == (True, True)
     assert manifest.spec["updateStrategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     assert not manifest.pod.get("hostNetwork")  # two of them listen at the same ports meanwhile
 

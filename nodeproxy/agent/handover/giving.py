@@ -142,6 +142,9 @@ class Giving:
         except (NodeproxyError, OSError) as error:
             log.error("nothing is handed over: %s", error)
             link.post(Refused(str(error)))
+        except Exception as error:
+            log.exception("a defect: nothing is handed over")
+            link.post(Refused(repr(error)))
         finally:
             link.close()
             if not self.given.is_set():
@@ -179,7 +182,7 @@ class Giving:
                 link.post(said)
             link.post(Yielded(), self._giver.locks())
             received = await link.receive()
-        except (NodeproxyError, OSError):
+        except Exception:
             await self._giver.resume()
             raise
         if received is None or not isinstance(received[0], Done):

@@ -12,7 +12,7 @@ from nodeproxy.linux import preflight
 
 def test_rows_have_names_and_what_fails_has_a_remedy() -> None:
     rows = preflight.rows()
-    assert len({row.name for row in rows}) == len(rows) == 12
+    assert len({row.name for row in rows}) == len(rows) == 13
     for row in rows:
         assert row.found
         assert row.ok == (row.remedy == "")

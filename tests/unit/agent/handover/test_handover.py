@@ -36,6 +36,7 @@ class Agent:
         self.left: list[PodRemoved] = []
         self.identities = [f"spiffe://cluster.local/ns/a/sa/{number}" for number in range(600)]
         self.error: NodeproxyError | None = None
+        self.defect: Exception | None = None
         self.pins_lock, self._other_end = os.pipe()
 
     async def copy_state(self, directory: Path) -> list[str]:
@@ -46,6 +47,8 @@ class Agent:
 
     async def pause(self) -> None:
         self.calls.append("pause")
+        if self.defect is not None:
+            raise self.defect
 
     async def resume(self) -> None:
         self.calls.append("resume")
@@ -206,6 +209,18 @@ def test_a_state_that_cannot_be_copied(bench: Bench) -> None:
     bench.agent.error = StateError("the disk is full")
     with pytest.raises(HandoverError, match=r"does not hand over: the disk is full; stop it"):
         bench.ask()
+
+
+@pytest.mark.parametrize("defect", [StateError("no"), RuntimeError("a defect")])
+def test_an_agent_that_cannot_yield_serves_on(bench: Bench, defect: Exception) -> None:
+    bench.agent.defect = defect
+    predecessor = bench.ask()
+    with pytest.raises(HandoverError, match="does not hand over after all"):
+        bench.take(predecessor)
+    bench.until(bench.giving.settled.is_set)
+    assert bench.agent.calls == ["copy to state-2", "pause", "resume"]
+    assert not bench.own.hold()
+    bench.runner.run(_call(predecessor.close))
 
 
 def test_another_protocol_is_refused_by_name(bench: Bench) -> None:
