@@ -228,6 +228,9 @@ class Kubelet:
 
     def _end(self, pod: _Pod) -> None:
         metadata = pod.object["metadata"]
+        if pod.uid in self.runtime.sandboxes and metadata.get("deletionGracePeriodSeconds", 0):
+            hooks = [each.get("lifecycle", {}).get("preStop", {}) for each in pod.containers]
+            self._stopping.wait(max(each.get("sleep", {}).get("seconds", 0) for each in hooks))
         self.runtime.stop_sandbox(pod.uid, float(metadata.get("deletionGracePeriodSeconds", 30)))
         if not pod.gone:
             with contextlib.suppress(ApiError):  # somebody has done it, or it is another pod by now

@@ -14,7 +14,7 @@ from tests.cluster.apiserver import ApiError, ApiServer
 from tests.cluster.kinds import Object, make
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.mesh import ControlPlane, KubeMesh
-from tests.cluster.runtime import Driver, Runtime, Sandbox
+from tests.cluster.runtime import Container, Driver, Runtime, Sandbox
 from tests.mesh.cluster import Agent, wait_until
 
 LABEL = "istio.io/dataplane-mode"
@@ -54,6 +54,7 @@ class KubeletMesh(KubeMesh):
         self.runtimes.append(runtime)
         main: dict[str, Any] = {"type": interface, "ipam": _ipam(runtime.directory, subnets)}
         if interface == "bridge":
+            node.bridge("cni0")  # with an address of its own: else it changes with the pods that come and go, under all others
             main |= {"bridge": "cni0", "isGateway": True}
         conflist = {"cniVersion": "1.0.0", "name": "pods", "plugins": [main]}
         (runtime.chain.net_d / "10-pods.conflist").write_text(json.dumps(conflist, indent=1))
@@ -106,6 +107,10 @@ class KubeletMesh(KubeMesh):
         find = functools.partial(self.kubelets[number].sandbox, namespace, name)
         found: Sandbox = wait_until(find, f"{namespace}/{name} runs on node {number}", 30)
         return found
+
+    def execute(self, number: int, name: str, namespace: str, *command: str) -> Container:
+        """Run one more program in a pod, as `kubectl exec` does; it ends with the pod."""
+        return self.runtimes[number].start_container(self.sandbox(number, name, namespace), "exec", list(command))
 
     def running(self, name: str, namespace: str, timeout_s: float = 30.0) -> list[str]:
         """Wait until the API server knows a pod as ready; its addresses."""

@@ -13,7 +13,7 @@ from tests.mesh.cluster import wait_until
 
 SPACE = "plain"
 PORT = "8080"
-COUNT = 60
+COUNT = 40
 ONCE = {"restartPolicy": "Never"}
 
 
