@@ -43,7 +43,7 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "kernels", nargs="*", metavar="VERSION", help=f"which ({names}; all), or the path of an image of your own"
     )
-    parser.add_argument("--minutes", type=float, default=40.0, help="how long one kernel may take (40)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long one kernel may take (60)")
     parser.add_argument("--tree", type=Path, help="the compiled form that is tested")
     parser.add_argument("--virtme", type=Path, required=True, help="the folder of vng")
     return parser.parse_args(own), pytests
