@@ -135,7 +135,7 @@ uname -r >$folder/release
 $python -m nodeproxy check -o json >$folder/check.json
 # The first row is the kernel's; what is true is an exit status of 1.
 if $python -c 'import json, sys; sys.exit(json.load(open(sys.argv[1]))["requirements"][0]["ok"])' $folder/check.json; then
-    timeout 300 $python -m nodeproxy run --mesh /dev/null --ca /dev/null >$folder/refused 2>&1
+    timeout 300 $python -m nodeproxy run --node n --mesh /dev/null --ca /dev/null >$folder/refused 2>&1
     exit
 fi
 mount -t bpf bpf /sys/fs/bpf
@@ -226,7 +226,7 @@ def verdict(shown: Shown) -> str:
     """Empty if all is well, else what is not."""
     folder = CACHE / "run" / shown.name
     if shown.refused:
-        return ""
+        return "" if "nodeproxy needs Linux" in shown.refused else f"it ended for another reason than its age: {folder}/refused"
     if shown.compile_s is None:
         return f"the programs do not load, or the machine did not boot: {folder}/loader.log, console.log, guest.log"
     if shown.stopped or shown.unfinished or len(shown.tests) < shown.collected or not shown.collected:
@@ -237,7 +237,7 @@ def verdict(shown: Shown) -> str:
 def summary(shown: Shown) -> str:
     """A line for the end of a run."""
     if shown.refused:
-        return f"{shown.name}: refused, as it must be: {shown.refused}"
+        return f"{shown.name}: refused: {shown.refused}  {verdict(shown) or 'as it must be'}"
     counts = {outcome: sum(test.outcome == outcome for test in shown.tests) for outcome in ("passed", "failed", "skipped")}
     told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     return f"{shown.name}: {told} of {shown.collected} in {shown.seconds:.0f} s.  {verdict(shown) or 'all well'}"

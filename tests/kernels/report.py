@@ -67,7 +67,11 @@ def legend(record: list[Shown]) -> str:
 
 
 def _sentence(text: str) -> str:
-    return text.splitlines()[-1].removeprefix("error: ").removeprefix("Error: ").rstrip(".") if text else ""
+    return (
+        text.splitlines()[-1].removeprefix("nodeproxy: ").removeprefix("error: ").removeprefix("Error: ").rstrip(".")
+        if text
+        else ""
+    )
 
 
 def document(record: list[Shown]) -> str:

@@ -94,11 +94,17 @@ def test_a_cell_says_what_became_of_a_feature(changes: dict[str, object], cell: 
 
 
 def test_a_refused_kernel_stands_below_the_matrix() -> None:
-    refused = shown("5.10", release="5.10.0-46-amd64", version="5.10.262-1", refused="Error: this is Linux 5.10, and …\n")
+    refused = shown(
+        "5.10",
+        release="5.10.0-46-amd64",
+        version="5.10.262-1",
+        refused="Error: this is Linux 5.10, and nodeproxy needs Linux 6.1\n",
+    )
     assert report.matrix([refused, shown()]).splitlines()[0] == "|  | Linux 6.1.192 |"
-    assert "Linux 5.10.262 is refused: “this is Linux 5.10, and …”." in report.legend([refused])
+    assert "Linux 5.10.262 is refused: “this is Linux 5.10, and nodeproxy needs Linux 6.1”." in report.legend([refused])
     assert verdict(refused) == ""
     assert "refused" in report.document([refused, shown()])
+    assert "another reason" in verdict(shown("5.10", refused="Error: no such option"))
 
 
 def test_what_follows_the_dashes_is_pytests() -> None:
