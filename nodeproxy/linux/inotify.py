@@ -6,11 +6,12 @@ It must not know what is in them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 
 from nodeproxy.errors import KernelError
 
@@ -21,26 +22,33 @@ _ONLYDIR = 0x01000000
 
 
 class Watch:
-    """Open before the directories are read, so that no change is missed; those that are not there are left out."""
+    """Open it once, `look_at` before the directories are read, so that no change is missed."""
 
-    def __init__(self, directories: Iterable[Path]) -> None:
-        """Raises KernelError, e.g. when there are too many watches (fs.inotify.max_user_instances)."""
-        libc = ctypes.CDLL(None, use_errno=True)
-        self._descriptor = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    def __init__(self) -> None:
+        """Raises KernelError, e.g. when there are too many (fs.inotify.max_user_instances)."""
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._descriptor = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._descriptor < 0:
             number = ctypes.get_errno()
             raise KernelError(f"inotify_init1: {os.strerror(number)}", number)
+
+    def look_at(self, directories: Iterable[Path]) -> None:
+        """Changes of these count from now on, also where another directory has come in the place of one.
+
+        Those that are not there are left out.
+        """
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.read(self._descriptor, 65536)
         for directory in directories:
-            libc.inotify_add_watch(self._descriptor, os.fsencode(directory), ctypes.c_uint32(_EVENTS | _ONLYDIR))
+            self._libc.inotify_add_watch(self._descriptor, os.fsencode(directory), ctypes.c_uint32(_EVENTS | _ONLYDIR))
 
-    def __enter__(self) -> Watch:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        os.close(self._descriptor)
+    def close(self) -> None:
+        """In a thread: the kernel waits for its reaper of marks, 10 s while it takes many network namespaces down [tried]."""
+        threading.Thread(target=os.close, args=(self._descriptor,), daemon=True).start()
 
     async def wait_change(self, timeout_s: float) -> None:
-        """Until something has changed since it was opened, or for that long."""
+        """Until something has changed since `look_at`, or for that long."""
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()
         loop.add_reader(self._descriptor, changed.set)

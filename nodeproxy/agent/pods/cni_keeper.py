@@ -42,16 +42,25 @@ class CniKeeper:
     async def run(self) -> None:
         """Until cancelled."""
         directories = (self._installation.conf_dir, self._installation.bin_dir)
-        while True:
-            try:
-                with Watch(directories) as watch:
-                    await self._install()
-                    await asyncio.sleep(_PAUSE_S)
-                    await watch.wait_change(_TRY_AGAIN_S if self.file is None else _LOOK_AGAIN_S)
-            except KernelError as error:
-                log.warning("cni: %s; changes of %s are noticed later", error, directories[0])
+        try:
+            watch = Watch()
+        except KernelError as error:
+            log.warning("cni: %s; changes of %s are noticed later", error, directories[0])
+            while True:
                 await self._install()
-                await asyncio.sleep(_LOOK_AGAIN_S)
+                await asyncio.sleep(self._look_again_s)
+        try:
+            while True:
+                watch.look_at(directories)
+                await self._install()
+                await asyncio.sleep(_PAUSE_S)
+                await watch.wait_change(self._look_again_s)
+        finally:
+            watch.close()
+
+    @property
+    def _look_again_s(self) -> float:
+        return _TRY_AGAIN_S if self.file is None else _LOOK_AGAIN_S
 
     async def _install(self) -> None:
         try:
