@@ -56,7 +56,7 @@ def test_last_leg_is_set_once_and_undone(host: Host) -> None:
     for _ in range(2):
         enable_last_leg(host.netns_fd)
         assert table(host) == sorted(
-            ["route 10", "route 2", "rule 10 0x53a → 100", "rule 2 0x53a → 100"]
+            ["route 10", "route 2", f"rule 10 0x53a → {TABLE}", f"rule 2 0x53a → {TABLE}"]
             + ["ipv4/fwmark_reflect 1", "ipv4/tcp_fwmark_accept 1", "ipv4/tcp_tw_reuse 1", "ipv6/fwmark_reflect 1"]
         )
     for _ in range(2):
