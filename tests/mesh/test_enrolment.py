@@ -122,6 +122,7 @@ def test_a_connection_waits_for_a_peer_that_is_not_served_yet(mesh: Cluster, com
             status, answer = agent.request("POST", "/pods", {"uid": server.uid, "netns": server.host.netns_path})
             assert status == 200, answer
         else:
+            before = agent.get("/status")["state"]["epoch"]
             server.entry["protocol"] = "TCP"
             mesh.write()
         theirs, _ = listener.accept()
@@ -132,6 +133,7 @@ def test_a_connection_waits_for_a_peer_that_is_not_served_yet(mesh: Cluster, com
     )
     assert ("dst.hbone_addr" in row) is (comes == "in the mesh")
     if comes == "in plain":
+        wait_until(lambda: agent.get("/status")["state"]["epoch"] > before, "the other node has read it, too")
         server.entry["protocol"] = "HBONE"
         mesh.apply()
         wait_until(lambda: agent.get("/status")["pods"], "it is in")
