@@ -256,7 +256,7 @@ class Serving:
         self._node.predecessor = None
         enrolment.ended(PREDECESSOR)
         log.info("the agent before, process %d, has ended", predecessor.offer.pid)
-        if self._run_dir.held:
+        if self._run_dir.held and self._steering.lock >= 0:
             self._steering.forget_others()
             self._run_dir.remove_other_stores()
 
@@ -377,6 +377,8 @@ class Serving:
         except Exception:
             log.exception("after a handover that failed this agent can't serve on: it ends, so that another start mends it")
             self._stopping.set()
+            return
+        if self._ending:  # SIGTERM's patience ran out meanwhile
             return
         self._start_active()
         if self._cni is not None:

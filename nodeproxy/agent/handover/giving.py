@@ -34,6 +34,9 @@ from nodeproxy.model.messages import PodReleased, PodRemoved
 
 log = logging.getLogger(__name__)
 
+# Whoever connects says so at once; there is one place, and SIGTERM waits for whoever has it.
+_ASKS_WITHIN_S = 5.0
+
 
 class Giver(Protocol):
     """What is handed over."""
@@ -153,7 +156,11 @@ class Giving:
 
     async def _offer(self, link: Link[FromSuccessor]) -> bool:
         """Whether somebody takes over: it may prepare for as long as it likes."""
-        received = await link.receive()
+        try:
+            async with asyncio.timeout(_ASKS_WITHIN_S):
+                received = await link.receive()
+        except TimeoutError:
+            return False
         if received is None or not isinstance(received[0], Asking):
             return False
         asking = self.successor = received[0]
