@@ -113,7 +113,7 @@ class Serving:
         self._active: list[asyncio.Task[Any]] = []
         self._hearing: asyncio.Task[None] | None = None  # of the agent before, until it has ended
         self._changed = asyncio.Event()  # which tasks run
-        self._ending = False
+        self._ending = asyncio.Event()
 
     async def run(self) -> bool:
         """Serve.  True: nobody serves this node any more, and this process is to start over."""
@@ -303,7 +303,7 @@ class Serving:
     async def _end(self) -> None:
         drain_s = self._config.drain_s
         log.info("ending: connections get %d s; pods stay closed until the next start or `nodeproxy uninstall`", drain_s)
-        self._ending = True
+        self._ending.set()
         if self._cni is not None:
             await self._cni.stop()
         await self._stop_active()
@@ -366,7 +366,7 @@ class Serving:
     async def resume(self) -> None:
         """See `Giver`."""
         self._run_dir.sign()
-        if self._ending:
+        if self._ending.is_set():
             return
         try:
             await self._node.hold_again(self.own_cgroup_id, self._cgroup_root)
@@ -378,7 +378,7 @@ class Serving:
             log.exception("after a handover that failed this agent can't serve on: it ends, so that another start mends it")
             self._stopping.set()
             return
-        if self._ending:  # SIGTERM's patience ran out meanwhile
+        if self._ending.is_set():  # SIGTERM's patience ran out meanwhile
             return
         self._start_active()
         if self._cni is not None:
