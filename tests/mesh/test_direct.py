@@ -16,6 +16,7 @@ from tests.mesh.attempts import Greeter, answer, connected, is_open, start_fast,
 from tests.mesh.cluster import Cluster, MeshPod, exactly, wait_until
 from tests.mesh.direct import hindrance, live_to, settled, wait_direct, why
 from tests.mesh.evidence import refused_total, rows_of
+from tests.pace import PACE
 
 PORT, SECOND_PORT = 7500, 7501
 SERVICE, VIP, VIP6 = "web.shop.svc.cluster.local", "10.96.0.50", "fd00:96::50"
@@ -98,7 +99,7 @@ def test_bytes_go_past_the_proxy_and_are_told_exactly(mesh: Cluster, form: str) 
         for _ in range(200):  # 40 MB, which would cost a worker some 4 ticks
             ours.sendall(data)
             exactly(theirs, len(data))
-        assert worker_cpu(mesh) - used <= 2
+        assert worker_cpu(mesh) - used <= 2 * PACE
     (line,) = wait_until(lambda: rows_of(agent, dst_addr=target), "its line")
     assert (line["src.identity"], line["dst.identity"]) == (client.identity, server.identity)
     assert (line["src.workload"], line["dst.workload"], line["direction"]) == ("client", "server", "outbound")
