@@ -17,7 +17,7 @@ import msgspec
 from nodeproxy.__main__ import main
 from nodeproxy.agent.node import Node
 from nodeproxy.agent.sources.mesh_watch import MeshFile
-from nodeproxy.app import run as app
+from nodeproxy.app import source
 from nodeproxy.model.delta import Delta
 from tests.mesh_files import load_mesh
 
@@ -63,5 +63,5 @@ async def _follow(node: Node, file: MeshFile) -> None:
 
 
 if __name__ == "__main__":
-    app._follow = _follow
+    source._follow_file = _follow
     main()
