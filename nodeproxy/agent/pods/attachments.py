@@ -66,6 +66,8 @@ class Attachments:
         if self._brought.get(brought.attachment) == brought:
             return {}
         self._brought[brought.attachment] = brought
+        if brought.inode in (gone := self._gone.get(brought.request.pod_uid, [])):
+            gone.remove(brought.inode)  # the kernel gives numbers again
         return {_key(brought.attachment): msgspec.msgpack.encode(brought)}
 
     def remove(self, attachment: Attachment) -> tuple[Attached | None, Meta]:

@@ -22,6 +22,7 @@ from typing import Protocol
 from nodeproxy.agent.enrolment import Enrolment
 from nodeproxy.agent.pod_namespace import leads_to
 from nodeproxy.agent.pods.attachments import Attached, Attachments
+from nodeproxy.agent.pods.events import Events
 from nodeproxy.agent.pods.provisional import Provisional
 from nodeproxy.agent.pods.roster import Roster
 from nodeproxy.errors import EnrolmentError, NodeproxyError
@@ -65,7 +66,9 @@ log = logging.getLogger(__name__)
 
 
 class Node(Protocol):
-    """The agent, as this needs it."""
+    """The agent, as this needs it.  events: who tells people of pods."""
+
+    events: Events
 
     def view(self) -> View:
         """The state as it is now."""
@@ -115,7 +118,7 @@ class LabelEnrolment:
         self._lost: dict[str, float] = {}  # pods in whose namespace nobody seems to be, since when
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._changed.set()  # what was kept is to be looked at
+        self._failed = False  # something that is tried again
         self._uids: set[str] = set()  # of those in `_places`
         enrolment.cared_for = self._uids
         roster.listen(lambda changed: self._changed.set())
@@ -126,26 +129,30 @@ class LabelEnrolment:
         """Until cancelled."""
         delay_s = _LOOK_AGAIN_S[0]
         watched = time.monotonic()
+        self._changed.set()  # what was told while nobody ran this, or was begun when it was cancelled
         while True:
             due_s = max(0.0, watched + _WATCH_S - time.monotonic())
             try:
-                async with asyncio.timeout(min(delay_s, due_s) if self.waiting else due_s):
+                async with asyncio.timeout(min(delay_s, due_s) if self.waiting or self._failed else due_s):
                     await self._changed.wait()
                 delay_s = _LOOK_AGAIN_S[0]
             except TimeoutError:
                 delay_s = min(delay_s * 2, _LOOK_AGAIN_S[1])
-            if self._changed.is_set() or self.waiting:
+            if self._changed.is_set() or self.waiting or self._failed:
                 self._changed.clear()
-                await self._attempt(self.reconcile())
+                self._failed = not await self._attempt(self.reconcile())
             if time.monotonic() >= watched + _WATCH_S:
                 watched = time.monotonic()
                 await self._attempt(self._watch())
 
-    async def _attempt(self, work: Awaitable[None]) -> None:
+    async def _attempt(self, work: Awaitable[None]) -> bool:
+        """Whether it could be done."""
         try:
             await work
         except (NodeproxyError, OSError) as error:
             log.error("pods are not all as the labels say, and it is tried again: %s", error)
+            return False
+        return True
 
     async def reconcile(self) -> None:
         """Bring the node to where the roster is, as far as pods are found.  Raises StateError."""
@@ -240,20 +247,31 @@ class LabelEnrolment:
 
     async def _put_in(self, found: Mapping[str, PodSpec]) -> None:
         """Those of these that are still to be in, and that nobody has put in meanwhile."""
-        specs: dict[str, PodSpec | None] = {}
+        entering: list[tuple[NodePod, PodSpec]] = []
         for key, spec in found.items():
             pod = self._roster.get(key)
             if pod is None or not pod.membership.in_mesh or key in self._places:
                 continue
             if self._attachments.has_gone(pod.pod_uid, spec.inode):
                 continue
-            self._set_place(pod, spec)
-            specs[spec.uid] = spec
             await self._make_known(pod)
+            entering.append((pod, spec))
+        for pod, spec in entering:  # all at once: whoever has a place and is not put in is not looked at again
+            self._set_place(pod, spec)
+        specs: dict[str, PodSpec | None] = {spec.uid: spec for _, spec in entering}
         if specs:
             await self._enrolment.change(specs)
+            self._tell_failures(found)
             await self._drop_ended({key: spec for key, spec in found.items() if spec.uid in specs})
             await self._note_steered(specs)
+
+    def _tell_failures(self, found: Mapping[str, PodSpec]) -> None:
+        """Whoever looks at such a pod must know."""
+        for key, spec in found.items():
+            pod, failed = self._roster.get(key), self._enrolment.failed.get(spec.uid)
+            if pod is not None and failed is not None:
+                told = f"it can't be put into the mesh, and is tried again: {failed.error}"
+                self._node.events.tell(pod.namespace, pod.name, pod.pod_uid, "EnrolmentFailed", told, True)
 
     async def _drop_ended(self, put_in: Mapping[str, PodSpec]) -> None:
         """Whose process has ended while it was put in is looked for again."""

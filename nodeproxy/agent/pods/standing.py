@@ -58,11 +58,13 @@ class Standing:
         while True:
             try:
                 async with asyncio.timeout_at(counted + _COUNT_S):
-                    await self._look(await self._new.get())
+                    pod = await self._new.get()
             except TimeoutError:
                 counted = loop.time()
                 for uid in list(self._cookies):
                     await self._count_again(uid)
+            else:
+                await self._look(pod)
 
     async def _look(self, pod: EnrolledPod) -> None:
         uid = pod.spec.uid

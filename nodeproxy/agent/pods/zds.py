@@ -323,7 +323,8 @@ class ZdsEnrolment:
     async def _served(self, pod: _Pod) -> None:
         """While another agent serves: it is this one's turn soon, or istio-cni is to try again."""
         try:
-            await asyncio.wait_for(self._active.wait(), _SERVING_S)
+            async with asyncio.timeout(_SERVING_S):
+                await self._active.wait()
         except TimeoutError:
             raise EnrolmentError("an agent that is to take over was told, and has not taken over yet") from None
         async with self._lock:

@@ -14,11 +14,11 @@ import pytest
 
 from nodeproxy.agent.enrolment import Enrolment
 from nodeproxy.agent.pods import labels
-from nodeproxy.agent.pods.attachments import Attachments
+from nodeproxy.agent.pods.attachments import Attached, Attachments
 from nodeproxy.agent.pods.labels import LabelEnrolment
 from nodeproxy.agent.pods.provisional import Provisional
 from nodeproxy.agent.pods.roster import Roster, pod_meta
-from nodeproxy.errors import EnrolmentError
+from nodeproxy.errors import EnrolmentError, StateError
 from nodeproxy.linux.kubepods import PodFinder, PodNetns
 from nodeproxy.model.cni import Attachment, CniAdd
 from nodeproxy.model.delta import Delta, PodSpec
@@ -83,6 +83,16 @@ class FakeFinder:
         return found, {uid: "it has no process yet" for uid in wanted if uid not in found}
 
 
+class FakeEvents:
+    """What people are told of pods."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def tell(self, *what: Any) -> None:
+        self.told.append(what)
+
+
 class Bench:
     """Also the node, as LabelEnrolment sees it."""
 
@@ -92,6 +102,7 @@ class Bench:
         self.no_certificate = ""
         self.kept_steered: list[Collection[int]] = []
         self.enrolment, self.finder = FakeEnrolment(), FakeFinder()
+        self.events, self.full_times = FakeEvents(), 0
         self.open()
 
     def open(self) -> None:
@@ -127,6 +138,9 @@ class Bench:
         return self.reader.view()
 
     async def write(self, delta: Delta, meta: Meta) -> None:
+        if self.full_times:
+            self.full_times -= 1
+            raise StateError("no room")
         self.state.apply(delta, meta)
 
     @contextlib.asynccontextmanager
@@ -476,5 +490,45 @@ def test_pods_come_and_go_and_nothing_is_left(run: Run) -> None:
         assert bench.view().counts()["workloads"] == 0
         assert [key for key, _ in bench.state.metas("node/")] == ["received"]
         assert len(os.listdir("/proc/self/fd")) == descriptors
+
+    run(scenario)
+
+
+def test_whoever_looks_at_a_pod_that_can_not_be_put_in_is_told(run: Run) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.finder.there.add("u")
+        bench.enrolment.error = "no room"
+        bench.tell(told())
+        await bench.labels.reconcile()
+        ((namespace, name, uid, reason, message, warning),) = bench.events.told
+        assert (namespace, name, uid, reason, warning) == ("ns", "a", "u", "EnrolmentFailed", True)
+        assert message == "it can't be put into the mesh, and is tried again: no room"
+
+    run(scenario)
+
+
+def test_what_could_not_be_written_is_tried_again_though_nothing_else_changes(run: Run) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.finder.there.add("u")
+        bench.tell(told())
+        bench.full_times = 1
+        serving = asyncio.create_task(bench.labels.run())
+        async with asyncio.timeout(10):
+            while not bench.enrolment.pods:
+                await asyncio.sleep(0.01)
+        serving.cancel()
+        assert bench.full_times == 0
+
+    run(scenario)
+
+
+def test_a_number_that_the_kernel_gives_again_is_no_network_that_has_gone(run: Run) -> None:
+    async def scenario(bench: Bench) -> None:
+        old, new = add(container_id="old"), add(container_id="new")
+        bench.attachments.add(Attached(old, INODE))
+        bench.attachments.remove(Attached(old, INODE).attachment)
+        assert bench.attachments.has_gone("u", INODE)
+        bench.attachments.add(Attached(new, INODE))
+        assert not bench.attachments.has_gone("u", INODE)
 
     run(scenario)
