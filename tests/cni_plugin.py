@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -75,10 +75,12 @@ def environment(command: str, namespace: str = "shop", **more: str | None) -> di
     return {name: value for name, value in given.items() if value is not None}
 
 
-def call(stdin: bytes | dict[str, Any], env: dict[str, str], program: Path | None = None) -> Done:
+def call(stdin: bytes | dict[str, Any], env: Mapping[str, str | bytes], program: Path | None = None) -> Done:
     data = stdin if isinstance(stdin, bytes) else json.dumps(stdin).encode()
     done = subprocess.run([program or plugin()], input=data, env=env, capture_output=True, timeout=30)
-    return Done(done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr)
+    # A result is handed on as it is, whatever its bytes; what the plug-in says itself is UTF-8.
+    text = done.stdout.decode(errors="strict" if done.returncode else "replace")
+    return Done(done.returncode, json.loads(text) if text else None, done.stderr)
 
 
 class FakeAgent:

@@ -91,6 +91,25 @@ class Measurements:
                 terminalreporter.write_line(f"{what:{width}}  {value}")
 
 
+class TierTimes:
+    """Shows, after the run, what each tier took: the whole check has a bar, and here is what to cut."""
+
+    def __init__(self) -> None:
+        self.tests: dict[str, set[str]] = {}
+        self.seconds: dict[str, float] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        tier = report.nodeid.split("/")[1] if report.nodeid.startswith("tests/") else "other"
+        self.tests.setdefault(tier, set()).add(report.nodeid)
+        self.seconds[tier] = self.seconds.get(tier, 0.0) + report.duration
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if len(self.tests) > 1:
+            terminalreporter.section("tiers")
+            for tier, tests in self.tests.items():
+                terminalreporter.write_line(f"{tier:8}{len(tests):6} tests in {self.seconds[tier]:6.1f} s")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--no-skips", action="store_true", help=f'a skip fails the run, unless its reason begins with "{KERNEL_LACKS}"'
@@ -107,6 +126,7 @@ def pytest_configure(config: pytest.Config) -> None:
         # A shell's background job begins so, and the programs that tests start, and end by Ctrl-C's signal, would inherit it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(Measurements(), "measurements")
+    config.pluginmanager.register(TierTimes(), "tier-times")
     config.pluginmanager.register(SkipLedger(config.getoption("--no-skips")), "skip-ledger")
 
 

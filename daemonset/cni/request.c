@@ -23,18 +23,34 @@ void line_add_span(struct line *line, struct span text) {
 
 void line_add(struct line *line, const char *text) { line_add_span(line, text_of(text)); }
 
+// How many bytes the character that the text begins with has in UTF-8; 0: it is none (RFC 3629, section 4).
+static size_t character_length(struct span text) {
+    unsigned char first = (unsigned char)*text.at, second = span_length(text) > 1 ? (unsigned char)text.at[1] : 0;
+    size_t length = first < 0x80 ? 1 : first < 0xc2 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : first < 0xf5 ? 4 : 0;
+    if (length > span_length(text)) return 0;
+    for (size_t each = 1; each < length; each++)
+        if (((unsigned char)text.at[each] & 0xc0) != 0x80) return 0;
+    bool overlong = (first == 0xe0 && second < 0xa0) || (first == 0xf0 && second < 0x90);
+    bool surrogate = first == 0xed && second > 0x9f, beyond = first == 0xf4 && second > 0x8f;
+    return overlong || surrogate || beyond ? 0 : length;
+}
+
+// Paths and what the environment says need not be UTF-8, nor a text that was cut, but JSON must be (RFC 8259, section 8.1).
 void line_add_string(struct line *line, struct span text) {
     line_add(line, "\"");
-    for (; text.at < text.end; text.at++) {
+    while (text.at < text.end) {
         unsigned char each = (unsigned char)*text.at;
+        size_t length = character_length(text);
         char escaped[8];
-        if (each < 0x20) {
-            snprintf(escaped, sizeof escaped, "\\u%04x", each);
+        if (each < 0x20 || length == 0) {
+            snprintf(escaped, sizeof escaped, "\\u%04x", length == 0 ? 0xfffd : each);
             line_add(line, escaped);
+            text.at++;
             continue;
         }
         if (each == '"' || each == '\\') line_add(line, "\\");
-        line_add_span(line, (struct span){text.at, text.at + 1});
+        line_add_span(line, (struct span){text.at, text.at + length});
+        text.at += length;
     }
     line_add(line, "\"");
 }

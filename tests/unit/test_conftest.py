@@ -66,3 +66,8 @@ def test_tiers_are_marked_and_run_in_order(run) -> None:
         [f"tests/{tier}/test_a.py::test_it PASSED*" for tier in ("unit", "fuzz", "kernel", "mesh", "peers")]
     )
     run(files, "-m", "kernel").assert_outcomes(passed=1, deselected=4)
+
+
+def test_what_each_tier_took_is_shown(run) -> None:
+    result = run({"unit/test_a": PASSES, "unit/test_b": PASSES, "fuzz/test_c": PASSES})
+    result.stdout.fnmatch_lines(["*tiers*", "unit * 2 tests in * s", "fuzz * 1 tests in * s"])

@@ -62,6 +62,21 @@ def test_an_agents_no_is_the_error_that_the_kubelet_shows(tmp_path: Path) -> Non
     assert done.said == {"cniVersion": "0.4.0", "code": 11, "msg": no["message"], "details": no["details"]}
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("/run/\u00e4\u20ac\U0001f600".encode(), "/run/\u00e4\u20ac\U0001f600"),
+        (b"/run/\xe4", "/run/\ufffd"),
+        (b"/run/\xc0\xaf", "/run/\ufffd\ufffd"),  # overlong
+        (b"/run/\xed\xa0\x80", "/run/\ufffd\ufffd\ufffd"),  # a surrogate
+        (b"/run/\xf4\x90\x80\x80", "/run/\ufffd\ufffd\ufffd\ufffd"),  # beyond Unicode
+    ],
+)
+def test_what_it_says_is_utf_8(tmp_path: Path, given: bytes, said: str) -> None:
+    done = call(config(tmp_path), {**environment("ADD"), "CNI_NETNS": given})
+    assert done.said["msg"].startswith(f"nodeproxy-cni: CNI_NETNS {said}: ")
+
+
 def test_what_the_agent_is_asked_fits_its_model(tmp_path: Path) -> None:
     import msgspec
 
