@@ -115,6 +115,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--no-skips", action="store_true", help=f'a skip fails the run, unless its reason begins with "{KERNEL_LACKS}"'
     )
     parser.addoption(
+        "--churn",
+        type=int,
+        metavar="PODS",
+        help="how many come and go in tests/cluster/test_many_pods.py; for 1,000 also: -o timeout=900",
+    )
+    parser.addoption(
         "--form",
         choices=("compiled", "pure"),
         help="what the run must be a run of: a test fails if nodeproxy is in the other form",

@@ -16,15 +16,15 @@ from tests.cluster.resources import held, memory_mb
 from tests.mesh.cluster import Agent, wait_until
 from tests.mesh.test_enrolment import all_pids
 
-# As many as two cores start and end in the time that a test may take; what leaks, leaks with each of them.
-CHURNED = 120
+# What leaks, leaks with each of them; `--churn 1000 -o timeout=900` makes it a thousand, in some three minutes.
+CHURNED = 100
 WAVE = 20
 ON_A_NODE = 250
 ACCOUNTS = 25
 ENROLLED_WITHIN_S = 5.0
 RATE = "50"
-# Python's heap and LMDB's pages move by some; a pod that is kept costs 30 KB in all processes.
-MAX_GROWTH_MB = 4.0
+# Python's heap and LMDB's pages grow by some and settle after some 600 pods; a pod that is kept costs 30 KB in all processes.
+MAX_GROWTH_MB, MAX_GROWTH_MB_A_POD = 3.5, 0.003
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_250_pods_are_in_within_five_seconds_of_the_agents_start(
 
 
 def test_pods_that_come_and_go_leave_nothing(
-    mesh: OptInMesh, unique: Callable[[str], str], record_property: pytest.RecordProperty
+    mesh: OptInMesh, unique: Callable[[str], str], record_property: pytest.RecordProperty, pytestconfig: pytest.Config
 ) -> None:
     mesh.chain()
     for agent in mesh.cluster.agents:
@@ -83,7 +83,7 @@ def test_pods_that_come_and_go_leave_nothing(
     mesh.wait_chained()
     space = unique("churn")
     mesh.space(space, in_mesh=True)
-    churned(mesh, space, CHURNED, record_property)
+    churned(mesh, space, pytestconfig.getoption("--churn") or CHURNED, record_property)
 
 
 def churned(mesh: OptInMesh, space: str, count: int, record: Callable[[str, object], None]) -> None:
@@ -114,7 +114,7 @@ def churned(mesh: OptInMesh, space: str, count: int, record: Callable[[str, obje
     for name in ("far-standing", "near-standing"):
         assert mesh.stopped(0, name, space).startswith("well after")
     assert [each.failed for each in said] == [0, 0]
-    assert growth_mb < MAX_GROWTH_MB
+    assert growth_mb < MAX_GROWTH_MB + count * MAX_GROWTH_MB_A_POD
 
 
 def wave(mesh: OptInMesh, space: str, prefix: str, count: int) -> None:

@@ -149,19 +149,19 @@ def test_descriptors_are_given_back(bench: Bench) -> None:
 
 def test_with_an_exhausted_budget_a_connection_holds_little(bench: Bench) -> None:
     """Thousands of readers that stand still must not cost a MiB each."""
-    bench.sessions.budget = budget = Budget(0, 100_000)
+    bench.sessions.budget = budget = Budget(0, 1)  # the first one exhausts it, however the kernel cuts what it reads
     held = []
     for _ in range(3):
         source, _, session = bench.relayed()
         fill(bench, source)
         assert isinstance(session.destination, AppSocket)
         held.append(session.destination.unsent_bytes)
-    assert held[0] > 100_000
-    assert held[1:] < [4097, 4097]
+    assert held[0] > 0
+    assert max(held[1:]) <= 4096
     assert budget.exhausted
     for session in bench.sessions:
         session.fault(RuntimeError("enough"))
-    assert budget._unowed == 100_000
+    assert budget._unowed == 1
 
 
 def test_what_was_owed_is_settled_as_it_leaves(bench: Bench) -> None:
