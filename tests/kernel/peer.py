@@ -19,6 +19,7 @@ import time
 SO_BINDTODEVICE = 25
 IPPROTO_MPTCP = 262
 TCP_FASTOPEN_CONNECT = 30
+TIMEOUT_S = 2.0 * float(os.environ.get("TEST_PACE", "1"))  # as tests/pace.py: an emulated kernel is slow
 HELD = {}
 
 
@@ -31,7 +32,7 @@ def _made(order):
     if order.get("udp"):
         return socket.socket(family, socket.SOCK_DGRAM)
     made = socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP if order.get("mptcp") else 0)
-    made.settimeout(order.get("timeout", 2.0))
+    made.settimeout(order.get("timeout", TIMEOUT_S))
     if "mark" in order:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, order["mark"])
     if "device" in order:
@@ -218,7 +219,7 @@ def go_on(order):
 
 def datagram(order):
     with _made({**order, "udp": True}) as made:
-        made.settimeout(order.get("timeout", 2.0))
+        made.settimeout(order.get("timeout", TIMEOUT_S))
         made.connect((order["address"], order["port"]))
         made.send(b"?")
         return {"answer": made.recv(100).decode(), "peername": made.getpeername()[:2]}
