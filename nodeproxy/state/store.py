@@ -160,7 +160,9 @@ class StateWriter:
         try:
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(mode=0o700)
-            self._environment.env.copy(str(directory), compact=True)
+            # Not env.copy(): it writes by O_DIRECT, which an overlay of a tmpfs before Linux 6.6 takes, to refuse each write.
+            with (directory / "data.mdb").open("xb") as file:
+                self._environment.env.copyfd(file.fileno(), compact=True)
         except (OSError, lmdb.Error) as exc:
             raise StateError(f"can't copy the state to {directory}: {exc}; is the disk full?") from exc
 
