@@ -23,7 +23,7 @@ from tests.kernels import report
 from tests.kernels.debian import CACHE, KERNELS, Failure, Kernel, Unpacked, fetch
 from tests.kernels.features import selection
 from tests.kernels.machine import booted
-from tests.kernels.record import Shown, read, read_lines, write
+from tests.kernels.record import Shown, once_more, read, read_lines, write
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "docs" / "kernels.json"
@@ -38,7 +38,11 @@ _SAID_EVERY_S = 30.0
 def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, and what is pytest's (after `--`)."""
     own, _, pytests = (argv, "", []) if "--" not in argv else (argv[: argv.index("--")], "", argv[argv.index("--") + 1 :])
-    parser = argparse.ArgumentParser(prog="./dev test --kernels", description=__doc__, epilog="-- ARGS: other tests, as pytest's")
+    parser = argparse.ArgumentParser(
+        prog="./dev test --kernels",
+        description=__doc__,
+        epilog="-- ARGS: these tests alone, as pytest's; the record keeps the others as they were",
+    )
     names = ", ".join(kernel.name for kernel in KERNELS)
     parser.add_argument(
         "kernels", nargs="*", metavar="VERSION", help=f"which ({names}; all), or the path of an image of your own"
@@ -243,14 +247,19 @@ def summary(shown: Shown) -> str:
     return f"{shown.name}: {told} of {shown.collected} in {shown.seconds:.0f} s.  {verdict(shown) or 'all well'}"
 
 
-def keep(shown: list[Shown]) -> None:
-    """The record, with what earlier runs have shown of other kernels, and what is made of it."""
-    new = {each.name: each for each in shown}
-    merged = {each.name: each for each in read(RECORD)} | new
-    order = [kernel.name for kernel in KERNELS]
-    record = sorted((each for each in merged.values() if each.name in order), key=lambda each: order.index(each.name))
+def keep(shown: list[Shown], whole: bool) -> None:
+    """The record, with what earlier runs have shown, and what is made of it; whole: all tests ran, not some that were named."""
+    known = {each.name: each for each in read(RECORD)}
+    for each in shown:
+        before = known.get(each.name)
+        if whole:
+            known[each.name] = each
+        elif before is not None and before.release == each.release:
+            known[each.name] = once_more(before, each)
+    record = [known[kernel.name] for kernel in KERNELS if kernel.name in known]
     write(RECORD, record)
     report.write(ROOT, record)
+    say(f"written: README.md, docs/kernels.md, {RECORD.relative_to(ROOT)}")
 
 
 def main(argv: list[str]) -> int:
@@ -276,9 +285,7 @@ def main(argv: list[str]) -> int:
     lock.close()
     for each in shown:
         say(summary(each))
-    if not pytests:
-        keep(shown)
-        say(f"written: README.md, docs/kernels.md, {RECORD.relative_to(ROOT)}")
+    keep(shown, whole=not pytests)
     return 1 if any(verdict(each) for each in shown) else 0
 
 

@@ -53,6 +53,12 @@ class Shown(NamedTuple):
         return [each for each in self.tests if any(feature.title == title for feature in features_of(each.test))]
 
 
+def once_more(before: Shown, now: Shown) -> Shown:
+    """What is known of a kernel after some of its tests ran alone: of these the last outcome, and all else as it was."""
+    ran = {each.test: each for each in now.tests}
+    return before._replace(tests=[ran.get(each.test, each) for each in before.tests])
+
+
 def read_lines(path: Path) -> tuple[int, list[Outcome], str]:
     """How many tests there are, what came of those that ran, and which had begun and not ended; from the guest's results.
 

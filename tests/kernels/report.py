@@ -83,7 +83,7 @@ def document(record: list[Shown]) -> str:
         "Written by `sudo ./dev test --kernels`: Debian's kernels under QEMU without KVM, on the testing machine's own root.",
         "What tests wait for is given ten times as long there. BCC compiles and loads the programs once in each kernel; nodes of",
         "tests load what it made of the same sources on the testing machine (`tests/kernels/guest/replay/bcc.py`), by the same",
-        "loader and past the same verifier.",
+        "loader and past the same verifier. `-- TEST` runs one alone, and its outcome takes the place of the one before.",
         "",
         _table(
             ["kernel", "package", "why", "boot, s", "compile and load, s", "tests", "failed", "skipped", "in all, s"],

@@ -10,7 +10,7 @@ import pytest
 from tests.kernels import report
 from tests.kernels.__main__ import arguments, verdict
 from tests.kernels.features import FEATURES, LEFT_OUT, features_of, selection
-from tests.kernels.record import AGAIN, Outcome, Shown, read, read_lines, write
+from tests.kernels.record import AGAIN, Outcome, Shown, once_more, read, read_lines, write
 
 ROOT = Path(__file__).parents[2]
 FIRST = FEATURES[0]
@@ -70,6 +70,12 @@ def test_what_failed_has_a_second_try_and_that_is_told(tmp_path: Path, outcome: 
 def test_the_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     write(tmp_path / "record", [shown(), shown("5.10", refused="too old")])
     assert read(tmp_path / "record") == [shown(), shown("5.10", refused="too old")]
+
+
+def test_what_ran_once_more_takes_the_place_of_what_was_and_all_else_stays() -> None:
+    before = shown(tests=[Outcome("a", "failed", 1, "no"), Outcome("b", "passed", 2, "")])
+    now = shown(tests=[Outcome("a", "passed", 3, "")], collected=1, checks=[], compile_s=None)
+    assert once_more(before, now) == before._replace(tests=[Outcome("a", "passed", 3, ""), Outcome("b", "passed", 2, "")])
 
 
 @pytest.mark.parametrize(
