@@ -21,10 +21,11 @@ MAX_WAITING = 4096
 
 
 class Outbox:
-    """Of one channel, whose socket does not block; used within a running loop.  `full`: the other end has not read for long."""
+    """Of one channel, whose socket does not block; made and used within a running loop.  `full`: the other end does not read."""
 
     def __init__(self, channel: Channel[Any]) -> None:
         self._channel = channel
+        self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[msgspec.Struct, tuple[int, ...]]] = deque()
 
     def __len__(self) -> int:
@@ -54,13 +55,14 @@ class Outbox:
             close_all(copies)
             raise
         if not self._waiting:
-            asyncio.get_running_loop().add_writer(self._channel.sock.fileno(), self._writable)
+            self._loop.add_writer(self._channel.sock.fileno(), self._writable)
         self._waiting.append((message, tuple(copies)))
         return True
 
     def close(self) -> None:
-        """Send nothing any more; before the socket is closed."""
-        asyncio.get_running_loop().remove_writer(self._channel.sock.fileno())
+        """Send nothing any more; before the socket is closed, and be it after the loop."""
+        if not self._loop.is_closed():
+            self._loop.remove_writer(self._channel.sock.fileno())
         while self._waiting:
             close_all(self._waiting.popleft()[1])
 

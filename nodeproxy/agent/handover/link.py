@@ -69,7 +69,7 @@ class Link(Generic[T]):
             return self._inbox.popleft()
 
     def close(self) -> None:
-        """Nothing is said any more, nor heard."""
+        """Nothing is said any more, nor heard; also after the loop has ended."""
         self._end()
         while self._inbox:
             close_all(self._inbox.popleft()[1])
@@ -78,7 +78,8 @@ class Link(Generic[T]):
         """Nothing is said any more; what came and was not asked for yet can be."""
         if self.ended.is_set():
             return
-        self._loop.remove_reader(self._sock.fileno())
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._sock.fileno())
         self._outbox.close()
         self._sock.close()
         self.ended.set()

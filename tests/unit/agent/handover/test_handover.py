@@ -370,6 +370,14 @@ async def test_nothing_is_left_open_of_what_came_and_was_not_asked_for() -> None
         assert descriptors() == before - 1, "its socket is closed, too"
 
 
+def test_a_link_is_closed_after_its_loop(bench: Bench) -> None:
+    """As an agent ends that did not take over."""
+    predecessor = bench.ask()
+    asyncio.run(_call(predecessor.start))
+    predecessor.close()
+    bench.until(bench.giving.settled.is_set)
+
+
 @in_loop
 async def test_nothing_is_left_open_of_a_take_that_is_cancelled() -> None:
     ours, theirs = Channel.pair()
