@@ -37,7 +37,7 @@ static __always_inline int np_may_probe(const __u32 *ip, __u32 port)
 	if (!owner || np_is_own_port(port))
 		return 0;
 	key.netns_cookie = owner->netns_cookie;
-	if (!probe_ports.lookup(&key))
+	if (probe_ports.lookup(&key))
 		return 1;
 	key.port = port;
 	if (probe_ports.lookup(&key))
@@ -46,10 +46,10 @@ static __always_inline int np_may_probe(const __u32 *ip, __u32 port)
 	return 0;
 }
 
-static __always_inline void np_probe_begins(struct np_flow *flow)
+static __always_inline void np_probe_begins(struct np_flow *flow, __u64 socket)
 {
 	struct np_in_use *counts = np_counts();
-	struct np_probe probe = {};
+	struct np_probe probe = {}, *known;
 	struct np_address address;
 	struct np_owner *owner;
 
@@ -58,19 +58,36 @@ static __always_inline void np_probe_begins(struct np_flow *flow)
 	if (!owner || !counts)
 		return;
 	probe.destination = owner->netns_cookie;
+	probe.socket = socket;
 	/* insert, for the count must know whether there is one entry more. */
-	if (probes.insert(flow, &probe) == 0)
+	if (probes.insert(flow, &probe) == 0) {
 		__sync_fetch_and_add(&counts->probes, 1);
-	else
+		return;
+	}
+	/* Sockets that are bound to different devices may have the same ends: the first one's entry is good for both, if it is for this pod. */
+	known = probes.lookup(flow);
+	if (!known) {
 		np_count_probe(NP_PROBE_FULL);
+	} else if (known->destination != probe.destination) {
+		known->destination = probe.destination;
+		known->socket = socket;
+	}
 }
 
-static __always_inline void np_probe_ends(struct np_flow *flow)
+static __always_inline void np_forget_probe(struct np_flow *flow)
 {
 	struct np_in_use *counts = np_counts();
 
 	if (counts && probes.delete(flow) == 0)
 		__sync_fetch_and_add(&counts->probes, -1);
+}
+
+static __always_inline void np_probe_ends(struct np_flow *flow, __u64 socket)
+{
+	struct np_probe *known = probes.lookup(flow);
+
+	if (known && known->socket == socket)
+		np_forget_probe(flow);
 }
 
 /* Whether this is the SYN, or the handshake's end, of a probe of that pod. */

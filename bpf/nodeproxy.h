@@ -143,9 +143,10 @@ struct np_kubelet {
 /* Value of `probes`. */
 struct np_probe {
 	__u64 destination; /* netns cookie of the pod, because an address may move to another one while a SYN is on its way */
+	__u64 socket;      /* cookie of the kubelet's socket */
 };
 
-/* Key of `probe_ports`: a port that the kubelet may reach past policy.  Pods that have none for port 0 are open to it on all. */
+/* Key of `probe_ports`: a port that the kubelet may reach past policy; 0: all of the pod's. */
 struct np_probe_port {
 	__u64 netns_cookie;
 	__u32 port;

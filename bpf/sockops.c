@@ -39,7 +39,7 @@ static __always_inline void np_begins(struct bpf_sock_ops *ctx, struct bpf_sock 
 		np_tell_changes(ctx);
 		np_outgoing(ctx, &flow);
 		if (kept->kind == NP_KIND_KUBELET)
-			np_probe_begins(&flow);
+			np_probe_begins(&flow, bpf_get_socket_cookie(ctx));
 		else
 			np_let_flow(&flow, &use);
 	}
@@ -70,7 +70,7 @@ static __always_inline void np_changes(struct bpf_sock_ops *ctx, struct bpf_sock
 	} else {
 		np_outgoing(ctx, &flow);
 		if (kept->kind == NP_KIND_KUBELET)
-			np_probe_ends(&flow);
+			np_probe_ends(&flow, bpf_get_socket_cookie(ctx));
 		else
 			np_forget_flow(&flow);
 	}
@@ -130,7 +130,7 @@ static __always_inline void np_accepted(struct bpf_sock_ops *ctx, struct bpf_soc
 	}
 	if (np_is_probe(counts, &flow, cookie)) {
 		np_count_probe(NP_PROBE_PASSED);
-		np_probe_ends(&flow);
+		np_forget_probe(&flow);
 		return;
 	}
 	record = direct.lookup(&flow);

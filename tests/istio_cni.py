@@ -180,7 +180,7 @@ class IstioCni:
 
 
 # What istio-cni programs in a pod (cni/pkg/iptables), for both families, without its capture of DNS.
-_PROBES = {"iptables": "169.254.7.127", "ip6tables": "fd16:9254:7127:1337:ffff:ffff:ffff:ffff"}
+PROBES = {"iptables": "169.254.7.127", "ip6tables": "fd16:9254:7127:1337:ffff:ffff:ffff:ffff"}
 _LOOPBACK = {"iptables": "127.0.0.1/32", "ip6tables": "::1/128"}
 _RULES = """
 *mangle
@@ -206,19 +206,34 @@ COMMIT
 """
 
 
-def program(host: Host) -> None:
-    """Make its rules in a pod."""
-    for tool, probes in _PROBES.items():
-        rules = _RULES.format(probes=probes, loopback=_LOOPBACK[tool])
+def program(host: Host, probes: dict[str, str] | None = None) -> None:
+    """Make its rules in a pod.  probes: where they come from, as HOST_PROBE_SNAT_IP and HOST_PROBE_SNAT_IPV6 say it."""
+    for tool, address in (probes or PROBES).items():
+        rules = _RULES.format(probes=address, loopback=_LOOPBACK[tool])
         _run(host, f"{tool}-restore", "--noflush", input=rules)
     for family, everything in (("-4", "0.0.0.0/0"), ("-6", "::/0")):
         _run(host, "ip", family, "rule", "add", "fwmark", "0x111/0xfff", "pref", "32764", "lookup", "100")
         _run(host, "ip", family, "route", "add", "local", everything, "dev", "lo", "table", "100")
 
 
+def capture_dns(host: Host) -> None:
+    """Make the rules of its capture of DNS in a pod that has the others (UDP; TCP goes the same way)."""
+    for tool in PROBES:
+        rule = ["!", "-o", "lo", "-p", "udp", "-m", "mark", "!", "--mark", "0x539/0xfff", "-m", "udp", "--dport", "53"]
+        _run(host, tool, "-t", "nat", "-I", "ISTIO_OUTPUT", *rule, "-j", "REDIRECT", "--to-port", "15053")
+
+
+def translate(node: Host, pod: Host, probes: dict[str, str] | None = None) -> None:
+    """Make its rules in the node: what a process there connects to a pod of the mesh comes from one address."""
+    for tool, address in (probes or PROBES).items():
+        to = pod.address4 if tool == "iptables" else pod.address6
+        rule = ["-m", "owner", "--socket-exists", "-p", "tcp", "-d", to, "-j", "SNAT", "--to-source", address]
+        _run(node, tool, "-t", "nat", "-A", "POSTROUTING", *rule)
+
+
 def undo(host: Host) -> None:
     """Take them away, as before a Del of a pod that goes on."""
-    for tool in _PROBES:
+    for tool in PROBES:
         for table in ("mangle", "nat"):
             for chain, own in (("PREROUTING", "ISTIO_PRERT"), ("OUTPUT", "ISTIO_OUTPUT")):
                 _run(host, tool, "-t", table, "-D", chain, "-j", own)

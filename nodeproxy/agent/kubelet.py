@@ -69,12 +69,12 @@ class KubeletWatch:
                 f"the kubelet is process {found.pid} in {found.cgroup}: its probes of pods in the mesh pass policy",
             )
 
-    def restrict(self, uid: str, cookie: int, ports: Collection[int]) -> None:
-        """Its probes of the enrolled pod `uid` pass policy on these ports alone, which the pod's own probes name."""
+    def allow(self, uid: str, cookie: int, ports: Collection[int] | None) -> None:
+        """Its probes of the enrolled pod `uid` pass policy on the ports that the pod's own probes name; None: on all."""
         try:
-            self._probes.restrict(cookie, ports)
+            self._probes.allow(cookie, ports)
         except KernelError as error:
-            log.error("pod %s: the kubelet's probes are judged by policy: %s", uid, error)
+            log.error("pod %s: the kubelet's probes are judged by policy, or some of them: %s", uid, error)
 
     def status(self) -> KubeletStatus:
         """As of the last look."""

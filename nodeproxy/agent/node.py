@@ -446,8 +446,7 @@ class Node:
                 self.on_demand.leave(uid)
         if pod is not None:
             told = self.roster.get(uid.partition("//Pod/")[2]) if self.roster is not None else None
-            if told is not None and told.probe_ports is not None:
-                self.kubelet.restrict(uid, pod.cookie, told.probe_ports)
+            self.kubelet.allow(uid, pod.cookie, told.probe_ports if told is not None else None)
             self.direct.entered(pod)
             self.addresses.entered(pod)
             if pod.fresh:

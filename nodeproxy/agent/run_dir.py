@@ -1,6 +1,7 @@
 """An agent's run directory: who holds it, and which of the stores in it is in use.
 
-    lock            held by flock(2); its first line is the holder's process id, its second the name of the store in use
+    lock            held by flock(2), and marked as held by a lock of fcntl(2), which can be asked about without taking it;
+                    its first line is the holder's process id, its second the name of the store in use
     state, state-2  the store in use; an agent that takes over has a copy with the next number
     handover.sock   where the holder is asked to hand over
 
@@ -13,6 +14,7 @@ import fcntl
 import os
 import re
 import shutil
+import struct
 from pathlib import Path
 
 from nodeproxy.errors import ConfigError
@@ -21,6 +23,7 @@ LOCK_FILE = "lock"
 HANDOVER_SOCKET = "handover.sock"
 _FIRST_STORE = "state"
 _KEPT = "_NODEPROXY_LOCK"  # in the environment over exec: the descriptor; no setting begins so
+_FLOCK = struct.Struct("@hhqqi4x")  # struct flock of <fcntl.h>: type, whence, start, length (0: to the end), process
 _STORE = re.compile(r"state(?:-([0-9]{1,9}))?")
 
 
@@ -50,21 +53,20 @@ class RunDir:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
             self.held = True
             self.store = store or store_of(self.path)
             self._sign()
         return True
 
     def is_free(self) -> bool:
-        """Whether nobody holds it."""
+        """Whether nobody holds it.  Only looks: a lock taken for a moment would make another's start fail."""
         fd = self._open()
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
         finally:
             os.close(fd)
-        return True
+        return int(_FLOCK.unpack(found)[0]) == fcntl.F_UNLCK
 
     def keep_over_exec(self) -> None:
         """The program that this process executes next holds it, too."""

@@ -11,12 +11,12 @@ import logging
 import os
 import socket
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 
+from nodeproxy.agent.outbox import Outbox
 from nodeproxy.model.channel import Channel
 from nodeproxy.model.connection import Connection
 from nodeproxy.model.messages import (
@@ -45,8 +45,6 @@ log = logging.getLogger(__name__)
 _RESTART_DELAYS_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 # After this long a worker counts as having started well.
 _SETTLED_S = 30.0
-# What may wait for a worker that does not read; beyond it, the worker hangs and is replaced.
-_MAX_OUTBOX = 4096
 _ANSWER_TIMEOUT_S = 2.0
 
 
@@ -56,10 +54,10 @@ class Worker:
 
     slot: int
     channel: Channel[FromWorker]
+    outbox: Outbox
     started: float
     pid: int = 0
     ready: bool = False
-    outbox: deque[tuple[msgspec.Struct, tuple[int, ...]]] = field(default_factory=deque)
 
 
 class Workers:
@@ -173,46 +171,16 @@ class Workers:
         worker = self._workers.get(slot)
         if worker is None or not worker.ready:
             return False
-        if not worker.outbox:
-            try:
-                worker.channel.send(message, fds)
-            except BlockingIOError:
-                self._loop.add_writer(worker.channel.sock.fileno(), self._send_outbox, worker)
-            except OSError:
-                return False  # it is dying; the zygote will say so
-            else:
-                return True
-        if len(worker.outbox) >= _MAX_OUTBOX:
+        if worker.outbox.full:
             log.error("worker %d (pid %d) has not read for long: it is replaced", slot, worker.pid)
             self._kill(worker)
             return False
-        copies: list[int] = []
-        try:
-            for fd in fds:
-                copies.append(os.dup(fd))
-        except OSError:
-            _close_all(copies)
-            raise
-        worker.outbox.append((message, tuple(copies)))
-        return True
+        return worker.outbox.send(message, fds)  # False: it is dying; the zygote will say so
 
     def broadcast(self, message: msgspec.Struct) -> None:
         """Tell all workers that are ready."""
         for slot in list(self._workers):
             self.send(slot, message)
-
-    def _send_outbox(self, worker: Worker) -> None:
-        while worker.outbox:
-            message, fds = worker.outbox[0]
-            try:
-                worker.channel.send(message, fds)
-            except BlockingIOError:
-                return
-            except OSError:
-                break
-            worker.outbox.popleft()
-            _close_all(fds)
-        self._loop.remove_writer(worker.channel.sock.fileno())
 
     # ── asking ──
 
@@ -355,7 +323,8 @@ class Workers:
             return
         ours, theirs = Channel.pair()
         ours.setblocking(False)
-        worker = Worker(slot, Channel(ours, FromWorker), self._loop.time())
+        channel: Channel[FromWorker] = Channel(ours, FromWorker)
+        worker = Worker(slot, channel, Outbox(channel), self._loop.time())
         self._workers[slot] = worker
         self._loop.add_reader(ours.fileno(), self._worker_speaks, worker)
         settings = msgspec.structs.replace(self._settings, slot=slot)
@@ -386,19 +355,11 @@ class Workers:
         self._changed.set()
 
     def _forget(self, worker: Worker) -> None:
-        fd = worker.channel.sock.fileno()
-        self._loop.remove_reader(fd)
-        self._loop.remove_writer(fd)
+        self._loop.remove_reader(worker.channel.sock.fileno())
+        worker.outbox.close()
         worker.channel.sock.close()
-        for _, fds in worker.outbox:
-            _close_all(fds)
         self._workers.pop(worker.slot, None)
 
     @property
     def _loop(self) -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
-
-
-def _close_all(fds: Iterable[int]) -> None:
-    for fd in fds:
-        os.close(fd)

@@ -207,6 +207,15 @@ class Serving:
         node.identities.expect(predecessor.identities)
         await self._prepared()
         log.info("prepared: takes over from process %d, version %s", predecessor.offer.pid, predecessor.offer.version)
+        async with predecessor.in_time():
+            await self._take(predecessor)
+        self._ports_until = asyncio.get_running_loop().time() + _PORTS_S
+        self._hearing = self._task(self._hear(predecessor), "the agent before")
+        log.info("took over %d pods", len(node.enrolment.pods))
+
+    async def _take(self, predecessor: Predecessor) -> None:
+        """Have what both share, and serve by it."""
+        node = self._node
         taken = await predecessor.take()
         if taken is None:
             log.warning("process %d has ended meanwhile", predecessor.offer.pid)
@@ -224,9 +233,6 @@ class Serving:
         self._steering.attach(self._cgroup_root)
         await self._serve_paths()
         predecessor.done()
-        self._ports_until = asyncio.get_running_loop().time() + _PORTS_S
-        self._hearing = self._task(self._hear(predecessor), "the agent before")
-        log.info("took over %d pods", len(node.enrolment.pods))
 
     async def _prepared(self) -> None:
         """All is there that can be had beforehand; without knowing the pods there is no going on, without the rest there is."""

@@ -79,7 +79,7 @@ FLOW: Final = struct.Struct("=16s16sHH")  # source_ip, destination_ip, source_po
 FLOW_USE: Final = struct.Struct("=Q")  # source
 LISTENER: Final = struct.Struct("=16sII")  # ip, role, slot
 KUBELET: Final = struct.Struct("=QQ")  # cgroup_id, netns_cookie
-PROBE: Final = struct.Struct("=Q")  # destination
+PROBE: Final = struct.Struct("=QQ")  # destination, socket
 PROBE_PORT: Final = struct.Struct("=QII")  # netns_cookie, port, unused
 IN_USE: Final = struct.Struct("=QQQ")  # handover, flows, probes
 PAIR: Final = struct.Struct("=QQII")  # source, destination, port, unused

@@ -2,6 +2,7 @@
 
     /sys/fs/bpf/nodeproxy/INSTANCE/
         links/connect4 …            the attached programs; links/pod-COOKIE for each enrolled pod
+        links/new-connect4 …        what is to take the place of one that is attached elsewhere
         MAPDIGEST-DIGEST/           a generation: maps/ and programs/
         loading/                    a generation that is not whole; nothing uses it
         succeeding/                 the same, made by an agent that is about to take over while another one holds the instance
@@ -75,6 +76,11 @@ class Pins:
     def pod_cookies(self) -> list[int]:
         """Cookies of the pods that have a pinned link."""
         return [int(path.name.removeprefix(_POD_PREFIX)) for path in self.links.iterdir() if path.name.startswith(_POD_PREFIX)]
+
+
+def pin_beside(path: Path) -> Path:
+    """Where the link is pinned that is to take the place of the one at `path`."""
+    return path.with_name(f"new-{path.name}")
 
 
 def remove_tree(directory: Path) -> None:

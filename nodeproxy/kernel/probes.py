@@ -16,6 +16,7 @@ from nodeproxy.kernel.bpf import Map
 
 _ZERO: Final = struct.pack("=I", 0)
 _PRESENT: Final = struct.pack("=I", 1)
+_ALL: Final = 0  # instead of a port
 
 
 class KubeletIs(NamedTuple):
@@ -52,18 +53,21 @@ class ProbeTable:
     def kubelet(self, known: KubeletIs) -> None:
         self._maps["kubelet"].put(_ZERO, abi.KUBELET.pack(*known))
 
-    def restrict(self, netns_cookie: int, ports: Collection[int]) -> None:
-        """The kubelet reaches the pod on these ports alone past policy; on others it is judged as anybody.
+    def allow(self, netns_cookie: int, ports: Collection[int] | None) -> None:
+        """The kubelet reaches the pod on these ports alone past policy, None: on all; on others it is judged as anybody.
 
-        A pod for which this was not said is open to the kubelet on every port.
+        A pod for which this was not said is open to it on none.  Raises KernelError: then it is open on fewer than these.
         """
-        table = self._maps["probe_ports"]
-        wanted, known = {0, *ports}, self._ports.setdefault(netns_cookie, set())
-        for port in sorted(wanted - known):  # 0 first: what is new is never open wider than it is to be
-            table.put(abi.PROBE_PORT.pack(netns_cookie, port, 0), _PRESENT)
-        for port in known - wanted:
-            table.delete(abi.PROBE_PORT.pack(netns_cookie, port, 0))
-        self._ports[netns_cookie] = wanted
+        table, known = self._maps["probe_ports"], self._ports.setdefault(netns_cookie, set())
+        wanted = {_ALL} if ports is None else set(ports) - {_ALL}
+        try:
+            for port in sorted(wanted - known):
+                table.put(abi.PROBE_PORT.pack(netns_cookie, port, 0), _PRESENT)
+                known.add(port)
+        finally:
+            for port in known - wanted:
+                table.delete(abi.PROBE_PORT.pack(netns_cookie, port, 0))
+                known.discard(port)
 
     def forget(self, netns_cookie: int) -> None:
         """The pod has left."""

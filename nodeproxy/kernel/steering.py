@@ -18,7 +18,7 @@ from nodeproxy.kernel import abi, bpf
 from nodeproxy.kernel.abi import Drop, Role
 from nodeproxy.kernel.direct import DirectTable
 from nodeproxy.kernel.generation import Generation, forget_ended, open_or_load, prepare, settle
-from nodeproxy.kernel.pins import Pins, remove_tree
+from nodeproxy.kernel.pins import Pins, pin_beside, remove_tree
 from nodeproxy.kernel.probes import ProbeTable
 from nodeproxy.kernel.programs import CGROUP_PROGRAMS, SK_LOOKUP, Program
 
@@ -160,25 +160,39 @@ class Steering:
                 self.leave(cookie)
 
     def _attach(self, program: Program, path: Path, target: int, target_id: int) -> None:
-        """Have `program` attached to `target`, by a link pinned at `path`; an existing link is switched in one step."""
-        descriptor = self._generation.programs[program.name]
-        stale = False
-        if path.exists():
-            link = bpf.obj_get(path)
+        """Have `program` attached to `target`, by a link pinned at `path`; an existing link is switched in one step.
+
+        A link to another target stays in its place until the new one, which is pinned beside it, takes that by one rename: so
+        whoever is killed leaves one that works.
+        """
+        beside = pin_beside(path)
+        if self._switch(program, path, target_id):
+            if beside.exists():
+                _detach(beside)
+            return
+        if not self._switch(program, beside, target_id):
+            if beside.exists():  # of an agent that was killed
+                _take_place(beside, path)
+            link = bpf.link_create(self._generation.programs[program.name], target, program.attach_type)
             try:
-                info = bpf.link_info(link)
-                if info.target == target_id:
-                    if info.program_id != self._generation.program_ids[program.name]:
-                        bpf.link_update(link, descriptor)
-                    return
+                bpf.obj_pin(link, beside if path.exists() else path)
             finally:
                 os.close(link)
-            stale = True
-        link = bpf.link_create(descriptor, target, program.attach_type)
+        if beside.exists():
+            _take_place(beside, path)
+
+    def _switch(self, program: Program, path: Path, target_id: int) -> bool:
+        """Have the link at `path` run `program`; False: there is none, or it is another target's."""
+        if not path.exists():
+            return False
+        link = bpf.obj_get(path)
         try:
-            if stale:  # the new link works already: nothing is open between the two
-                _detach(path)
-            bpf.obj_pin(link, path)
+            info = bpf.link_info(link)
+            if info.target != target_id:
+                return False
+            if info.program_id != self._generation.program_ids[program.name]:
+                bpf.link_update(link, self._generation.programs[program.name])
+            return True
         finally:
             os.close(link)
 
@@ -293,8 +307,9 @@ class Steering:
         try:
             names = [program.name for program in reversed(CGROUP_PROGRAMS)]
             for path in [pins.links / name for name in names] + [pins.pod_link(cookie) for cookie in pins.pod_cookies()]:
-                if path.exists():
-                    _detach(path)
+                for pin in (path, pin_beside(path)):
+                    if pin.exists():
+                        _detach(pin)
             remove_tree(pins.directory)
         finally:
             os.close(lock)
@@ -303,10 +318,25 @@ class Steering:
 def _detach(path: Path) -> None:
     link = bpf.obj_get(path)
     try:
+        _detach_link(link)
+    finally:
+        os.close(link)
+    path.unlink()
+
+
+def _take_place(beside: Path, path: Path) -> None:
+    """Have the link that is pinned beside the one at `path` be there instead."""
+    before = bpf.obj_get(path)
+    try:
+        beside.rename(path)
+        _detach_link(before)
+    finally:
+        os.close(before)
+
+
+def _detach_link(link: int) -> None:
+    try:
         bpf.link_detach(link)
     except KernelError as error:
         if error.errno != errno.ENOLINK:  # its cgroup or namespace has gone
             raise
-    finally:
-        os.close(link)
-    path.unlink()

@@ -7,6 +7,7 @@ error: both ends are the same version of the same program, so that is a defect.
 from __future__ import annotations
 
 import array
+import os
 import socket
 from typing import Generic, TypeVar
 
@@ -52,4 +53,9 @@ class Channel(Generic[T]):
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-        return self._decoder.decode(data), list(fds)
+        try:
+            return self._decoder.decode(data), list(fds)
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise

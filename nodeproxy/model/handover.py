@@ -8,7 +8,9 @@
     afterwards           PodRemoved to the holder, PodReleased back, until the holder's connections have ended
 
 Whose connection closes early has given up: before Done the holder goes on as if nothing had been, after it the successor serves
-alone.
+alone.  Between Take and Done is the only time that neither changes what both share unless the other one lives, so it is bounded:
+a successor gives up after TAKE_S, ends after END_S if it hangs, and after DONE_S the holder kills it, where it is in sight, and
+serves again.
 """
 
 from __future__ import annotations
@@ -22,6 +24,11 @@ from nodeproxy.model.messages import PodReleased, PodRemoved
 PROTOCOL = 1
 # Of at most 300 bytes each, in a packet.
 IDENTITIES_AN_OFFER = 256
+# 250 pods take 3 s on a busy machine; what stands still meanwhile is the coming and going of pods.  In this order, with time for
+# ending a process in between.
+TAKE_S = 60.0
+END_S = 65.0
+DONE_S = 70.0
 
 
 class Asking(msgspec.Struct, frozen=True, tag=True):

@@ -13,7 +13,7 @@ from nodeproxy.model.address import join_address
 from nodeproxy.model.connection import Connection, Direction, Party
 from nodeproxy.model.reason import Reason, Refusal
 from nodeproxy.proxy.app_socket import AppSocket
-from nodeproxy.proxy.attempt import Attempt, Original
+from nodeproxy.proxy.attempt import Attempt
 from nodeproxy.proxy.client_tunnel import ClientStream, ClientTunnel
 from nodeproxy.proxy.context import Context
 from nodeproxy.proxy.dial import Dial, OnDone
@@ -75,40 +75,33 @@ class Outbound:
         )
         session = Session(context.sessions, pod, record)
         session.source = AppSocket(context.poller, sock, session)
-        refusal = plan.refusal or context.over_limit(pod)
-        if refusal is not None:
-            self._refuse_or_wait(session, refusal, peer[0], original)
-            return
-        session.guard(lambda: self._start(Attempt(session, peer[0], original, plan)))
+        session.guard(lambda: self._go_on(Attempt(session, peer[0], original, plan)))
 
-    # ── what must be asked for first ──
+    # ── deciding anew ──
 
-    def _refuse_or_wait(self, session: Session, refusal: Refusal, client_ip: str, original: Original) -> None:
-        if not isinstance(refusal, Unanswered):
+    def _go_on(self, attempt: Attempt, parked: Parked | None = None) -> None:
+        """As its plan says; parked: as what it has waited until now."""
+        context, session, refusal = self._context, attempt.session, attempt.plan.refusal
+        if refusal is None or isinstance(refusal, Unanswered):
+            refusal = context.over_limit(session.pod) or refusal
+        if refusal is None:
+            self._start(attempt)
+        elif not isinstance(refusal, Unanswered):
             session.refuse(refusal)
-        elif (over := self._context.over_limit(session.pod)) is not None:
-            session.refuse(over)
+        elif parked is not None:
+            context.waiting.park_again(parked, refusal.names)
         else:
-            again = partial(self._decide_again, client_ip, original)
-            self._context.waiting.park(session, session.pod.uid, refusal.names, again)
+            context.waiting.park(session, session.pod.uid, refusal.names, partial(self._decide_again, attempt))
 
-    def _decide_again(self, client_ip: str, original: Original, parked: Parked) -> None:
-        session = parked.session
+    def _decide_again(self, attempt: Attempt, parked: Parked | None = None) -> None:
+        """It has waited; what it has tried, and how long it may wait for its peer's node, stays as it is."""
+        session = attempt.session
         if session.pod.leaving:
             session.refuse(Refusal(Reason.POD_LEFT, "the pod has left the mesh or ended"))
             return
-        plan = self._plan_again(session, client_ip, original)
-        if isinstance(plan.refusal, Unanswered):
-            self._context.waiting.park_again(parked, plan.refusal.names)
-        elif plan.refusal is not None:
-            session.refuse(plan.refusal)
-        else:
-            self._start(Attempt(session, client_ip, original, plan))
-
-    def _plan_again(self, session: Session, client_ip: str, original: Original) -> Plan:
-        plan = self._plans.get(session.pod, client_ip, original)
+        attempt.plan = plan = self._plans.get(session.pod, attempt.client_ip, attempt.original)
         _describe(session.record, plan)
-        return plan
+        self._go_on(attempt, parked)
 
     # ── whom nobody serves yet, or any more ──
 
@@ -118,11 +111,7 @@ class Outbound:
     def _start_again(self, attempt: Attempt) -> None:
         session = attempt.session
         session.pending = None
-        attempt.plan = plan = self._plan_again(session, attempt.client_ip, attempt.original)
-        if plan.refusal is not None:
-            self._refuse_or_wait(session, plan.refusal, attempt.client_ip, attempt.original)
-        else:
-            session.guard(partial(self._start, attempt))
+        session.guard(partial(self._decide_again, attempt))
 
     # ── all the rest ──
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from nodeproxy.kernel.abi import IN_USE, PROBE
+from nodeproxy.errors import KernelError
+from nodeproxy.kernel.abi import IN_USE, PROBE, PROBE_PORT
 from nodeproxy.kernel.probes import NOBODY, KubeletIs
 from nodeproxy.lab.topology import Host, Lab, LabPod
 from nodeproxy.linux.cgroup import cgroup_id
@@ -40,6 +41,7 @@ class World:
         for port in (80, 81, 15001, 15006, 15008):
             self.server.serve("::", port)
         self.cookie = node.enrol(self.server_pod)
+        node.steering.probes.allow(self.cookie, None)
         self.node_cookie = netns_cookie(self.host.netns_fd)
         self.introduce()
 
@@ -198,7 +200,7 @@ def test_when_too_many_are_being_made_the_next_is_judged_as_anybody(world: World
     keys = [os.urandom(32) + struct.pack("=HH", number % 65536, 80) for number in range(table.max_entries)]
     try:
         for key in keys:
-            table.put(key, PROBE.pack(world.cookie))
+            table.put(key, PROBE.pack(world.cookie, 0))
         steering._maps["in_use"].put(bytes(4), IN_USE.pack(0, 0, len(keys)))
         assert world.kubelet.connect(world.server_pod.address4, 80)["role"] == "PLAINTEXT"
         assert world.count("full") == before + 1
@@ -213,16 +215,63 @@ def test_only_the_ports_that_the_pod_s_own_probes_name(world: World) -> None:
     """Else whoever may write a probe with another pod's address as its `host` could have the kubelet go there."""
     probes, address = world.node.steering.probes, world.server_pod.address4
     before = world.count("other")
-    probes.restrict(world.cookie, [80])
-    assert [world.kubelet.connect(address, port)["role"] for port in (80, 81)] == ["app", "PLAINTEXT"]
-    assert world.count("other") == before + 1
-    probes.restrict(world.cookie, [81])
-    assert [world.kubelet.connect(address, port)["role"] for port in (80, 81)] == ["PLAINTEXT", "app"]
-    probes.restrict(world.cookie, [])
-    assert [world.kubelet.connect(address, port)["role"] for port in (80, 81)] == ["PLAINTEXT", "PLAINTEXT"]
-    probes.forget(world.cookie)
-    assert not list(world.node.steering._maps["probe_ports"].all_keys())
+    try:
+        probes.allow(world.cookie, [80])
+        assert [world.kubelet.connect(address, port)["role"] for port in (80, 81)] == ["app", "PLAINTEXT"]
+        assert world.count("other") == before + 1
+        probes.allow(world.cookie, [81])
+        assert [world.kubelet.connect(address, port)["role"] for port in (80, 81)] == ["PLAINTEXT", "app"]
+        probes.allow(world.cookie, [0])
+        assert [world.kubelet.connect(address, port)["role"] for port in (80, 81)] == ["PLAINTEXT", "PLAINTEXT"]
+        probes.forget(world.cookie)
+        assert not list(world.node.steering._maps["probe_ports"].all_keys())
+        assert world.kubelet.connect(address, 81)["role"] == "PLAINTEXT"
+    finally:
+        probes.allow(world.cookie, None)
     assert world.kubelet.connect(address, 81)["role"] == "app"
+
+
+def test_where_ports_have_no_room_the_pod_is_open_on_fewer_not_on_all(world: World) -> None:
+    probes, table = world.node.steering.probes, world.node.steering._maps["probe_ports"]
+    keys = [PROBE_PORT.pack(1 << 40, number, 0) for number in range(1, table.max_entries)]
+    for key in keys:
+        table.put(key, struct.pack("=I", 1))
+    try:
+        for ports, passed in (([80, 81], []), ([81, 82], [81])):  # what was open to all has left room for one
+            with pytest.raises(KernelError, match="is full"):
+                probes.allow(world.cookie, ports)
+            found = [port for port in (80, 81, 82) if world.kubelet.connect(world.server_pod.address4, port).get("role") == "app"]
+            assert found == passed
+        other = world.lab.pod(0, "crowded")
+        program = Program(other, world.node.group / "pods")
+        program.serve("::", 80)
+        cookie = world.node.enrol(other)
+        with pytest.raises(KernelError, match="is full"):
+            probes.allow(cookie, None)
+        assert world.kubelet.connect(other.address4, 80)["role"] == "PLAINTEXT"
+        world.node.leave(cookie)
+    finally:
+        for key in table.all_keys():
+            table.delete(key)
+        probes.hold()
+        probes.allow(world.cookie, None)
+    assert world.kubelet.connect(world.server_pod.address4, 80)["role"] == "app"
+
+
+def test_two_sockets_with_the_same_ends_have_one_entry_that_is_the_first_one_s(world: World) -> None:
+    """Bound to different devices they may have them: the second one's end is not the first one's."""
+    address, before, ends = world.server_pod.address4, world.count("full"), {"source": [world.gateway("."), 34003], "port": 80}
+    host = world.host
+    host.bridge("aside")  # a device that leads nowhere
+    host._route.route("add", dst="10.10.0.0/24", oif=host.index("aside"), priority=4000)
+    first, second = world.kubelet, Program(host, world.group)
+    with silent(world.server_pod):
+        pending = first.start("connect", address=address, device="br0", timeout=10.0, **ends)
+        wait_until(lambda: world.live == 1, "the first SYN is on its way")
+        assert second.connect(address, device="aside", timeout=0.1, **ends)["error"] == "TimeoutError"
+        assert world.live == 1
+    assert pending()["role"] == "app"
+    assert world.count("full") == before
 
 
 def test_without_a_kubelet_probes_are_judged_by_policy(world: World) -> None:
@@ -240,6 +289,7 @@ def test_probes_go_on_while_no_worker_is_there(lab: Lab, world: World, program: 
     served = program(pod)
     served.serve("::", 80)
     cookie = world.node.enrol(pod)
+    world.node.steering.probes.allow(cookie, None)
     world.node.worker.close_listeners()
     try:
         assert world.host_pod.connect(pod.address4, 80, timeout=0.3)["role"] == "error"

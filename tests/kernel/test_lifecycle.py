@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
+import signal
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nodeproxy.errors import ConfigError, EnrolmentError, KernelError
-from nodeproxy.kernel import pins
+from nodeproxy.kernel import bpf, pins
+from nodeproxy.kernel.programs import CGROUP_PROGRAMS
 from nodeproxy.kernel.steering import PodSteering, Steering
 from nodeproxy.lab.topology import Host, Lab
 from nodeproxy.linux.addresses import pod_addresses
 from nodeproxy.linux.netns import netns_cookie
 from tests.kernel.conftest import Node, Program, unique
 from tests.kernel.later_version import other_sources
+from tests.mesh.cluster import wait_until
 from tests.pace import PACE
 
 pytestmark = pytest.mark.kernel
@@ -163,6 +169,77 @@ def test_links_that_are_missing_are_made(fresh: Node, lab: Lab, server: Host, pr
     fresh.open()
     fresh.enrol(pod)
     assert application.connect(server.address4, 80)["role"] == "OUTBOUND"
+
+
+def test_an_agent_that_is_killed_as_its_cgroup_root_moves_leaves_every_hook_held(fresh: Node, group: Path) -> None:
+    """Killed before each thing that it does to pins and links, one after the other."""
+    moved = group / "moved"
+    moved.mkdir()
+    links = pins.Pins(fresh.instance).links
+    fresh.close()
+    fd = {root: os.open(root, os.O_RDONLY | os.O_DIRECTORY) for root in (group, moved)}
+    before, root, number, status = group, moved, 0, -1
+    while status != 0:
+        status = _open_and_die(fresh, root, number)
+        assert status in (0, -signal.SIGKILL)
+        for program in CGROUP_PROGRAMS:
+            pinned = [path for path in (links / program.name, pins.pin_beside(links / program.name)) if path.exists()]
+            held = [_held(path, program.attach_type, fd.values()) for path in pinned]
+            assert any(held), (number, program.name, held)
+        Steering.open(fresh.instance, root, own_cgroup_id=fresh.own_id, workers=2).close()
+        assert sorted(path.name for path in links.iterdir()) == sorted(program.name for program in CGROUP_PROGRAMS)
+        for program in CGROUP_PROGRAMS:
+            assert _held(links / program.name, program.attach_type, [fd[root]])
+            wait_until(
+                lambda program=program, old=fd[before]: not bpf.attached_programs(old, program.attach_type),
+                "the old root is free",
+            )
+        before, root, number = root, before, number + 1
+    assert number > 4 * len(CGROUP_PROGRAMS), "it was killed in between"
+    for descriptor in fd.values():
+        os.close(descriptor)
+    fresh.open()
+    moved.rmdir()
+
+
+def _open_and_die(node: Node, root: Path, number: int) -> int:
+    """Open the steering in a process of its own, which is killed before its step `number`; its status, 0 if it had fewer."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        steps = itertools.count()
+
+        def step() -> None:
+            if next(steps) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        attach, call = Steering._attach_cgroup, bpf.call
+
+        def counted(*arguments: Any) -> int:
+            step()
+            return call(*arguments)
+
+        def attach_counted(*arguments: Any) -> None:
+            bpf.call = counted
+            sys.addaudithook(lambda event, _: step() if event in ("os.rename", "os.remove") else None)
+            attach(*arguments)
+
+        Steering._attach_cgroup = attach_counted  # type: ignore[method-assign]
+        Steering.open(node.instance, root, own_cgroup_id=node.own_id, workers=2)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def _held(path: Path, attach_type: bpf.AttachType, roots: Iterable[int]) -> bool:
+    """Whether the link that is pinned there has its program attached to one of them."""
+    link = bpf.obj_get(path)
+    try:
+        program, target = bpf.link_info(link)
+    finally:
+        os.close(link)
+    return any(os.fstat(root).st_ino == target and program in bpf.attached_programs(root, attach_type) for root in roots)
 
 
 def test_a_loader_that_fails_says_why_and_leaves_the_old_one(

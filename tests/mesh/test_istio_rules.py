@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.istio_cni import program, undo
+from nodeproxy.linux.dns_capture import is_dns_captured
+from tests.istio_cni import capture_dns, program, translate, undo
+from tests.kernel.conftest import Program
 from tests.mesh.cluster import MeshPod, exactly, wait_until
+from tests.mesh.test_kubelet import Called
 from tests.mesh.zds import ZdsCluster, path_of
+from tests.xds_server import policy
 
+# As STRICT reaches a node, for the workloads that list it.
+STRICT = {
+    "namespace": "shop",
+    "scope": "WORKLOAD_SELECTOR",
+    "action": "DENY",
+    "rules": [{"clauses": [{"matches": [{"not_principals": [{"presence": {}}]}]}]}],
+}
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
 
 
@@ -113,6 +127,54 @@ def test_the_port_of_the_rules_themselves_is_nobodys(mesh: RuledCluster, family:
     with app.listen(15006, at(app, family)), pytest.raises(ConnectionResetError):  # noqa: PT012
         with stranger.connect(at(app, family), 15006) as ours:
             assert ours.recv(1)
+
+
+@pytest.fixture
+def kubelet(mesh: RuledCluster, tmp_path: Path) -> Iterator[Called]:
+    name, group = tmp_path / "kubelet", mesh.cgroup / "kubelet.service"
+    name.symlink_to(os.path.realpath(sys.executable))
+    group.mkdir()
+    made = Called(mesh.lab.nodes[0], group, name)
+    agent = mesh.agents[0]
+    wait_until(lambda: agent.get("/status")["kubelet"]["pid"] == made.pid, "the kubelet is found", 35)
+    yield made
+    made.end()
+    group.rmdir()
+
+
+@pytest.mark.parametrize("own_address", [False, True])
+def test_the_kubelet_s_probes_pass_where_the_snat_keeps_the_address_that_they_have(
+    mesh: RuledCluster, kubelet: Called, own_address: bool
+) -> None:
+    """With another one they are anybody's, and refused; what is not the kubelet's is refused with either."""
+    node = mesh.lab.nodes[0]
+    pod, uid = mesh.come(f"probed-{int(own_address)}")
+    probes = {"iptables": "10.10.0.1", "ip6tables": "fd00:10:0::1"} if own_address else None
+    program(pod.host, probes)
+    translate(node, pod.host, probes)
+    mesh.server.put(policy("strict", **STRICT), mesh.message(pod, authorization_policies=["shop/strict"]))
+    assert mesh.add(pod, uid) == ""
+    wait_until(lambda: mesh.agents[0].get("/status")["state"]["policies"] == 1, "the policy is there")
+    other = Program(node, mesh.programs)
+    Program(pod.host, mesh.programs).serve("::", 8080)
+    for address in (pod.ip, pod.ip6):
+        assert (kubelet.connect(address, 8080).get("role") == "app") is own_address
+        assert other.connect(address, 8080).get("role") != "app"
+    assert mesh.cni.delete(uid) == [""]
+
+
+def test_that_names_are_not_resolved_where_dns_is_captured_is_said_once(mesh: RuledCluster) -> None:
+    agent, said = mesh.agents[0], "install istio-cni with ambient.dnsCapture=false"
+    assert said not in agent.log(), "the pods until now"
+    for number in range(2):
+        pod, uid = mesh.come(f"captured-{number}")
+        program(pod.host)
+        assert not is_dns_captured(pod.host.netns_fd)
+        capture_dns(pod.host)
+        assert mesh.add(pod, uid) == ""
+        assert mesh.cni.delete(uid) == [""]
+        assert is_dns_captured(pod.host.netns_fd)
+    assert agent.log().count(said) == 1
 
 
 def test_connections_drain_when_the_rules_have_gone(mesh: RuledCluster) -> None:

@@ -8,16 +8,20 @@ It must not know what the agent does when it has handed over.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 import socket
+import struct
 from pathlib import Path
 from typing import Protocol
 
 from nodeproxy.agent.handover.link import Link
 from nodeproxy.agent.run_dir import HANDOVER_SOCKET, RunDir
-from nodeproxy.errors import NodeproxyError
+from nodeproxy.errors import HandoverError, NodeproxyError
 from nodeproxy.model.handover import (
+    DONE_S,
     IDENTITIES_AN_OFFER,
     PROTOCOL,
     Asking,
@@ -36,6 +40,8 @@ log = logging.getLogger(__name__)
 
 # Whoever connects says so at once; there is one place, and SIGTERM waits for whoever has it.
 _ASKS_WITHIN_S = 5.0
+# A process that is killed is dead when the kernel has let go of what it had.
+_DIES_WITHIN_S = 5.0
 
 
 class Giver(Protocol):
@@ -94,9 +100,12 @@ class Giving:
         try:
             listener.bind(str(beside))
             listener.listen(4)
+            beside.rename(path)
+        except BaseException:
+            listener.close()
+            raise
         finally:
             os.umask(before)
-        beside.rename(path)
         self._listener = listener
         asyncio.get_running_loop().add_reader(listener.fileno(), self._accept)
 
@@ -134,14 +143,14 @@ class Giving:
             return
         self.link = link
         self.settled.clear()
-        task = asyncio.get_running_loop().create_task(self._serve(link))
+        task = asyncio.get_running_loop().create_task(self._serve(link, _process_of(sock)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, link: Link[FromSuccessor]) -> None:
+    async def _serve(self, link: Link[FromSuccessor], process: int) -> None:
         try:
             if await self._offer(link):
-                await self._give(link)
+                await self._give(link, process)
         except (NodeproxyError, OSError) as error:
             log.error("nothing is handed over: %s", error)
             link.post(Refused(str(error)))
@@ -150,6 +159,8 @@ class Giving:
             link.post(Refused(repr(error)))
         finally:
             link.close()
+            if process >= 0:
+                os.close(process)
             if not self.given.is_set():
                 self.link = self.successor = None
             self.settled.set()
@@ -180,7 +191,7 @@ class Giving:
             return False
         return True
 
-    async def _give(self, link: Link[FromSuccessor]) -> None:
+    async def _give(self, link: Link[FromSuccessor], process: int) -> None:
         try:
             await self._giver.pause()
             for message, netns_fd in self._giver.leaving():
@@ -188,7 +199,7 @@ class Giving:
             for said in self._giver.said():
                 link.post(said)
             link.post(Yielded(), self._giver.locks())
-            received = await link.receive()
+            received = await _done(link, process)
         except Exception:
             await self._giver.resume()
             raise
@@ -203,3 +214,25 @@ class Giving:
         while (received := await link.receive()) is not None:
             if isinstance(received[0], PodRemoved):
                 self._giver.removed(received[0])
+
+
+async def _done(link: Link[FromSuccessor], process: int) -> tuple[FromSuccessor, list[int]] | None:
+    """What it says within DONE_S.  One that hangs is ended before this agent changes anything again."""
+    try:
+        return await link.receive_within(DONE_S)
+    except TimeoutError:
+        if process >= 0 and not link.ended.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+            with contextlib.suppress(TimeoutError):
+                await link.receive_within(_DIES_WITHIN_S)
+        raise HandoverError(f"the agent that was taking over did not serve within {DONE_S:.0f} s; this one serves on") from None
+
+
+def _process_of(sock: socket.socket) -> int:
+    """A descriptor of the process at its other end; -1: it is in a namespace of processes that is not seen from here."""
+    number = struct.unpack("=iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("=iII")))[0]
+    try:
+        return os.pidfd_open(number) if number else -1
+    except OSError:
+        return -1  # it has ended

@@ -1,6 +1,7 @@
 """The connection between two agents of one instance, within the event loop.
 
-Invariant: what is posted is sent in order, and never waited for; `receive` gives what came, then None for ever.
+Invariant: what is posted is sent in order, and never waited for; `receive` gives what came, then None for ever.  Descriptors that
+came and were not asked for are closed with the link.
 It must not know what is said.
 """
 
@@ -8,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 from collections import deque
 from typing import Generic, TypeVar
 
 import msgspec
 
+from nodeproxy.agent.outbox import Outbox, close_all
 from nodeproxy.model.channel import Channel
 
 T = TypeVar("T")
@@ -30,28 +31,22 @@ class Link(Generic[T]):
         self._sock = sock
         self._channel: Channel[T] = Channel(sock, expected)
         self._loop = asyncio.get_running_loop()
-        self._outbox: deque[tuple[msgspec.Struct, tuple[int, ...]]] = deque()
+        self._outbox = Outbox(self._channel)
         self._inbox: deque[tuple[T, list[int]]] = deque()
         self._changed = asyncio.Event()
         self.ended = asyncio.Event()  # the other end is gone, or this one was closed
         self._loop.add_reader(sock.fileno(), self._readable)
 
     def post(self, message: msgspec.Struct, fds: tuple[int, ...] = ()) -> bool:
-        """Send it, with copies of these descriptors; False: the other end is gone."""
+        """Send it, with copies of these descriptors; False: the other end is gone.  Raises OSError if they can't be copied."""
         if self.ended.is_set():
             return False
-        if not self._outbox:
-            try:
-                self._channel.send(message, fds)
-            except BlockingIOError:
-                self._loop.add_writer(self._sock.fileno(), self._writable)
-            except OSError:
-                self.close()
-                return False
-            else:
-                return True
-        self._outbox.append((message, tuple(os.dup(fd) for fd in fds)))
-        return True
+        if self._outbox.full:
+            log.error("the other agent of this instance has not read for long: it is given up")
+        elif self._outbox.send(message, fds):
+            return True
+        self._end()
+        return False
 
     async def receive(self) -> tuple[T, list[int]] | None:
         """The next message and its descriptors, the caller's; None: there will be no more."""
@@ -62,16 +57,31 @@ class Link(Generic[T]):
             await self._changed.wait()
         return self._inbox.popleft()
 
+    async def receive_within(self, limit_s: float) -> tuple[T, list[int]] | None:
+        """`receive`; raises TimeoutError if nothing has come by then."""
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self.receive()
+        except TimeoutError:
+            self._readable()  # this process may have stood still: what came in time counts
+            if not self._inbox:
+                raise
+            return self._inbox.popleft()
+
     def close(self) -> None:
+        """Nothing is said any more, nor heard; also after the loop has ended."""
+        self._end()
+        while self._inbox:
+            close_all(self._inbox.popleft()[1])
+
+    def _end(self) -> None:
         """Nothing is said any more; what came and was not asked for yet can be."""
         if self.ended.is_set():
             return
-        self._loop.remove_reader(self._sock.fileno())
-        self._loop.remove_writer(self._sock.fileno())
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._sock.fileno())
+        self._outbox.close()
         self._sock.close()
-        for _, fds in self._outbox:
-            _close_all(fds)
-        self._outbox.clear()
         self.ended.set()
         self._changed.set()
 
@@ -87,26 +97,7 @@ class Link(Generic[T]):
                 log.error("the other agent of this instance says what this version does not understand: %s", error)
                 received = None
             if received is None:
-                self.close()
+                self._end()
                 return
             self._inbox.append(received)
             self._changed.set()
-
-    def _writable(self) -> None:
-        while self._outbox:
-            message, fds = self._outbox[0]
-            try:
-                self._channel.send(message, fds)
-            except BlockingIOError:
-                return
-            except OSError:
-                self.close()
-                return
-            self._outbox.popleft()
-            _close_all(fds)
-        self._loop.remove_writer(self._sock.fileno())
-
-
-def _close_all(fds: tuple[int, ...]) -> None:
-    for fd in fds:
-        os.close(fd)

@@ -5,20 +5,37 @@ Invariant: nothing that both share is changed before `take` has brought the lock
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import faulthandler
 import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
 import msgspec
 
 from nodeproxy.agent.handover.link import Link
+from nodeproxy.agent.outbox import close_all
 from nodeproxy.agent.run_dir import HANDOVER_SOCKET, RunDir
 from nodeproxy.errors import HandoverError
 from nodeproxy.model.channel import Channel
-from nodeproxy.model.handover import PROTOCOL, Asking, Done, FromHolder, Leaving, Offer, Refused, Said, Take, Yielded
+from nodeproxy.model.handover import (
+    END_S,
+    PROTOCOL,
+    TAKE_S,
+    Asking,
+    Done,
+    FromHolder,
+    Leaving,
+    Offer,
+    Refused,
+    Said,
+    Take,
+    Yielded,
+)
 from nodeproxy.model.messages import PodReleased
 
 log = logging.getLogger(__name__)
@@ -82,24 +99,47 @@ class Predecessor:
         """Within the loop that all else runs in."""
         self._link = Link(self._sock, FromHolder)
 
+    @contextlib.asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """From before `take` until after `done`: raises HandoverError when that takes too long.
+
+        The agent before serves again then, so this process must do nothing more.  If it hangs, the watchdog's thread says where,
+        and ends it.  A failure leaves that armed: whatever the process does still, it ends.
+        """
+        faulthandler.dump_traceback_later(END_S, exit=True)
+        try:
+            async with asyncio.timeout(TAKE_S) as limit:
+                yield
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise HandoverError(
+                f"this agent has not taken over from process {self.offer.pid} within {TAKE_S:.0f} s, so that one serves on; "
+                "is the node overloaded?"
+            ) from error
+        faulthandler.cancel_dump_traceback_later()
+
     async def take(self) -> Taken | None:
         """Have it all; None: the holder has ended meanwhile, and passed nothing on."""
         self.link.post(Take())
         said: list[Said] = []
         leaving: list[tuple[Leaving, int]] = []
-        while (received := await self.link.receive()) is not None:
-            message, fds = received
-            match message:
-                case Said():
-                    said.append(message)
-                case Leaving():
-                    leaving.append((message, fds[0]))
-                case Refused():
-                    raise HandoverError(f"process {self.offer.pid} does not hand over after all: {message.why}")
-                case Yielded():
-                    return Taken(fds[0], fds[1] if len(fds) > 1 else -1, tuple(said), tuple(leaving))
-        for _, netns_fd in leaving:
-            os.close(netns_fd)
+        try:
+            while (received := await self.link.receive()) is not None:
+                message, fds = received
+                match message:
+                    case Said():
+                        said.append(message)
+                    case Leaving():
+                        leaving.append((message, fds[0]))
+                    case Refused():
+                        raise HandoverError(f"process {self.offer.pid} does not hand over after all: {message.why}")
+                    case Yielded():
+                        return Taken(fds[0], fds[1] if len(fds) > 1 else -1, tuple(said), tuple(leaving))
+        except BaseException:
+            close_all(netns_fd for _, netns_fd in leaving)
+            raise
+        close_all(netns_fd for _, netns_fd in leaving)
         return None
 
     def done(self) -> None:

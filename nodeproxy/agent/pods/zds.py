@@ -27,6 +27,7 @@ from nodeproxy.agent.pods.zds_protocol import Add, Delete, Keep, Request, answer
 from nodeproxy.errors import EnrolmentError, NodeproxyError
 from nodeproxy.kernel.abi import MAX_PODS
 from nodeproxy.linux.addresses import pod_addresses
+from nodeproxy.linux.dns_capture import is_dns_captured
 from nodeproxy.linux.netns import netns_cookie, netns_inode, refuse_node_netns, refuse_other_kinds
 from nodeproxy.linux.netns_users import has_processes
 from nodeproxy.model.delta import Delta, PodSpec
@@ -122,6 +123,7 @@ class ZdsEnrolment:
             self._active.set()
         self._turn = 0
         self._looked = False
+        self._dns_told = False
         self._running = asyncio.Event()  # not paused
         self._running.set()
         self._following: asyncio.Task[None] | None = None
@@ -291,6 +293,13 @@ class ZdsEnrolment:
         if (enrolled is None or enrolled.inode != pod.spec.inode) and self._enrolment.commands.get(uid, pod) is not None:
             failed = self._enrolment.failed.get(uid)
             raise EnrolmentError(failed.error if failed is not None else "another agent is taking over from this one")
+        if not self._dns_told and await asyncio.to_thread(is_dns_captured, pod.fd):
+            self._dns_told = True
+            log.error(
+                "pod %s, and others: istio-cni sends what it asks of DNS to port 15053, where nodeproxy does not answer, so it "
+                "resolves no names; install istio-cni with ambient.dnsCapture=false, and start these pods again",
+                uid,
+            )
 
     async def _make_known(self, pod: _Pod) -> None:
         """A workload for who starts: the control plane tells of it when it has an address, and that is after this.

@@ -25,6 +25,25 @@ def test_one_holds_it(tmp_path: Path) -> None:
     second.close()
 
 
+def test_to_ask_whether_it_is_free_keeps_nobody_from_holding_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Agents that were taken over from ask twice a second, and a start takes no second try."""
+    asking, starting = RunDir(tmp_path), RunDir(tmp_path)
+    held = []
+    close = os.close
+
+    def start_and_close(fd: int) -> None:
+        held.append(starting.hold())
+        close(fd)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", start_and_close)
+        assert asking.is_free()
+    assert held == [True]
+    assert not asking.is_free()
+    asking.close()
+    starting.close()
+
+
 def test_a_lock_that_is_passed_on_is_never_free(tmp_path: Path) -> None:
     holder, successor, other = RunDir(tmp_path), RunDir(tmp_path), RunDir(tmp_path)
     assert holder.hold()

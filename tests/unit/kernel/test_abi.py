@@ -26,7 +26,7 @@ STRUCTS = {
     "np_in_use": (abi.IN_USE, ["handover", "flows", "probes"]),
     "np_flow_use": (abi.FLOW_USE, ["source"]),
     "np_kubelet": (abi.KUBELET, ["cgroup_id", "netns_cookie"]),
-    "np_probe": (abi.PROBE, ["destination"]),
+    "np_probe": (abi.PROBE, ["destination", "socket"]),
     "np_probe_port": (abi.PROBE_PORT, ["netns_cookie", "port", "unused"]),
     "np_pair": (abi.PAIR, ["source", "destination", "port", "unused"]),
     "np_verdict": (abi.VERDICT, ["epoch", "direct", "exceptions"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from nodeproxy.kernel.original_destination import OriginalDestination
 from nodeproxy.model.delta import Delta
 from nodeproxy.model.reason import Reason
 from nodeproxy.proxy import waiting
-from nodeproxy.proxy.outbound import Outbound
+from nodeproxy.proxy.outbound import SERVED_WITHIN_S, Outbound
 from nodeproxy.proxy.pods import Pod
 from nodeproxy.proxy.session import Session
 from nodeproxy.proxy.waiting import MAX_ROUNDS, Parked, Waiting
@@ -209,6 +210,40 @@ def test_a_pod_that_leaves_takes_what_waits_along(bench: Bench, state: State, ou
     state.context.waiting.answered((f"/{UNKNOWN}",))
     assert session.record.reason is Reason.POD_LEFT
     bench.pod.leaving = False
+
+
+def test_what_it_has_waited_for_its_peers_node_counts_also_after_it_was_parked(
+    bench: Bench, state: State, outbound: Outbound
+) -> None:
+    session = serve(bench, outbound, "10.0.0.4")
+    state.writer.apply(Delta(workloads=(waiting_server(),)))
+    state.context.waiting.answered(("/10.0.0.4",))
+    state.writer.apply(Delta(removed_workloads=("late",)))
+    bench.until(lambda: len(state.asked) == 2)
+    bench.poller.clock = lambda: time.monotonic() + SERVED_WITHIN_S
+    state.writer.apply(Delta(workloads=(waiting_server(),)))
+    state.context.waiting.answered(("/10.0.0.4",))
+    assert session.record.reason is Reason.NO_CERTIFICATE
+
+
+def test_a_pod_that_leaves_takes_along_what_waits_for_a_certificate(bench: Bench, outbound: Outbound) -> None:
+    session = serve(bench, outbound, "10.0.0.2")
+    assert not session.ended
+    bench.pod.leaving = True
+    bench.until(lambda: session.ended)
+    assert session.record.reason is Reason.POD_LEFT
+    bench.pod.leaving = False
+
+
+def test_a_defect_as_it_is_decided_anew_ends_the_connection(
+    bench: Bench, state: State, outbound: Outbound, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = serve(bench, outbound, "10.0.0.2")
+    bench.passes(1)
+    assert not session.ended
+    monkeypatch.setattr(state.reader, "view", None)
+    bench.until(lambda: session.ended)
+    assert session.record.reason is Reason.INTERNAL
 
 
 def test_what_decisions_hung_on_is_told_once(bench: Bench, state: State, outbound: Outbound) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +15,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from nodeproxy.agent.handover import giving
 from nodeproxy.agent.handover.giving import Giving
+from nodeproxy.agent.handover.link import Link
 from nodeproxy.agent.handover.taking import Predecessor, Taken
 from nodeproxy.agent.run_dir import HANDOVER_SOCKET, RunDir
 from nodeproxy.errors import HandoverError, NodeproxyError, StateError
 from nodeproxy.model.channel import Channel
 from nodeproxy.model.delta import PodSpec
-from nodeproxy.model.handover import PROTOCOL, Asking, FromHolder, Leaving, Offer, Refused, Said
+from nodeproxy.model.handover import PROTOCOL, Asking, Done, FromHolder, FromSuccessor, Leaving, Offer, Refused, Said
 from nodeproxy.model.messages import PodRemoved
+from tests.in_loop import in_loop
 
 DEADLINE_S = 10.0
 
@@ -260,3 +266,144 @@ def test_an_offer_of_no_pods(bench: Bench) -> None:
     assert predecessor.identities == frozenset()
     assert isinstance(predecessor.offer, Offer)
     predecessor.close()
+
+
+STOPS = """
+import asyncio, os, sys
+from pathlib import Path
+from nodeproxy.agent.handover.taking import Predecessor
+from nodeproxy.agent.run_dir import RunDir
+async def take(predecessor):
+    predecessor.start()
+    await predecessor.take()
+    os.kill(os.getpid(), 19)
+    print("goes on")
+asyncio.run(take(Predecessor.ask(RunDir(Path(sys.argv[1])), "2.0.0")))
+"""
+
+
+@pytest.mark.parametrize("in_sight", [True, False])
+def test_a_successor_that_hangs_is_waited_for_so_long_and_no_longer(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, in_sight: bool
+) -> None:
+    """Where it can be, it is killed before this agent changes anything again."""
+    monkeypatch.setattr(giving, "DONE_S", 0.1)
+    if not in_sight:
+        monkeypatch.setattr(giving, "_process_of", lambda sock: -1)
+    argv = [sys.executable, "-c", STOPS, str(bench.own.path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        bench.until(lambda: "resume" in bench.agent.calls)
+        if in_sight:
+            assert process.wait(DEADLINE_S) == -signal.SIGKILL
+        bench.until(bench.giving.settled.is_set)
+        assert process.poll() is None or in_sight
+        process.kill()
+        assert process.communicate()[0] == b""
+    assert bench.agent.calls == ["copy to state-2", "pause", "resume"]
+    assert not bench.giving.given.is_set()
+    assert not bench.own.hold()
+    bench.ask().close()  # and the next may take over
+
+
+@in_loop
+async def test_what_has_come_in_time_counts_though_the_holder_stood_still() -> None:
+    ours, theirs = Channel.pair()
+    link: Link[FromSuccessor] = Link(ours, FromSuccessor)
+    with theirs:
+        Channel(theirs, FromHolder).send(Done())
+        assert await link.receive_within(-1.0) == (Done(), [])
+        with pytest.raises(TimeoutError):
+            await link.receive_within(-1.0)
+        link.close()
+
+
+TAKES = """
+import asyncio, time
+from nodeproxy.agent.handover import taking
+from nodeproxy.model.handover import Offer
+taking.TAKE_S, taking.END_S = 0.1, 0.2
+predecessor = taking.Predecessor(None, [Offer("state-2", 1, "1", 77, (), True)])
+async def take():
+    async with predecessor.in_time():
+        {does}
+    print("took over", flush=True)
+asyncio.run(take())
+time.sleep(0.3)
+print("lives")
+"""
+
+
+@pytest.mark.parametrize(
+    ("does", "status", "says"),
+    [
+        ("pass", 0, ""),
+        ("await asyncio.sleep(9)", 1, "has not taken over from process 77 within"),
+        ("time.sleep(9)", 1, "Timeout (0:00:00.200000)!"),
+    ],
+    ids=["in time", "too slow", "hangs"],
+)
+def test_a_successor_does_nothing_after_its_time(does: str, status: int, says: str) -> None:
+    """What it is not in time with it gives up; if it can't, it is ended."""
+    done = subprocess.run(
+        [sys.executable, "-c", TAKES.format(does=does)], capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ("" if status else "took over\nlives\n")
+    assert says in done.stderr
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@in_loop
+async def test_nothing_is_left_open_of_what_came_and_was_not_asked_for() -> None:
+    ours, theirs = Channel.pair()
+    link: Link[FromSuccessor] = Link(ours, FromSuccessor)
+    with theirs:
+        before = descriptors()
+        Channel(theirs, FromHolder).send(Done(), (0, 1))
+        Channel(theirs, FromHolder).send(Done(), (0,))
+        while descriptors() < before + 3:
+            await asyncio.sleep(0)
+        link.close()
+        assert descriptors() == before - 1, "its socket is closed, too"
+
+
+def test_a_link_is_closed_after_its_loop(bench: Bench) -> None:
+    """As an agent ends that did not take over."""
+    predecessor = bench.ask()
+    asyncio.run(_call(predecessor.start))
+    predecessor.close()
+    bench.until(bench.giving.settled.is_set)
+
+
+@in_loop
+async def test_nothing_is_left_open_of_a_take_that_is_cancelled() -> None:
+    ours, theirs = Channel.pair()
+    predecessor = Predecessor(ours, [Offer("state-2", 1, "1", 77, (), True)])
+    predecessor.start()
+    with theirs:
+        before = descriptors()
+        Channel(theirs, FromHolder).send(Leaving(PodSpec("gone", "/run/netns/gone"), 5), (0,))
+        taking = asyncio.ensure_future(predecessor.take())
+        while descriptors() == before:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        taking.cancel()
+        await asyncio.gather(taking, return_exceptions=True)
+        assert descriptors() == before
+    predecessor.close()
+
+
+@in_loop
+async def test_nothing_is_left_open_by_a_socket_that_can_not_be_put_in_its_place(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    (tmp_path / HANDOVER_SOCKET).mkdir()
+    agent = Agent(run_dir)
+    before = descriptors()
+    with pytest.raises(OSError, match="directory"):
+        Giving(agent, run_dir).listen()
+    assert descriptors() == before
+    agent.close()
+    run_dir.close()
