@@ -25,11 +25,12 @@ from nodeproxy.agent.pods.attachments import Attached, Attachments
 from nodeproxy.agent.pods.events import Events
 from nodeproxy.agent.pods.provisional import Provisional
 from nodeproxy.agent.pods.roster import Roster
+from nodeproxy.agent.sources.change import Change
 from nodeproxy.errors import EnrolmentError, NodeproxyError
 from nodeproxy.linux.kubepods import PodFinder, PodNetns
 from nodeproxy.linux.netns import netns_inode, open_netns
 from nodeproxy.model.cni import Admission, Attachment, CniAdd
-from nodeproxy.model.delta import Delta, PodSpec
+from nodeproxy.model.delta import PodSpec
 from nodeproxy.model.node_pod import Membership, NodePod
 from nodeproxy.model.workload import Workload
 from nodeproxy.state.store import Meta
@@ -77,8 +78,11 @@ class Node(Protocol):
     def is_connected(self) -> bool:
         """Whether the controller is connected."""
 
-    async def write(self, delta: Delta, meta: Meta) -> None:
-        """Write to the store of the agent's own accord.  Raises StateError."""
+    async def write(self, change: Change) -> None:
+        """Change the state of the agent's own accord.  Raises StateError."""
+
+    async def keep(self, meta: Meta) -> None:
+        """Put this beside the state.  Raises StateError."""
 
     def certificates(self, identities: Collection[str], timeout_s: float) -> AbstractAsyncContextManager[None]:
         """Within, there are certificates for these, as far as the CA makes them in time."""
@@ -196,10 +200,10 @@ class LabelEnrolment:
                 await self._enrolment.change(out, ended)
             pods = self._roster.pods()
             here = {self._uid(pod) for pod in pods if pod.membership.in_mesh}
-            await self._write(self._provisional.take_back(self._provisional.uids - here))
+            await self._node.write(self._provisional.take_back(self._provisional.uids - here))
             over = [uid for uid in self._attachments.steered() if uid not in here and (self._looked or uid in out)]
-            await self._keep(self._attachments.forget_steered(over))
-            await self._keep(self._attachments.prune({pod.pod_uid for pod in pods}))
+            await self._node.keep(self._attachments.forget_steered(over))
+            await self._node.keep(self._attachments.prune({pod.pod_uid for pod in pods}))
 
     def _forget(self, key: str, uid: str) -> None:
         self._places.pop(key, None)
@@ -254,7 +258,7 @@ class LabelEnrolment:
                 continue
             if self._attachments.has_gone(pod.pod_uid, spec.inode):
                 continue
-            await self._make_known(pod)
+            await self._make_known(pod, spec.inode)
             entering.append((pod, spec))
         for pod, spec in entering:  # all at once: whoever has a place and is not put in is not looked at again
             self._set_place(pod, spec)
@@ -288,27 +292,29 @@ class LabelEnrolment:
         self._lost.pop(pod.key, None)
         self.waiting.pop(pod.key, None)
 
-    async def _make_known(self, pod: NodePod) -> None:
-        """Its workload is in the state from now on, until the pod ends: the control plane's, or one in its place."""
+    async def _make_known(self, pod: NodePod, inode: int) -> None:
+        """Its workload is in the state from now on, until the pod ends: the control plane's, or one in its place.
+
+        inode: of its network namespace.  The addresses of a sandbox before this one are others' by now.
+        """
         assert pod.workload is not None  # `decode` sees to it
-        brought = [address for each in self._attachments.of(pod.pod_uid) for address in each.request.addresses]
-        workload = self._provisional.admit(pod.workload, brought)
-        if workload.addresses and self._node.view().workload(workload.uid) is None:
-            await self._write(self._provisional.put(workload))
+        here = [each for each in self._attachments.of(pod.pod_uid) if each.inode == inode]
+        brought = [address for each in here for address in each.request.addresses]
+        await self._node.write(self._provisional.admit(pod.workload, brought))
 
     async def _note_steered(self, uids: Collection[str]) -> None:
         cookies = {uid: self._enrolment.pods[uid].cookie for uid in uids if uid in self._enrolment.pods}
-        await self._keep(self._attachments.note_steered(cookies))
+        await self._node.keep(self._attachments.note_steered(cookies))
 
     # ── what becomes of pods that are in ──
 
     async def _watch(self) -> None:
         """Follow pods whose namespace is not where it was."""
-        lost = {key: self._places[key] for key in list(self._places) if not leads_to(self._places[key][1])}
-        for key in self._lost.keys() - lost.keys():
-            del self._lost[key]
-        if lost:
-            async with self._lock:
+        async with self._lock:
+            lost = {key: place for key, place in self._places.items() if not leads_to(place[1])}
+            for key in self._lost.keys() - lost.keys():
+                del self._lost[key]
+            if lost:
                 await self._follow(lost)
 
     async def _follow(self, lost: Mapping[str, tuple[NodePod, PodSpec]]) -> None:
@@ -347,16 +353,18 @@ class LabelEnrolment:
         pod = await self._roster.wait(request.namespace, request.name, request.pod_uid, wait_s)
         if pod is None:
             return self._unknown(request)
-        if not pod.membership.in_mesh:
-            return Admission(False, describe(pod.membership))
-        uid = self._uid(pod)
-        brought = Attached(request, _inode(request.netns))
         async with self._lock:
+            pod = self._roster.get(pod.key)  # whoever had the lock may have taken long
+            if pod is None or pod.pod_uid != request.pod_uid:
+                raise EnrolmentError(f"pod {request.namespace}/{request.name} has ended, says the controller")
+            if not pod.membership.in_mesh:
+                return Admission(False, describe(pod.membership))
+            spec = PodSpec(self._uid(pod), request.netns, _inode(request.netns))
             self._refuse_foreign(pod, request.addresses)
-            await self._keep(self._attachments.add(brought))
-            await self._make_known(pod)
-            await self._enter(pod, PodSpec(uid, request.netns, brought.inode))
-        await self._node.serving(uid, _READY_WAIT_S)
+            await self._node.keep(self._attachments.add(Attached(request, spec.inode)))
+            await self._make_known(pod, spec.inode)
+            await self._enter(pod, spec)
+        await self._node.serving(spec.uid, _READY_WAIT_S)
         return Admission(True, describe(pod.membership))
 
     async def _enter(self, pod: NodePod, spec: PodSpec) -> None:
@@ -392,7 +400,7 @@ class LabelEnrolment:
         """The interface is about to be removed; with its last one the pod leaves."""
         async with self._lock:
             brought, meta = self._attachments.remove(attachment)
-            await self._keep(meta)
+            await self._node.keep(meta)
             if brought is None or any(each.inode == brought.inode for each in self._attachments.of(brought.request.pod_uid)):
                 return
             key = f"{brought.request.namespace}/{brought.request.name}"
@@ -404,8 +412,8 @@ class LabelEnrolment:
             self._forget(key, spec.uid)
             self.waiting[key] = "its network was removed"
             await self._enrolment.change({spec.uid: None}, (spec.uid,))
-            await self._write(self._provisional.take_back([spec.uid]))
-            await self._keep(self._attachments.forget_steered([spec.uid]))
+            await self._node.write(self._provisional.take_back([spec.uid]))
+            await self._node.keep(self._attachments.forget_steered([spec.uid]))
 
     async def check(self, request: CniAdd) -> None:
         """Raises EnrolmentError when a pod that belongs into the mesh is not there, with this namespace."""
@@ -439,16 +447,6 @@ class LabelEnrolment:
         workload: Workload | None = self._node.view().workload(self._uid(pod))
         told = pod.workload.addresses if pod.workload is not None else ()
         return told or (workload.addresses if workload is not None else ())
-
-    async def _keep(self, meta: Meta) -> None:
-        if meta:
-            await self._node.write(Delta(), meta)
-
-    async def _write(self, change: tuple[Delta, Meta]) -> None:
-        delta, meta = change
-        if meta:
-            await self._node.write(delta, meta)
-            self._provisional.written(meta)
 
 
 def describe(membership: Membership) -> str:

@@ -24,12 +24,13 @@ from nodeproxy.agent.pods.provisional import Provisional
 from nodeproxy.agent.pods.zds_connection import Packet, ZdsConnection
 from nodeproxy.agent.pods.zds_kept import ZdsKept
 from nodeproxy.agent.pods.zds_protocol import Add, Delete, Keep, Request, answer, hello, parse
+from nodeproxy.agent.sources.change import Change
 from nodeproxy.errors import EnrolmentError, NodeproxyError
 from nodeproxy.kernel.abi import MAX_PODS
 from nodeproxy.linux.addresses import pod_addresses
 from nodeproxy.linux.netns import netns_cookie, netns_inode, refuse_node_netns, refuse_other_kinds
 from nodeproxy.linux.netns_users import has_processes
-from nodeproxy.model.delta import Delta, PodSpec
+from nodeproxy.model.delta import PodSpec
 from nodeproxy.model.workload import Protocol as WorkloadProtocol
 from nodeproxy.model.workload import Workload
 from nodeproxy.state.store import Meta
@@ -53,8 +54,11 @@ class Node(Protocol):
     def view(self) -> View:
         """The state as it is now."""
 
-    async def write(self, delta: Delta, meta: Meta) -> None:
-        """Write to the store of the agent's own accord.  Raises StateError."""
+    async def write(self, change: Change) -> None:
+        """Change the state of the agent's own accord.  Raises StateError."""
+
+    async def keep(self, meta: Meta) -> None:
+        """Put this beside the state.  Raises StateError."""
 
     async def serving(self, uid: str, timeout_s: float) -> None:
         """Wait until the pod's certificate is there and all workers know all that was written.  Raises EnrolmentError."""
@@ -284,7 +288,7 @@ class ZdsEnrolment:
             del self._pods[other.add.pod_uid]  # a pod of that name ended, and its Del is still to come
             os.close(other.fd)
         before = self._enrolment.pods.get(uid)
-        await self._keep_in_mind(self._kept.note(pod.add.pod_uid, netns_cookie(pod.fd)))
+        await self._node.keep(self._kept.note(pod.add.pod_uid, netns_cookie(pod.fd)))
         await self._make_known(pod)
         await self._enrolment.change({uid: pod.spec}, (uid,) if before is not None and before.inode != pod.spec.inode else ())
         enrolled = self._enrolment.pods.get(uid)
@@ -318,7 +322,7 @@ class ZdsEnrolment:
             workload_name=pod.add.name,
         )
         if addresses and view.workload(uid) is None:
-            await self._write(self._provisional.put(self._provisional.admit(workload, addresses)))
+            await self._node.write(self._provisional.admit(workload, addresses))
 
     async def _served(self, pod: _Pod) -> None:
         """While another agent serves: it is this one's turn soon, or istio-cni is to try again."""
@@ -354,7 +358,7 @@ class ZdsEnrolment:
             await self._on_looked(self._waiting())
             await self._take_out([uid for uid in {*self._pods, *self._kept.cookies} if uid not in snapshot.named])
             here = {pod.spec.uid for pod in self._pods.values()}
-            await self._write(self._provisional.take_back(self._provisional.uids - here))
+            await self._node.write(self._provisional.take_back(self._provisional.uids - here))
             log.info("istio-cni has told of %d pods", len(self._pods))
 
     async def _take_out(self, pod_uids: list[str]) -> None:
@@ -365,10 +369,10 @@ class ZdsEnrolment:
                 self._provisional.forget(pod.spec.uid)
             await self._enrolment.change({pod.spec.uid: None for pod in pods})
             forgotten = self._kept.forget(pod_uids)
-            await self._keep_in_mind(forgotten)
+            await self._node.keep(forgotten)
             if self._looked and len(forgotten) > len(pods):
                 await self._enrolment.release_strangers(self._waiting())
-            await self._write(self._provisional.take_back([pod.spec.uid for pod in pods]))
+            await self._node.write(self._provisional.take_back([pod.spec.uid for pod in pods]))
         for pod in pods:
             os.close(pod.fd)
 
@@ -385,18 +389,6 @@ class ZdsEnrolment:
         failed = self._enrolment.failed
         uids = [pod.spec.uid for pod in self._pods.values()]
         return [f"pod {uid}: {failed[uid].error}" for uid in uids if uid in failed]
-
-    # ── inside ──
-
-    async def _keep_in_mind(self, meta: Meta) -> None:
-        if meta:
-            await self._node.write(Delta(), meta)
-
-    async def _write(self, change: tuple[Delta, Meta]) -> None:
-        delta, meta = change
-        if meta:
-            await self._node.write(delta, meta)
-            self._provisional.written(meta)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -14,10 +14,11 @@ from nodeproxy.agent.pods.attachments import Attachments
 from nodeproxy.agent.pods.labels import LabelEnrolment
 from nodeproxy.agent.pods.provisional import Provisional
 from nodeproxy.agent.pods.roster import Roster, pod_meta
+from nodeproxy.agent.sources.change import Change
 from nodeproxy.errors import EnrolmentError, StateError
 from nodeproxy.linux.kubepods import PodFinder, PodNetns
 from nodeproxy.model.cni import CniAdd
-from nodeproxy.model.delta import Delta, PodSpec
+from nodeproxy.model.delta import PodSpec
 from nodeproxy.model.node_pod import Membership, NodePod
 from nodeproxy.model.workload import Workload
 from nodeproxy.state.store import Meta, StateWriter
@@ -106,7 +107,7 @@ class Bench:
         self.state = StateWriter(self.path)
         self.reader = self.state.reader()
         self.roster = Roster(self.state)
-        self.provisional = Provisional(self.state)
+        self.provisional = Provisional(self.state, self.view)
         self.attachments = Attachments(self.state)
         self.labels = LabelEnrolment(
             self,
@@ -133,11 +134,18 @@ class Bench:
     def view(self) -> View:
         return self.reader.view()
 
-    async def write(self, delta: Delta, meta: Meta) -> None:
+    async def write(self, change: Change) -> None:
+        self._refuse_full()
+        await change.write(self.state, {})
+
+    async def keep(self, meta: Meta) -> None:
+        self._refuse_full()
+        self.state.put_meta(meta)
+
+    def _refuse_full(self) -> None:
         if self.full_times:
             self.full_times -= 1
             raise StateError("no room")
-        self.state.apply(delta, meta)
 
     @contextlib.asynccontextmanager
     async def certificates(self, identities: Collection[str], timeout_s: float) -> AsyncIterator[None]:

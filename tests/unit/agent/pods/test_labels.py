@@ -351,3 +351,56 @@ def test_a_number_that_the_kernel_gives_again_is_no_network_that_has_gone(run: R
         assert not bench.attachments.has_gone("u", INODE)
 
     run(scenario)
+
+
+def test_what_the_roster_says_when_the_cni_has_its_turn_counts(run: Run) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.tell(told())
+        async with bench.labels._lock:
+            waiting = asyncio.create_task(bench.labels.admit(add()))
+            await asyncio.sleep(0)
+            bench.tell(told(membership=Membership.OPTED_OUT))
+        assert not (await waiting).in_mesh
+        for later in ([told(uid="another")], []):
+            bench.tell(told())
+            async with bench.labels._lock:
+                waiting = asyncio.create_task(bench.labels.admit(add()))
+                await asyncio.sleep(0)
+                bench.tell(*later, removed=() if later else ["ns/a"])
+            with pytest.raises(EnrolmentError, match="pod ns/a has ended, says the controller"):
+                await waiting
+        assert not bench.enrolment.pods
+        assert not bench.provisional.uids
+
+    run(scenario)
+
+
+def test_addresses_of_a_sandbox_before_are_not_the_pods_any_more(run: Run) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.tell(told(addresses=()))
+        before = Attached(add(container_id="before", addresses=("10.0.0.9",)), INODE + 1)
+        await bench.keep(bench.attachments.add(before))
+        await bench.labels.admit(add(addresses=("10.0.0.1",)))
+        await bench.labels.admit(add(ifname="net1", addresses=("10.1.0.1",)))
+        workload = bench.view().workload(UID)
+        assert workload is not None
+        assert workload.addresses == ("10.0.0.1", "10.1.0.1")
+
+    run(scenario)
+
+
+def test_a_place_that_is_given_up_while_others_are_looked_at_is_not_followed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.tell(told())
+        await bench.labels.admit(add())
+        bench.finder.there.add("u")
+        monkeypatch.setattr(labels, "leads_to", lambda spec: False)
+        async with bench.labels._lock:
+            watching = asyncio.create_task(bench.labels._watch())
+            await asyncio.sleep(0)
+            bench.labels._forget("ns/a", UID)  # as `gone` does, which has the lock
+            await bench.enrolment.change({UID: None})
+        await watching
+        assert not bench.enrolment.pods
+
+    run(scenario)
