@@ -22,3 +22,4 @@ def hear_istio_cni(config: RunConfig, node: Node, *, active: bool) -> None:
     )
     state = node.state
     node.zds = ZdsEnrolment(node, node.enrolment, state.provisional, ZdsKept(state.store), node.looked, place, active=active)
+    node.metrics.zds = node.zds.statistics
