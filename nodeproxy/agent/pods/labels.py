@@ -27,7 +27,7 @@ from nodeproxy.agent.pods.provisional import Provisional
 from nodeproxy.agent.pods.roster import Roster
 from nodeproxy.agent.sources.change import Change
 from nodeproxy.errors import EnrolmentError, NodeproxyError
-from nodeproxy.linux.kubepods import PodFinder, PodNetns
+from nodeproxy.linux.kubepods import PodFinder
 from nodeproxy.linux.netns import netns_inode, open_netns
 from nodeproxy.model.cni import Admission, Attachment, CniAdd
 from nodeproxy.model.delta import PodSpec
@@ -228,20 +228,19 @@ class LabelEnrolment:
             else:
                 self.waiting[key] = "it has no address yet"
         by_uid = {wanted[key].pod_uid: key for key in addresses}
-        for uid, namespace in (await self._look({wanted[key].pod_uid: each for key, each in addresses.items()})).items():
+        for uid, (path, inode) in (await self._look({wanted[key].pod_uid: each for key, each in addresses.items()})).items():
             key = by_uid[uid]
-            inode = _release(namespace)
             if not self._attachments.has_gone(uid, inode):
-                found[key] = PodSpec(self._uid(wanted[key]), namespace.path, inode)
+                found[key] = PodSpec(self._uid(wanted[key]), path, inode)
             else:
                 self.waiting[key] = "its network was removed"
         return found
 
-    async def _look(self, wanted: dict[str, frozenset[str]]) -> dict[str, PodNetns]:
+    async def _look(self, wanted: dict[str, frozenset[str]]) -> dict[str, tuple[str, int]]:
         """By pods' uids; of those that are not found it is noted why."""
         if not wanted:
             return {}
-        found, missing = await asyncio.to_thread(self._finder.find, wanted)
+        found, missing = await asyncio.to_thread(_find, self._finder, wanted)
         keys = {pod.pod_uid: pod.key for pod in self._roster.pods()}
         for uid, why in missing.items():
             if uid in keys:
@@ -319,14 +318,13 @@ class LabelEnrolment:
 
     async def _follow(self, lost: Mapping[str, tuple[NodePod, PodSpec]]) -> None:
         addresses = {pod.pod_uid: frozenset(self._addresses(pod)) for pod, _ in lost.values()}
-        found, _ = await asyncio.to_thread(self._finder.find, addresses)
+        found, _ = await asyncio.to_thread(_find, self._finder, addresses)
         for key, (pod, spec) in lost.items():
-            namespace = found.get(pod.pod_uid)
-            if namespace is not None:
-                inode = _release(namespace)
+            if pod.pod_uid in found:
+                path, inode = found[pod.pod_uid]
                 if self._attachments.has_gone(pod.pod_uid, inode):
                     continue
-                moved = PodSpec(spec.uid, namespace.path, inode)
+                moved = PodSpec(spec.uid, path, inode)
                 if inode != spec.inode:
                     log.info("pod %s has another network namespace", key)
                 self._set_place(pod, moved)
@@ -468,9 +466,14 @@ def _inode(netns: str) -> int:
         os.close(descriptor)
 
 
-def _release(namespace: PodNetns) -> int:
-    """The inode of a namespace, whose descriptor is not needed any more."""
+def _find(finder: PodFinder, wanted: dict[str, frozenset[str]]) -> tuple[dict[str, tuple[str, int]], dict[str, str]]:
+    """Path and inode of these pods' namespaces, and why others are not found.
+
+    All of it in the finder's thread, so that no namespace stays open for who has been cancelled meanwhile.
+    """
+    found, missing = finder.find(wanted)
     try:
-        return netns_inode(namespace.netns_fd)
+        return {uid: (namespace.path, netns_inode(namespace.netns_fd)) for uid, namespace in found.items()}, missing
     finally:
-        os.close(namespace.netns_fd)
+        for namespace in found.values():
+            os.close(namespace.netns_fd)
