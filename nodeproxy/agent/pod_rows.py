@@ -9,7 +9,7 @@ import msgspec
 
 from nodeproxy.agent.node import Node
 from nodeproxy.agent.pod_namespace import EnrolledPod
-from nodeproxy.agent.pods.labels import describe
+from nodeproxy.agent.pods.label_events import describe
 from nodeproxy.model.node_pod import PodState
 
 

@@ -23,15 +23,17 @@ from nodeproxy.agent.enrolment import Enrolment
 from nodeproxy.agent.pod_namespace import leads_to
 from nodeproxy.agent.pods.attachments import Attached, Attachments
 from nodeproxy.agent.pods.events import Events
+from nodeproxy.agent.pods.label_events import LabelEvents, describe
 from nodeproxy.agent.pods.provisional import Provisional
 from nodeproxy.agent.pods.roster import Roster
+from nodeproxy.agent.pods.standing import Standing
 from nodeproxy.agent.sources.change import Change
 from nodeproxy.errors import EnrolmentError, NodeproxyError
 from nodeproxy.linux.kubepods import PodFinder
 from nodeproxy.linux.netns import netns_inode, open_netns
 from nodeproxy.model.cni import Admission, Attachment, CniAdd
 from nodeproxy.model.delta import PodSpec
-from nodeproxy.model.node_pod import Membership, NodePod
+from nodeproxy.model.node_pod import NodePod
 from nodeproxy.model.workload import Workload
 from nodeproxy.state.store import Meta
 from nodeproxy.state.view import View
@@ -54,22 +56,14 @@ _ENDED_S = 30.0
 # Pods that are put in without letting the CNI have its turn.
 _AT_ONCE = 16
 
-_SENTENCES = {
-    Membership.UNLABELLED: "neither the pod nor its namespace has the label istio.io/dataplane-mode=ambient",
-    Membership.NAMESPACE_LABEL: "its namespace has the label istio.io/dataplane-mode=ambient",
-    Membership.POD_LABEL: "it has the label istio.io/dataplane-mode=ambient",
-    Membership.OPTED_OUT: "its own label istio.io/dataplane-mode keeps it out",
-    Membership.HOST_NETWORK: "it is in the node's network, where it can't be told from the node",
-    Membership.SIDECAR: "it has a sidecar, which is another way to be in a mesh",
-}
-
 log = logging.getLogger(__name__)
 
 
 class Node(Protocol):
-    """The agent, as this needs it.  events: who tells people of pods."""
+    """The agent, as this needs it.  events: who tells people of pods; standing: who counts their connections."""
 
     events: Events
+    standing: Standing
 
     def view(self) -> View:
         """The state as it is now."""
@@ -114,6 +108,7 @@ class LabelEnrolment:
         self._roster = roster
         self._enrolment = enrolment
         self._finder = finder
+        self._events = LabelEvents(node.events)
         self._attachments = attachments
         self._provisional = provisional
         self._on_looked = on_looked
@@ -125,6 +120,7 @@ class LabelEnrolment:
         self._failed = False  # something that is tried again
         self._uids: set[str] = set()  # of those in `_places`
         enrolment.cared_for = self._uids
+        node.standing.listen(self._events.counted)
         roster.listen(lambda changed: self._changed.set())
 
     # ── serving ──
@@ -186,6 +182,7 @@ class LabelEnrolment:
         async with self._lock:
             out: dict[str, None] = {}
             ended = set()
+            left: list[tuple[str, NodePod]] = []
             for key, (pod, spec) in list(self._places.items()):
                 now = self._roster.get(key)
                 if now is not None and now.pod_uid == pod.pod_uid and now.membership.in_mesh:
@@ -195,9 +192,14 @@ class LabelEnrolment:
                 out[spec.uid] = None
                 if now is None or now.pod_uid != pod.pod_uid:
                     ended.add(spec.uid)
+                elif spec.uid in self._enrolment.pods:
+                    left.append((spec.uid, now))
                 self._forget(key, spec.uid)
             if out:
                 await self._enrolment.change(out, ended)
+            for uid, pod in left:
+                if uid not in self._enrolment.pods:
+                    self._events.left(pod)
             pods = self._roster.pods()
             here = {self._uid(pod) for pod in pods if pod.membership.in_mesh}
             await self._node.write(self._provisional.take_back(self._provisional.uids - here))
@@ -210,6 +212,7 @@ class LabelEnrolment:
         self._uids.discard(uid)
         self._lost.pop(key, None)
         self._provisional.forget(uid)
+        self._events.forget(uid)
 
     # ── in ──
 
@@ -261,20 +264,22 @@ class LabelEnrolment:
             entering.append((pod, spec))
         for pod, spec in entering:  # all at once: whoever has a place and is not put in is not looked at again
             self._set_place(pod, spec)
+            self._events.entering(spec.uid, pod)
         specs: dict[str, PodSpec | None] = {spec.uid: spec for _, spec in entering}
         if specs:
             await self._enrolment.change(specs)
-            self._tell_failures(found)
+            self._tell_people(entering)
             await self._drop_ended({key: spec for key, spec in found.items() if spec.uid in specs})
             await self._note_steered(specs)
 
-    def _tell_failures(self, found: Mapping[str, PodSpec]) -> None:
+    def _tell_people(self, put_in: Collection[tuple[NodePod, PodSpec]]) -> None:
         """Whoever looks at such a pod must know."""
-        for key, spec in found.items():
-            pod, failed = self._roster.get(key), self._enrolment.failed.get(spec.uid)
-            if pod is not None and failed is not None:
-                told = f"it can't be put into the mesh, and is tried again: {failed.error}"
-                self._node.events.tell(pod.namespace, pod.name, pod.pod_uid, "EnrolmentFailed", told, True)
+        for pod, spec in put_in:
+            if (failed := self._enrolment.failed.get(spec.uid)) is not None:
+                self._events.failed(pod, failed.error)
+            enrolled = self._enrolment.pods.get(spec.uid)
+            if enrolled is None or not enrolled.fresh:
+                self._events.forget(spec.uid)
 
     async def _drop_ended(self, put_in: Mapping[str, PodSpec]) -> None:
         """Whose process has ended while it was put in is looked for again."""
@@ -445,11 +450,6 @@ class LabelEnrolment:
         workload: Workload | None = self._node.view().workload(self._uid(pod))
         told = pod.workload.addresses if pod.workload is not None else ()
         return told or (workload.addresses if workload is not None else ())
-
-
-def describe(membership: Membership) -> str:
-    """Why a pod is in the mesh or not, as a sentence for people."""
-    return _SENTENCES[membership]
 
 
 def _place_of(uid: str, brought: Attached) -> PodSpec | None:

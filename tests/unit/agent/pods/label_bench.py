@@ -7,13 +7,14 @@ import os
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from nodeproxy.agent.enrolment import Enrolment
 from nodeproxy.agent.pods.attachments import Attachments
 from nodeproxy.agent.pods.labels import LabelEnrolment
 from nodeproxy.agent.pods.provisional import Provisional
 from nodeproxy.agent.pods.roster import Roster, pod_meta
+from nodeproxy.agent.pods.standing import Standing
 from nodeproxy.agent.sources.change import Change
 from nodeproxy.errors import EnrolmentError, StateError
 from nodeproxy.linux.kubepods import PodFinder, PodNetns
@@ -34,22 +35,24 @@ class Enrolled:
     inode: int
     cookie: int = 7
     lacking: tuple[str, ...] = ()
+    fresh: ClassVar[bool] = True
 
 
 class FakeEnrolment:
-    """Puts in whatever it is given, unless `error` says no."""
+    """Puts in whatever it is given, unless `error` says no.  stuck: nobody leaves."""
 
     def __init__(self) -> None:
         self.pods: dict[str, Enrolled] = {}
         self.failed: dict[str, Any] = {}
         self.cared_for: Collection[str] = ()
         self.error = ""
+        self.stuck = False
         self.ended: list[str] = []
         self.refreshed: list[str] = []
 
     async def change(self, specs: Mapping[str, PodSpec | None], ended: Collection[str] = ()) -> None:
         self.ended += ended
-        for uid, spec in specs.items():
+        for uid, spec in specs.items() if not self.stuck else ():
             self.pods.pop(uid, None)
             self.failed.pop(uid, None)
             if spec is not None and self.error:
@@ -100,6 +103,7 @@ class Bench:
         self.kept_steered: list[Collection[int]] = []
         self.enrolment, self.finder = FakeEnrolment(), FakeFinder()
         self.events, self.full_times = FakeEvents(), 0
+        self.standing = Standing(0, ends_them=False)
         self.open()
 
     def open(self) -> None:
