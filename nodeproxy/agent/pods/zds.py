@@ -137,6 +137,7 @@ class ZdsEnrolment:
         self._running.set()
         self._following: asyncio.Task[None] | None = None
         self._answering = False
+        self._connection: ZdsConnection | None = None
         self._requests: Counter[tuple[str, str]] = Counter()  # by kind and outcome
         self._work: set[asyncio.Task[None]] = set()
         self._delay_s = _AGAIN_S[0]
@@ -151,7 +152,6 @@ class ZdsEnrolment:
             try:
                 await asyncio.wait([self._following])
             finally:
-                self.connected = False
                 await _cancel(self._following)
             if self._following.cancelled() or (error := self._following.exception()) is None:
                 continue
@@ -168,25 +168,30 @@ class ZdsEnrolment:
 
     async def _follow(self) -> None:
         """One connection, as long as this agent's turn is the same.  Raises EnrolmentError when istio-cni's end is gone."""
-        snapshot = _Snapshot(self._turn)
         with ZdsConnection(self._place.socket) as connection:
             connection.send(hello())
-            self.connected = True
-            while (packet := await connection.receive()) is not None:
-                began = time.monotonic()
-                self._answering = True
-                try:
-                    error = await self._answer(packet, snapshot)
-                finally:
-                    self._answering = False
-                if time.monotonic() - began > _TOO_LATE_S:
-                    raise EnrolmentError("istio-cni waited too long for an answer: this node has no time; all is asked again")
-                if error:
-                    log.error("istio-cni's request can't be done: %s", error)
-                connection.send(answer(error))
-                self.error = ""
-                if snapshot.turn != self._turn or not self._running.is_set():
-                    return
+            self._connection, self.connected = connection, True
+            try:
+                await self._serve(connection, _Snapshot(self._turn))
+            finally:
+                self._connection, self.connected = None, False
+
+    async def _serve(self, connection: ZdsConnection, snapshot: _Snapshot) -> None:
+        while (packet := await connection.receive()) is not None:
+            began = time.monotonic()
+            self._answering = True
+            try:
+                error = await self._answer(packet, snapshot)
+            finally:
+                self._answering = False
+            if time.monotonic() - began > _TOO_LATE_S:
+                raise EnrolmentError("istio-cni waited too long for an answer: this node has no time; all is asked again")
+            if error:
+                log.error("istio-cni's request can't be done: %s", error)
+            connection.send(answer(error))
+            self.error = ""
+            if snapshot.turn != self._turn or not self._running.is_set():
+                return
         raise EnrolmentError("istio-cni has closed the connection")
 
     async def _answer(self, packet: Packet, snapshot: _Snapshot) -> str:
@@ -246,14 +251,14 @@ class ZdsEnrolment:
                     await self._put_in(pod)
                 except (NodeproxyError, OSError) as error:
                     log.error("pod %s can't be taken over: %s", pod.add.key, error)
-        if self._following is not None and not self._answering:  # else it ends with its answer
+        if self._following is not None and not self._is_asked:  # else it ends with its answer
             self._following.cancel()
 
     async def pause(self) -> None:
         """Another agent takes over: put nobody in any more, and leave istio-cni to it."""
         self._running.clear()
         if self._following is not None:
-            if self._answering:
+            if self._is_asked:
                 await asyncio.wait([self._following], timeout=_LAST_ANSWER_S)
             await _cancel(self._following)
         async with self._lock:  # whose turn it is has it; who is served already is only waited for
@@ -263,6 +268,11 @@ class ZdsEnrolment:
         """It did not: go on, from a snapshot."""
         self._begin()
         self._running.set()
+
+    @property
+    def _is_asked(self) -> bool:
+        """Whether istio-cni waits for an answer: without one, it holds the pod back."""
+        return self._answering or (self._connection is not None and self._connection.has_more)
 
     def _begin(self) -> None:
         self._turn += 1
