@@ -89,7 +89,7 @@ class Admin:
                 "ready": not pending,
                 "pending": pending,
                 "state": {
-                    **msgspec.to_builtins(node.state_statistics()),
+                    **msgspec.to_builtins(node.state.statistics()),
                     "error": node.source_error,
                     "connection": msgspec.to_builtins(node.connection()) if node.connection is not None else None,
                 },

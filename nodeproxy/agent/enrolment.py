@@ -18,11 +18,13 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
+from nodeproxy.agent.in_thread import in_thread
 from nodeproxy.agent.pod_namespace import EnrolledPod as EnrolledPod
-from nodeproxy.agent.pod_namespace import cookie_of, is_there, leads_to, prepare_all, tidy
+from nodeproxy.agent.pod_namespace import close_all, cookie_of, is_there, leads_to, prepare_all, tidy
 from nodeproxy.errors import EnrolmentError, NodeproxyError
 from nodeproxy.kernel.abi import Role
 from nodeproxy.kernel.steering import PodSteering, Steering
@@ -50,11 +52,15 @@ Tell = Callable[[int, msgspec.Struct, tuple[int, ...]], bool]
 
 @dataclass(slots=True)
 class FailedPod:
-    """A pod that should be in and is not."""
+    """A pod that should be in and is not; or should be out, or in another namespace, and can't be taken out.
+
+    abort: whether its connections must end when it is taken out.
+    """
 
     spec: PodSpec
     error: str
     retry_at: float
+    abort: bool = False
 
 
 @dataclass(slots=True)
@@ -130,7 +136,7 @@ class Enrolment:
         async with self._lock:
             self._refuse_frozen()
             if (present := self.pods.get(spec.uid)) is not None and present.spec != spec:
-                await self._remove(present, abort=False)
+                self._remove(present, abort=False)
             if spec.uid not in self.pods:
                 await self._add(spec)
             self._by_command[spec.uid] = spec
@@ -143,7 +149,7 @@ class Enrolment:
             self.failed.pop(uid, None)
             pod = self.pods.get(uid)
             if pod is not None:
-                await self._remove(pod, abort=False)
+                self._remove(pod, abort=False)
             return pod is not None
 
     @property
@@ -174,14 +180,14 @@ class Enrolment:
             for uid in uids:
                 spec = target.get(uid)
                 pod = self.pods.get(uid)
-                if pod is not None and pod.spec != spec:
-                    if spec is not None and spec.inode == pod.inode:
-                        pod.spec = spec  # another way to the same namespace
-                    else:
-                        await self._try_remove(pod, abort=uid in ended)
-                if spec is None:
+                if pod is not None and spec is not None and (pod.spec == spec or pod.inode == spec.inode):
+                    pod.spec = spec  # perhaps another way to the same namespace
                     self.failed.pop(uid, None)
-                elif uid not in self.pods:
+                elif pod is not None and not self._try_remove(pod, spec, abort=uid in ended):
+                    continue  # it is tried again
+                elif spec is None:
+                    self.failed.pop(uid, None)
+                else:
                     to_add.append(uid)
         for start in range(0, len(to_add), _AT_ONCE):
             async with self._lock:
@@ -232,15 +238,12 @@ class Enrolment:
                         if self.pods.get(pod.spec.uid) is not pod:  # somebody else removed it while this waited
                             continue
                         log.info("pod %s: its network namespace %s has gone; it is forgotten", pod.spec.uid, pod.spec.netns)
-                        await self._try_remove(pod, abort=True)
-                        self._fail(pod.spec, f"its network namespace {pod.spec.netns} has gone or been replaced")
+                        if self._try_remove(pod, pod.spec, abort=True):
+                            self._fail(pod.spec, f"its network namespace {pod.spec.netns} has gone or been replaced")
             now = time.monotonic()
             for failed in list(self.failed.values()):
                 if failed.retry_at <= now:
-                    async with self._lock:
-                        spec = self._target().get(failed.spec.uid)
-                        if spec is not None and spec.uid not in self.pods:
-                            await self._try_all([spec])
+                    await self._reconcile([failed.spec.uid], [failed.spec.uid] if failed.abort else [])
 
     def released(self, slot: int, cookie: int) -> None:
         """The worker of `slot` has no connection any more that needs what was set up in that namespace."""
@@ -322,11 +325,11 @@ class Enrolment:
 
     async def _try_all(self, specs: list[PodSpec]) -> None:
         specs = [spec for spec in specs if spec.uid not in self.pods]
-        for spec, made in zip(specs, await asyncio.to_thread(prepare_all, specs), strict=True):
+        for spec, made in zip(specs, await in_thread(partial(prepare_all, specs), close_all), strict=True):
             try:
                 if not isinstance(made, EnrolledPod):
                     raise made
-                await self._forget_ended(made)
+                self._forget_ended(made)
                 self._enter(made)
             except (NodeproxyError, OSError) as error:
                 if spec.uid in self.cared_for and not leads_to(spec):
@@ -335,17 +338,23 @@ class Enrolment:
                     log.error("pod %s can't be enrolled and its traffic is NOT in the mesh: %s", spec.uid, error)
                 self._fail(spec, str(error))
 
-    async def _try_remove(self, pod: EnrolledPod, abort: bool) -> None:
+    def _try_remove(self, pod: EnrolledPod, spec: PodSpec | None, abort: bool) -> bool:
+        """Whether it is out.  spec: where it is to be instead, if anywhere."""
+        uid = pod.spec.uid
         try:
-            await self._remove(pod, abort)
+            self._remove(pod, abort)
         except (NodeproxyError, OSError) as error:
-            log.error("pod %s can't be released and stays in the mesh for now: %s", pod.spec.uid, error)
+            if uid not in self.failed or self.failed[uid].error != str(error):
+                log.error("pod %s can't be released and stays in the mesh for now: %s", uid, error)
+            self._fail(spec or pod.spec, str(error), abort)
+            return False
+        return True
 
-    def _fail(self, spec: PodSpec, error: str) -> None:
-        self.failed[spec.uid] = FailedPod(spec, error, time.monotonic() + _RETRY_S)
+    def _fail(self, spec: PodSpec, error: str, abort: bool = False) -> None:
+        self.failed[spec.uid] = FailedPod(spec, error, time.monotonic() + _RETRY_S, abort)
 
     async def _add(self, spec: PodSpec) -> None:
-        (made,) = await asyncio.to_thread(prepare_all, [spec])
+        (made,) = await in_thread(partial(prepare_all, [spec]), close_all)
         if not isinstance(made, EnrolledPod):
             raise made
         self._enter(made)
@@ -377,12 +386,12 @@ class Enrolment:
         log.info("pod %s is in the mesh: %s, %s", spec.uid, spec.netns, ", ".join(pod.addresses))
         self._on_change(spec.uid)
 
-    async def _forget_ended(self, pod: EnrolledPod) -> None:
+    def _forget_ended(self, pod: EnrolledPod) -> None:
         """Whoever had an address of this pod's before it, and is not there any more, must not keep it from it."""
         for address in pod.addresses:
             owner = self.pods.get(self._owners.get(address, ""))
             if owner is not None and owner.spec.uid != pod.spec.uid and not is_there(owner):
-                await self._try_remove(owner, abort=True)
+                self._try_remove(owner, owner.spec, abort=True)
 
     def _sort_addresses(self, pod: EnrolledPod, present: tuple[str, ...]) -> None:
         """Give it those of the addresses in its namespace that are not somebody else's.
@@ -416,7 +425,7 @@ class Enrolment:
             for sock in listeners:
                 sock.close()
 
-    async def _remove(self, pod: EnrolledPod, abort: bool) -> None:
+    def _remove(self, pod: EnrolledPod, abort: bool) -> None:
         uid = pod.spec.uid
         self._before_leave(pod.cookie, abort)
         self._steering.leave(pod.cookie)

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -26,16 +26,16 @@ from nodeproxy.agent.enrolment import PREDECESSOR, Enrolment
 from nodeproxy.agent.handover.taking import Predecessor
 from nodeproxy.agent.identities import Identities
 from nodeproxy.agent.kubelet import KubeletWatch
+from nodeproxy.agent.node_state import NodeState
 from nodeproxy.agent.on_demand import OnDemand
 from nodeproxy.agent.pods.address_watch import AddressWatch
 from nodeproxy.agent.pods.attachments import Attachments
 from nodeproxy.agent.pods.cni import CniPart
 from nodeproxy.agent.pods.events import Events
 from nodeproxy.agent.pods.labels import LabelEnrolment
-from nodeproxy.agent.pods.provisional import Provisional
 from nodeproxy.agent.pods.roster import Roster
 from nodeproxy.agent.pods.standing import Standing
-from nodeproxy.agent.remembered import Commands, Remembered
+from nodeproxy.agent.remembered import Commands
 from nodeproxy.agent.sources.change import Change
 from nodeproxy.agent.sources.connection import SourceConnection
 from nodeproxy.agent.sources.xds_kept import DemandChange
@@ -50,7 +50,7 @@ from nodeproxy.model.connection import Connection
 from nodeproxy.model.delta import Delta, PodSpec
 from nodeproxy.model.messages import NamesUsed, NamesWanted, StateChanged, WorkerSettings
 from nodeproxy.observe.counters import Totals
-from nodeproxy.observe.metrics import Metrics, StateStatistics
+from nodeproxy.observe.metrics import Metrics
 from nodeproxy.state.balance import Balancer
 from nodeproxy.state.changes import Touched
 from nodeproxy.state.store import Meta, StateWriter
@@ -103,21 +103,13 @@ class Node:
         self.events = events if events is not None else Events("", None)
         self.started = time.time()
         self.steering = steering
-        self.state = StateWriter(store, before_commit=self._before_commit)
-        self._first_epoch = self.state.epoch
-        if self.state.rebuilt:
-            log.warning("the last state was thrown away, and what was enrolled by command with it: %s", self.state.rebuilt)
-        self.remembered = Remembered(self.state)
-        self.roster = Roster(self.state) if by_labels is not None else None
-        self.provisional = Provisional(self.state) if by_labels is not None or by_istio_cni else None
-        self._reader = self.state.reader()
-        self._releasing = False
-        self._writing = asyncio.Lock()  # held while the store is lent to another process: to write then would stop the loop
+        self.state = NodeState(store, source, before_commit=self._before_commit, on_written=self._state_written)
+        if self.state.store.rebuilt:
+            log.warning("the last state was thrown away, and what was enrolled by command with it: %s", self.state.store.rebuilt)
+        self.roster = Roster(self.state.store) if by_labels is not None else None
         self.balancer = Balancer()
         self.totals = Totals()
-        self._source = source
         self.connection: Callable[[], SourceConnection] | None = None  # of a source that has one
-        self._received = 0.0
         self._reconciled = False
         self._held_back = held_back
         self._first_pods: tuple[PodSpec, ...] | None = None  # to be put in when this agent is not held back any more
@@ -149,14 +141,14 @@ class Node:
         if on_demand:
             self.on_demand = OnDemand(self.view, self._write_answers, self.workers.send, self.direct.service_addresses)
         else:
-            self.state.forget_asked()  # nobody will keep up to date what an agent before this one asked for
+            self.state.store.forget_asked()  # nobody will keep up to date what an agent before this one asked for
         self.enrolment = Enrolment(
             steering, workers, self._tell, self._pods_changed, self._is_foreign, self.direct.entering, self.direct.leaving
         )
         self.addresses = AddressWatch(self.enrolment)
         self.metrics = Metrics(self.totals, version=version)
         self.metrics.certificates = self.identities.manager.statistics
-        self.metrics.state = self.state_statistics
+        self.metrics.state = self.state.statistics
         self.metrics.kernel_drops = steering.drop_counters
         self.metrics.direct = self.direct.statistics
         self.metrics.kubelet = kubelet.statistics
@@ -164,16 +156,16 @@ class Node:
         self.metrics.on_demand = self.on_demand.statistics if self.on_demand is not None else None
         self.cni: CniPart | None = None
         self.labels: LabelEnrolment | None = None
-        if by_labels is not None and self.roster is not None and self.provisional is not None:
-            known = self.roster, Attachments(self.state), self.provisional
+        if by_labels is not None and self.roster is not None:
+            known = self.roster, Attachments(self.state.store), self.state.provisional
             self.labels = LabelEnrolment(self, self.enrolment, by_labels, *known, on_looked=self.looked)
         self.zds: ZdsEnrolment | None = None
-        self.enrolment.restore(self.remembered.commands)
+        self.enrolment.restore(self.state.remembered.commands)
         if self.on_demand is not None:
             for uid in self.enrolment.target_uids():
                 self.on_demand.keep(uid)
         if not held_back:
-            self.direct.hold(close=bool(self.state.rebuilt))
+            self.direct.hold(close=bool(self.state.store.rebuilt))
 
     # ── life ──
 
@@ -205,8 +197,8 @@ class Node:
         """Serve the node from now on: the steering is this agent's.  said: by command to the agent before, None: it is known."""
         if said is not None:
             self.enrolment.restore(said)
-            await self._keep_commands()
-        self.direct.hold(close=bool(self.state.rebuilt) or self.state.epoch != self._first_epoch)
+            await self.state.keep_commands(self.enrolment.commands)
+        self.direct.hold(close=self.state.doubtful)
         self._held_back = False
         await self._reconcile(self._first_pods or ())
         if self.zds is not None:
@@ -215,7 +207,7 @@ class Node:
 
     async def copy_state(self, directory: Path) -> list[str]:
         """Copy the state for a successor; the identities of this node's pods.  Raises StateError."""
-        await self.reading(lambda state: state.copy(directory))
+        await self.state.reading(lambda store: store.copy(directory))
         return self.identities.wanted()
 
     async def let_go(self, on_released: Callable[[int], None]) -> None:
@@ -239,27 +231,24 @@ class Node:
     @property
     def has_last_state(self) -> bool:
         """Whether an agent before this one left a state to go on with."""
-        return self.remembered.pods is not None
+        return self.state.remembered.pods is not None
 
     async def go_on_with_last_state(self) -> None:
         """The source does not answer: serve what it said last."""
-        self._received = self.remembered.received
-        await self._reconcile(self.remembered.pods or ())
+        self.state.received = self.state.remembered.received
+        await self._reconcile(self.state.remembered.pods or ())
 
     # ── the source ──
 
     async def apply(self, change: Change) -> None:
         """What the source says now.  Policy first: who is put in after it is already judged by it.  Raises StateError."""
-        received, pods = time.time(), change.pods
-        if pods is not None and not self._reconciled and pods != self.remembered.pods:
+        pods = change.pods
+        if pods is not None and not self._reconciled and pods != self.state.remembered.pods:
             self.direct.close()  # what the agent before opened was for other pods
-        async with self._changing():
-            await change.write(self.state, self.remembered.source(self._source, pods, received))
+        await self.state.apply(change)
         self.source_error = ""
         if pods is None:
-            self._received = received if self._received else 0.0
             return
-        self._received = received
         self.source_answered = True
         await self._reconcile(pods)
         counts = self.view().counts()
@@ -270,10 +259,17 @@ class Node:
             len(self.enrolment.pods),
         )
 
-    async def write(self, delta: Delta, meta: Meta) -> None:
+    async def write(self, change: Change) -> None:
         """Change the state of the agent's own accord: the source has not spoken.  Raises StateError."""
-        async with self._changing():
-            self.state.apply(delta, meta)
+        await self.state.write(change)
+
+    async def keep(self, meta: Meta) -> None:
+        """Write what is kept beside the state, of the agent's own accord.  Raises StateError."""
+        await self.state.keep(meta)
+
+    async def reading(self, work: Callable[[StateWriter], _T]) -> _T:
+        """Do this in a thread, for what takes long; nobody writes meanwhile."""
+        return await self.state.reading(work)
 
     @property
     def is_connected(self) -> bool:
@@ -297,33 +293,9 @@ class Node:
             raise EnrolmentError(f"there is no certificate for {workload.identity}: {why}") from error
         await self.workers.refresh_counters()  # who has answered has read what was told before
 
-    async def keep(self, meta: Meta) -> None:
-        """Write what the source keeps beside the state, of its own accord: it has not spoken.  Raises StateError."""
-        async with self._changing():
-            self.state.put_meta(meta)
-
-    @contextlib.asynccontextmanager
-    async def _changing(self) -> AsyncIterator[None]:
-        """Write to the store within; then whoever goes by the state is told, if it has changed."""
-        before = self.state.epoch
-        try:
-            async with self._writing:
-                yield
-        finally:
-            if self.direct.changing:
-                self.direct.changed()
-            if self.state.epoch != before:
-                self.state_changed()
-
-    async def reading(self, work: Callable[[StateWriter], _T]) -> _T:
-        """Do this in a thread, for what takes long; nobody writes meanwhile."""
-        async with self._writing:
-            return await asyncio.to_thread(work, self.state)
-
     def state_changed(self) -> None:
         """The state has a new epoch: whoever goes by it is told."""
-        self.view()
-        touched = self._reader.take_touched()
+        touched = self.state.take_touched()
         pods = self.enrolment.pods
         self._assign_identities(list(pods) if touched.everything else [uid for uid in touched.workloads if uid in pods])
         self.workers.broadcast(StateChanged())
@@ -343,7 +315,7 @@ class Node:
             self.direct.changed()
         await self.enrolment.enrol(spec)
         took_ms = (time.monotonic() - before) * 1000
-        await self._keep_commands()
+        await self.state.keep_commands(self.enrolment.commands)
         if self.on_demand is not None:
             await self.on_demand.ask((spec.uid,))
         workload = self.view().workload(spec.uid)
@@ -357,7 +329,7 @@ class Node:
     async def leave(self, uid: str) -> bool:
         """By an administrator's command; False: it was not in."""
         was_in = await self.enrolment.leave(uid)
-        await self._keep_commands()
+        await self.state.keep_commands(self.enrolment.commands)
         return was_in
 
     # ── what can be asked ──
@@ -374,7 +346,7 @@ class Node:
     def pending(self) -> list[str]:
         """What stands between this node and ready; empty: it is."""
         pending = []
-        if not self._received:
+        if not self.state.received:
             pending.append("state: the source has not answered")
         if self._held_back:
             pending.append("handover: the agent before this one serves still")
@@ -386,31 +358,20 @@ class Node:
         pending += [f"certificate: none for {identity}" for identity in self.identities.missing()]
         return pending
 
-    def state_statistics(self) -> StateStatistics:
-        """The state's source, age and size."""
-        counts = self.view().counts()
-        return StateStatistics(source=self._source, received=self._received, epoch=self.state.epoch, **counts)
-
     def view(self) -> View:
-        """The state as it is now, until control goes back to the loop: a snapshot that is held keeps the store from shrinking."""
-        if not self._releasing:
-            self._releasing = True
-            asyncio.get_running_loop().call_soon(self._release)
-        return self._reader.view()
+        """The state as it is now, until control goes back to the loop."""
+        return self.state.view()
 
     # ── inside ──
 
-    async def _keep_commands(self) -> None:
-        async with self._writing:
-            self.remembered.keep_commands(self.enrolment.commands)
-
     async def _write_answers(self, delta: Delta) -> None:
-        async with self._changing():  # at times of the agent's own accord: the source has not spoken
-            await DemandChange(delta).write(self.state, {})
+        await self.state.write(DemandChange(delta))
 
-    def _release(self) -> None:
-        self._releasing = False
-        self._reader.release()
+    def _state_written(self, changed: bool) -> None:
+        if self.direct.changing:
+            self.direct.changed()
+        if changed:
+            self.state_changed()
 
     async def _reconcile(self, pods: tuple[PodSpec, ...]) -> None:
         if self._held_back:

@@ -63,6 +63,13 @@ def prepare_all(specs: Iterable[PodSpec]) -> list[EnrolledPod | NodeproxyError |
     return made
 
 
+def close_all(made: Iterable[EnrolledPod | NodeproxyError | OSError]) -> None:
+    """Nobody is to be put in any more: let go of what `prepare_all` has opened."""
+    for each in made:
+        if isinstance(each, EnrolledPod):
+            os.close(each.netns_fd)
+
+
 def tidy(pod: EnrolledPod) -> None:
     """Nothing of ours is needed in the namespace any more."""
     try:

@@ -9,7 +9,7 @@ import msgspec
 
 from nodeproxy.agent.node import Node
 from nodeproxy.agent.pod_namespace import EnrolledPod
-from nodeproxy.agent.pods.labels import describe
+from nodeproxy.agent.pods.label_events import describe
 from nodeproxy.model.node_pod import PodState
 
 
@@ -47,6 +47,7 @@ def pod_rows(node: Node) -> list[PodRow]:
             why=failed.error,
         )
         for uid, failed in sorted(node.enrolment.failed.items())
+        if uid not in node.enrolment.pods
     ]
     return rows if node.labels is None or node.roster is None else rows + _others(node, rows)
 
@@ -58,6 +59,8 @@ def _enrolled(node: Node, uid: str, pod: EnrolledPod, why: str) -> PodRow:
     if workload and not set(workload.addresses) & set(pod.addresses):
         stated = ", ".join(workload.addresses) or "no address"
         error = f"the state gives it {stated}, its namespace has {', '.join(pod.addresses)}"
+    if (failed := node.enrolment.failed.get(uid)) is not None:
+        error = f"it is to leave, and can't be taken out: {failed.error}"
     return PodRow(
         uid=uid,
         netns=pod.spec.netns,

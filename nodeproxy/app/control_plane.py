@@ -29,7 +29,7 @@ def xds_source(config: RunConfig, node: Node) -> XdsSource:
     """The source at `xds_address`."""
     control = ControlPlane(config.xds_address, root=config.xds_root_ca, token=config.auth_token, cluster_id=config.cluster_id)
     source = XdsSource(
-        node, control, node_of(config), on_demand=config.xds_on_demand, roster=node.roster, provisional=node.provisional
+        node, control, node_of(config), on_demand=config.xds_on_demand, roster=node.roster, provisional=node.state.provisional
     )
     source.listener = node.on_demand
     node.connection = source.connection

@@ -20,5 +20,6 @@ def hear_istio_cni(config: RunConfig, node: Node, *, active: bool) -> None:
         network=config.network,
         trust_domain=config.trust_domain,
     )
-    assert node.provisional is not None  # as it was made for enrolment by istio-cni
-    node.zds = ZdsEnrolment(node, node.enrolment, node.provisional, ZdsKept(node.state), node.looked, place, active=active)
+    state = node.state
+    node.zds = ZdsEnrolment(node, node.enrolment, state.provisional, ZdsKept(state.store), node.looked, place, active=active)
+    node.metrics.zds = node.zds.statistics

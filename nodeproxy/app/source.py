@@ -40,7 +40,7 @@ async def _follow_file(node: Node, file: MeshFile) -> None:
             except (ConfigError, SourceError, StateError) as exc:
                 if isinstance(exc, SourceError):
                     file.read_again()
-                if not node.state_statistics().received:
+                if not node.state.received:
                     if not node.has_last_state:
                         raise
                     await node.go_on_with_last_state()

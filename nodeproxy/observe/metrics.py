@@ -23,6 +23,7 @@ from nodeproxy.observe.event_metrics import EventStatistics, event_families
 from nodeproxy.observe.labels import LABELS, Labels, Reporter
 from nodeproxy.observe.on_demand_metrics import OnDemandStatistics, on_demand_families
 from nodeproxy.observe.xds_metrics import XdsStatistics, xds_families
+from nodeproxy.observe.zds_metrics import ZdsStatistics, zds_families
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CONTENT_TYPE_OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -90,6 +91,7 @@ class Metrics:
         self.cni: Callable[[], CniStatistics] | None = None
         self.kubelet: Callable[[], KubeletStatistics] | None = None
         self.events: Callable[[], EventStatistics] | None = None
+        self.zds: Callable[[], ZdsStatistics] | None = None
         self.kernel_drops: Callable[[], Mapping[str, int]] | None = None
         self._totals = totals
         self._build = (component, version)
@@ -123,6 +125,8 @@ class Metrics:
             yield from cni_families(self.cni())
         if self.events is not None:
             yield from event_families(self.events())
+        if self.zds is not None:
+            yield from zds_families(self.zds())
         if self.state is not None:
             yield from self._state(self.state())
         if self.xds is not None:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
+import msgspec
 import pytest
 
 from nodeproxy.agent.pods import events as module
 from nodeproxy.agent.pods.event_api import EventApi
 from nodeproxy.agent.pods.events import Events
+from nodeproxy.agent.pods.label_events import LabelEvents
+from nodeproxy.model.node_pod import Membership, NodePod
 from nodeproxy.settings import Address
 from tests.cluster.apiserver import ISSUER, ApiServer
 from tests.cluster.background import Background
@@ -81,8 +84,12 @@ class Teller:
     def __exit__(self, *exc: object) -> None:
         self._background.stop()
 
+    def do(self, work: Callable[[], None]) -> None:
+        """On its loop."""
+        self._background.call(work)
+
     def tell(self, web: tuple[str, str, str], reason: str, message: str, warning: bool) -> None:
-        self._background.call(lambda: self.events.tell(*web, reason, message, warning))
+        self.do(lambda: self.events.tell(*web, reason, message, warning))
 
     def results(self) -> Mapping[str, int]:
         return self.events.statistics().results
@@ -130,6 +137,42 @@ def test_whoever_describes_a_pod_sees_what_was_told_of_it(
     assert (again["reportingComponent"], again["reportingInstance"]) == ("nodeproxy.io/agent", "n1")
     assert again["eventTime"] <= again["series"]["lastObservedTime"]
     assert (entered["type"], "series" in entered) == ("Normal", False)
+
+
+def test_a_namespace_of_250_pods_is_labelled_at_once(
+    bare_api: ApiServer, account: Path, unique: Unique, record_property: Callable[[str, object], None]
+) -> None:
+    space = unique("many")
+    bare_api.create(make("Namespace", space))
+    pods = [NodePod(namespace=space, name=f"p{n}", pod_uid=f"u{n}", membership=Membership.NAMESPACE_LABEL) for n in range(250)]
+    with Teller(api_of(bare_api, account)) as teller:
+        told = LabelEvents(teller.events)
+
+        def come() -> None:
+            for number, each in enumerate(pods):
+                told.entering(each.pod_uid, each)
+                told.counted(each.pod_uid, 2 if number % 50 == 1 else 0, False)
+                if number == 1:
+                    told.left(msgspec.structs.replace(each, membership=Membership.UNLABELLED))
+            told.failed(pods[249], "no room")
+
+        began = time.monotonic()
+        teller.do(come)
+        took_s = time.monotonic() - began
+        record_property("Events: 250 pods that come at once: to tell", f"{took_s * 1e3:.0f} ms")
+        assert took_s < 0.5
+        wait_until(lambda: len(described(bare_api, space, "p249", "u249")) == 1, "it is described", DEADLINE_S)
+        wait_until(lambda: len(described(bare_api, space, "p1", "u1")) == 3, "it is described", DEADLINE_S)
+        assert teller.results()["dropped_full"] == teller.results()["dropped_pod"] == 0
+    shown = {each["reason"]: each for each in described(bare_api, space, "p1", "u1")}
+    assert {reason: each["type"] for reason, each in shown.items()} == {
+        "Enrolled": "Normal",
+        "StandingConnections": "Warning",
+        "Left": "Normal",
+    }
+    assert shown["StandingConnections"]["message"].endswith("until they end: 2")
+    (warned,) = described(bare_api, space, "p249", "u249")  # which went past the others' Enrolled
+    assert (warned["reason"], warned["type"]) == ("EnrolmentFailed", "Warning")
 
 
 @pytest.mark.parametrize("fault", [Fault.THROTTLE, Fault.FAIL, Fault.CUT])

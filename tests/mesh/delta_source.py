@@ -53,11 +53,11 @@ async def _follow(node: Node, file: MeshFile) -> None:
             delta = msgspec.msgpack.decode(await reader.readexactly(_LENGTH.unpack(length)[0]), type=Delta)
             began = time.monotonic()
             before = node.state.epoch
-            if node.state.apply(delta) != before:
+            if node.state.store.apply(delta) != before:
                 node.state_changed()
             writer.write(_TIME.pack(began))
 
-    server = await asyncio.start_unix_server(serve, node.state.path.parent / SOCKET)
+    server = await asyncio.start_unix_server(serve, node.state.store.path.parent / SOCKET)
     async with server:
         await server.serve_forever()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,15 @@ import pytest
 
 from tests.istio_cni import HELLO, SNAPSHOT_SENT, add, keep
 from tests.mesh.cluster import exactly, wait_until
+from tests.mesh.roll import TAKE_S, Load, ended, greeters, roll, successor, took_over
 from tests.mesh.zds import ZdsCluster, path_of
+
+# A successor that executes this dies when it has everything and serves nothing yet.
+DIES_BEFORE_DONE = (
+    "import os",
+    "from nodeproxy.agent.node import Node",
+    "Node.take_over = lambda self, said: os.kill(os.getpid(), 9)",
+)
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +176,124 @@ def test_a_restarted_agent_is_closed_until_it_is_told_and_then_as_before(mesh: Z
     for its_uid in (uid, kept_uid):
         assert mesh.cni.delete(its_uid) == [""]
     assert not mesh.rows()
+
+
+def test_of_two_pods_of_one_name_the_later_is_in_and_the_other_when_that_has_gone(mesh: ZdsCluster) -> None:
+    pod, uid = mesh.come("twin")
+    later, later_uid = mesh.come("twin-later", told=False)
+    assert mesh.add(pod, uid) == ""
+    assert mesh.add(pod, later_uid, later.host) == ""
+    addresses = [list(each.host.addresses) for each in (pod, later)]
+    assert mesh.rows()[pod.uid]["addresses"] == addresses[1]
+    mesh.cni.drop()
+    wait_until(lambda: mesh.cni.connections, "istio-cni has told of both again")
+    mesh.wait_ready()
+    assert mesh.rows()[pod.uid]["addresses"] == addresses[1]
+    assert mesh.cni.delete(later_uid) == [""]
+    assert mesh.rows()[pod.uid]["addresses"] == addresses[0]
+    assert path_of(mesh, pod) == "mesh"
+    assert mesh.cni.delete(uid) == [""]
+    assert pod.uid not in mesh.rows()
+
+
+def test_what_istio_cni_says_is_counted(mesh: ZdsCluster) -> None:
+    pod, uid = mesh.come("counted")
+    before = mesh.metrics()
+    assert mesh.add(pod, uid) == ""
+    assert mesh.cni.connections[-1].ask(b"\x32\x00") != ""
+    after = mesh.metrics()
+    assert after["nodeproxy_zds_connected"] == 1
+    assert after["nodeproxy_zds_pods"] == before["nodeproxy_zds_pods"] + 1
+    for labels in ('outcome="done",request="add"', 'outcome="malformed",request="unknown"'):
+        name = f"nodeproxy_zds_requests_total{{{labels}}}"
+        assert after[name] == before.get(name, 0) + 1
+    assert mesh.cni.delete(uid) == [""]
+
+
+def test_another_agent_takes_over_and_no_pod_notices(mesh: ZdsCluster) -> None:
+    pod, uid = mesh.come("rolled")
+    early, early_uid = mesh.come("rolled-early", told=False)
+    gone, gone_uid = mesh.come("rolled-gone")
+    for each, its_uid in ((pod, uid), (early, early_uid), (gone, gone_uid)):
+        assert mesh.add(each, its_uid) == ""
+    server = mesh.pods["server"]
+    with greeters([server]), server.listen(8000) as listener, pod.connect(server.ip, 8000) as ours:
+        theirs, _ = listener.accept()
+        with theirs:
+            loads = [Load(each, [server.ip], 50.0) for each in (pod, early)]
+            try:
+                new, old = roll(mesh.agents[0])
+            finally:
+                told = [load.end() for load in loads]
+            assert [failure for each in told for failure in each["failures"]] == []
+            assert all(each["tried"] > 20 for each in told)
+            assert {pod.uid, early.uid, gone.uid} <= mesh.rows().keys()
+            ours.sendall(b"goes on")
+            assert exactly(theirs, 7) == b"goes on"
+            wait_until(lambda: len(mesh.alive()) == 1, "only the one that serves is connected")
+            assert mesh.cni.delete(gone_uid) == [""]
+            assert path_of(mesh, gone) == "plain"
+            later, later_uid = mesh.come("rolled-later")
+            assert mesh.add(later, later_uid) == ""
+            for each in (pod, early, later):
+                assert path_of(mesh, each) == "mesh"
+            assert old.process is not None
+            assert old.process.poll() is None  # it has a connection still
+    assert ended(old) == 0
+    assert "Traceback" not in new.log() + old.log()
+    assert mesh.cni.errors == []
+    for its_uid in (uid, early_uid, later_uid):
+        assert mesh.cni.delete(its_uid) == [""]
+
+
+def test_a_pod_that_comes_while_another_agent_prepares_is_in_when_that_serves(mesh: ZdsCluster, tmp_path: Path) -> None:
+    held, go_on = tmp_path / "held", tmp_path / "go on"
+    held_up = (
+        "import asyncio, pathlib",
+        "from nodeproxy.agent.node import Node",
+        "take_over = Node.take_over",
+        "async def held_up(self, said):",
+        f"    pathlib.Path({str(held)!r}).touch()",
+        f"    while not pathlib.Path({str(go_on)!r}).exists():",
+        "        await asyncio.sleep(0.01)",
+        "    await take_over(self, said)",
+        "Node.take_over = held_up",
+    )
+    pod, uid = mesh.come("between")
+    gone, gone_uid = mesh.come("between-gone")
+    assert mesh.add(gone, gone_uid) == ""
+    old, new = mesh.agents[0], successor(mesh.agents[0], *held_up)
+    wait_until(lambda: held.exists() and len(mesh.alive()) == 1, "one has let go, and the other has not begun", TAKE_S)
+    assert mesh.cni.delete(gone_uid) == [""]
+    answers: list[str] = []
+    asking = threading.Thread(target=lambda: answers.append(mesh.add(pod, uid)))
+    asking.start()
+    go_on.touch()
+    wait_until(lambda: took_over(new), "it has taken over", TAKE_S)
+    asking.join()
+    assert answers == [""]
+    mesh.agents[0] = new
+    new.wait_ready()
+    assert path_of(mesh, pod) == "mesh"
+    assert path_of(mesh, gone) == "plain"
+    assert ended(old) == 0
+    assert mesh.cni.delete(uid) == [""]
+
+
+def test_an_agent_whose_successor_dies_goes_on_by_a_new_snapshot(mesh: ZdsCluster) -> None:
+    pod, uid = mesh.come("kept-on")
+    assert mesh.add(pod, uid) == ""
+    accepted = mesh.cni.accepted
+    assert ended(successor(mesh.agents[0], *DIES_BEFORE_DONE)) == -signal.SIGKILL
+    wait_until(lambda: mesh.cni.accepted >= accepted + 2 and len(mesh.alive()) == 1, "it asks istio-cni once more")
+    mesh.wait_ready()
+    assert path_of(mesh, pod) == "mesh"
+    later, later_uid = mesh.come("kept-on-later")
+    assert mesh.add(later, later_uid) == ""
+    for each, its_uid in ((pod, uid), (later, later_uid)):
+        assert path_of(mesh, each) == "mesh"
+        assert mesh.cni.delete(its_uid) == [""]
+        assert path_of(mesh, each) == "plain"
 
 
 def test_a_flood_of_requests_is_answered_one_by_one(mesh: ZdsCluster) -> None:

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from nodeproxy.lab.topology import Host
-from tests.istio_cni import IstioCni
+from tests.istio_cni import Connection, IstioCni
 from tests.mesh.cluster import MeshPod, exactly, wait_until
 from tests.mesh.control_plane import ControlledCluster
 
@@ -34,6 +34,15 @@ class ZdsCluster(ControlledCluster):
 
     def rows(self) -> dict[str, dict[str, Any]]:
         return {row["uid"]: row for row in self.agents[0].get("/status")["pods"]}
+
+    def metrics(self) -> dict[str, float]:
+        """Of node 0, by name with labels."""
+        lines = self.agents[0].metrics().splitlines()
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+
+    def alive(self) -> list[Connection]:
+        """The connections whose other end is there, and has been told of all pods."""
+        return [connection for connection in self.cni.connections if connection.is_alive()]
 
     def wait_ready(self) -> None:
         wait_until(lambda: self.agents[0].get("/status")["ready"], "ready", 20)

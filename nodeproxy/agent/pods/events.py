@@ -3,7 +3,7 @@
 To tell costs an entry of a dictionary and waits for nothing.  What is told again is counted in the Event that there is, once a
 minute.  Invariants: nothing here can fail or hold up whoever tells; what is kept is bounded in all and for each pod, so that a
 pod that fails again and again crowds out nobody; the API server gets ten requests a second from a node at most, and fewer the
-longer it does not take them.  It must not know why something is told.
+longer it does not take them; warnings go first.  It must not know why something is told.
 """
 
 from __future__ import annotations
@@ -147,13 +147,14 @@ class Events:
             await api.close()
 
     async def _next(self, api: Api) -> tuple[_Told, _Event]:
-        """One that is due, in the order in which they were told."""
+        """One that is due: warnings first, and else in the order in which they were told."""
         while True:
             now = self._clock()
             self._forget(now)
-            for told in self._waiting:
-                if self._events[told].due <= now:
-                    return told, self._events[told]
+            due = [told for told in self._waiting if self._events[told].due <= now]
+            if due:
+                told = next((each for each in due if each.warning), due[0])
+                return told, self._events[told]
             self._woken.clear()
             wait_s = min((self._events[told].due - now for told in self._waiting), default=None)
             try:
@@ -231,6 +232,8 @@ class Events:
             known = next((each for each in self._events if each not in self._waiting), None)
             if known is None:
                 self._results["dropped_full"] += 1
+                known = next((each for each in self._events if not each.warning), None) if told.warning else None
+            if known is None:
                 return False
             self._drop(known)
         return True

@@ -23,14 +23,17 @@ from nodeproxy.agent.enrolment import Enrolment
 from nodeproxy.agent.pod_namespace import leads_to
 from nodeproxy.agent.pods.attachments import Attached, Attachments
 from nodeproxy.agent.pods.events import Events
+from nodeproxy.agent.pods.label_events import LabelEvents, describe
 from nodeproxy.agent.pods.provisional import Provisional
 from nodeproxy.agent.pods.roster import Roster
+from nodeproxy.agent.pods.standing import Standing
+from nodeproxy.agent.sources.change import Change
 from nodeproxy.errors import EnrolmentError, NodeproxyError
-from nodeproxy.linux.kubepods import PodFinder, PodNetns
+from nodeproxy.linux.kubepods import PodFinder
 from nodeproxy.linux.netns import netns_inode, open_netns
 from nodeproxy.model.cni import Admission, Attachment, CniAdd
-from nodeproxy.model.delta import Delta, PodSpec
-from nodeproxy.model.node_pod import Membership, NodePod
+from nodeproxy.model.delta import PodSpec
+from nodeproxy.model.node_pod import NodePod
 from nodeproxy.model.workload import Workload
 from nodeproxy.state.store import Meta
 from nodeproxy.state.view import View
@@ -53,22 +56,14 @@ _ENDED_S = 30.0
 # Pods that are put in without letting the CNI have its turn.
 _AT_ONCE = 16
 
-_SENTENCES = {
-    Membership.UNLABELLED: "neither the pod nor its namespace has the label istio.io/dataplane-mode=ambient",
-    Membership.NAMESPACE_LABEL: "its namespace has the label istio.io/dataplane-mode=ambient",
-    Membership.POD_LABEL: "it has the label istio.io/dataplane-mode=ambient",
-    Membership.OPTED_OUT: "its own label istio.io/dataplane-mode keeps it out",
-    Membership.HOST_NETWORK: "it is in the node's network, where it can't be told from the node",
-    Membership.SIDECAR: "it has a sidecar, which is another way to be in a mesh",
-}
-
 log = logging.getLogger(__name__)
 
 
 class Node(Protocol):
-    """The agent, as this needs it.  events: who tells people of pods."""
+    """The agent, as this needs it.  events: who tells people of pods; standing: who counts their connections."""
 
     events: Events
+    standing: Standing
 
     def view(self) -> View:
         """The state as it is now."""
@@ -77,8 +72,11 @@ class Node(Protocol):
     def is_connected(self) -> bool:
         """Whether the controller is connected."""
 
-    async def write(self, delta: Delta, meta: Meta) -> None:
-        """Write to the store of the agent's own accord.  Raises StateError."""
+    async def write(self, change: Change) -> None:
+        """Change the state of the agent's own accord.  Raises StateError."""
+
+    async def keep(self, meta: Meta) -> None:
+        """Put this beside the state.  Raises StateError."""
 
     def certificates(self, identities: Collection[str], timeout_s: float) -> AbstractAsyncContextManager[None]:
         """Within, there are certificates for these, as far as the CA makes them in time."""
@@ -110,6 +108,7 @@ class LabelEnrolment:
         self._roster = roster
         self._enrolment = enrolment
         self._finder = finder
+        self._events = LabelEvents(node.events)
         self._attachments = attachments
         self._provisional = provisional
         self._on_looked = on_looked
@@ -121,6 +120,7 @@ class LabelEnrolment:
         self._failed = False  # something that is tried again
         self._uids: set[str] = set()  # of those in `_places`
         enrolment.cared_for = self._uids
+        node.standing.listen(self._events.counted)
         roster.listen(lambda changed: self._changed.set())
 
     # ── serving ──
@@ -182,6 +182,7 @@ class LabelEnrolment:
         async with self._lock:
             out: dict[str, None] = {}
             ended = set()
+            left: list[tuple[str, NodePod]] = []
             for key, (pod, spec) in list(self._places.items()):
                 now = self._roster.get(key)
                 if now is not None and now.pod_uid == pod.pod_uid and now.membership.in_mesh:
@@ -191,21 +192,27 @@ class LabelEnrolment:
                 out[spec.uid] = None
                 if now is None or now.pod_uid != pod.pod_uid:
                     ended.add(spec.uid)
+                elif spec.uid in self._enrolment.pods:
+                    left.append((spec.uid, now))
                 self._forget(key, spec.uid)
             if out:
                 await self._enrolment.change(out, ended)
+            for uid, pod in left:
+                if uid not in self._enrolment.pods:
+                    self._events.left(pod)
             pods = self._roster.pods()
             here = {self._uid(pod) for pod in pods if pod.membership.in_mesh}
-            await self._write(self._provisional.take_back(self._provisional.uids - here))
+            await self._node.write(self._provisional.take_back(self._provisional.uids - here))
             over = [uid for uid in self._attachments.steered() if uid not in here and (self._looked or uid in out)]
-            await self._keep(self._attachments.forget_steered(over))
-            await self._keep(self._attachments.prune({pod.pod_uid for pod in pods}))
+            await self._node.keep(self._attachments.forget_steered(over))
+            await self._node.keep(self._attachments.prune({pod.pod_uid for pod in pods}))
 
     def _forget(self, key: str, uid: str) -> None:
         self._places.pop(key, None)
         self._uids.discard(uid)
         self._lost.pop(key, None)
         self._provisional.forget(uid)
+        self._events.forget(uid)
 
     # ── in ──
 
@@ -224,20 +231,19 @@ class LabelEnrolment:
             else:
                 self.waiting[key] = "it has no address yet"
         by_uid = {wanted[key].pod_uid: key for key in addresses}
-        for uid, namespace in (await self._look({wanted[key].pod_uid: each for key, each in addresses.items()})).items():
+        for uid, (path, inode) in (await self._look({wanted[key].pod_uid: each for key, each in addresses.items()})).items():
             key = by_uid[uid]
-            inode = _release(namespace)
             if not self._attachments.has_gone(uid, inode):
-                found[key] = PodSpec(self._uid(wanted[key]), namespace.path, inode)
+                found[key] = PodSpec(self._uid(wanted[key]), path, inode)
             else:
                 self.waiting[key] = "its network was removed"
         return found
 
-    async def _look(self, wanted: dict[str, frozenset[str]]) -> dict[str, PodNetns]:
+    async def _look(self, wanted: dict[str, frozenset[str]]) -> dict[str, tuple[str, int]]:
         """By pods' uids; of those that are not found it is noted why."""
         if not wanted:
             return {}
-        found, missing = await asyncio.to_thread(self._finder.find, wanted)
+        found, missing = await asyncio.to_thread(_find, self._finder, wanted)
         keys = {pod.pod_uid: pod.key for pod in self._roster.pods()}
         for uid, why in missing.items():
             if uid in keys:
@@ -254,24 +260,26 @@ class LabelEnrolment:
                 continue
             if self._attachments.has_gone(pod.pod_uid, spec.inode):
                 continue
-            await self._make_known(pod)
+            await self._make_known(pod, spec.inode)
             entering.append((pod, spec))
         for pod, spec in entering:  # all at once: whoever has a place and is not put in is not looked at again
             self._set_place(pod, spec)
+            self._events.entering(spec.uid, pod)
         specs: dict[str, PodSpec | None] = {spec.uid: spec for _, spec in entering}
         if specs:
             await self._enrolment.change(specs)
-            self._tell_failures(found)
+            self._tell_people(entering)
             await self._drop_ended({key: spec for key, spec in found.items() if spec.uid in specs})
             await self._note_steered(specs)
 
-    def _tell_failures(self, found: Mapping[str, PodSpec]) -> None:
+    def _tell_people(self, put_in: Collection[tuple[NodePod, PodSpec]]) -> None:
         """Whoever looks at such a pod must know."""
-        for key, spec in found.items():
-            pod, failed = self._roster.get(key), self._enrolment.failed.get(spec.uid)
-            if pod is not None and failed is not None:
-                told = f"it can't be put into the mesh, and is tried again: {failed.error}"
-                self._node.events.tell(pod.namespace, pod.name, pod.pod_uid, "EnrolmentFailed", told, True)
+        for pod, spec in put_in:
+            if (failed := self._enrolment.failed.get(spec.uid)) is not None:
+                self._events.failed(pod, failed.error)
+            enrolled = self._enrolment.pods.get(spec.uid)
+            if enrolled is None or not enrolled.fresh:
+                self._events.forget(spec.uid)
 
     async def _drop_ended(self, put_in: Mapping[str, PodSpec]) -> None:
         """Whose process has ended while it was put in is looked for again."""
@@ -288,39 +296,40 @@ class LabelEnrolment:
         self._lost.pop(pod.key, None)
         self.waiting.pop(pod.key, None)
 
-    async def _make_known(self, pod: NodePod) -> None:
-        """Its workload is in the state from now on, until the pod ends: the control plane's, or one in its place."""
+    async def _make_known(self, pod: NodePod, inode: int) -> None:
+        """Its workload is in the state from now on, until the pod ends: the control plane's, or one in its place.
+
+        inode: of its network namespace.  The addresses of a sandbox before this one are others' by now.
+        """
         assert pod.workload is not None  # `decode` sees to it
-        brought = [address for each in self._attachments.of(pod.pod_uid) for address in each.request.addresses]
-        workload = self._provisional.admit(pod.workload, brought)
-        if workload.addresses and self._node.view().workload(workload.uid) is None:
-            await self._write(self._provisional.put(workload))
+        here = [each for each in self._attachments.of(pod.pod_uid) if each.inode == inode]
+        brought = [address for each in here for address in each.request.addresses]
+        await self._node.write(self._provisional.admit(pod.workload, brought))
 
     async def _note_steered(self, uids: Collection[str]) -> None:
         cookies = {uid: self._enrolment.pods[uid].cookie for uid in uids if uid in self._enrolment.pods}
-        await self._keep(self._attachments.note_steered(cookies))
+        await self._node.keep(self._attachments.note_steered(cookies))
 
     # ── what becomes of pods that are in ──
 
     async def _watch(self) -> None:
         """Follow pods whose namespace is not where it was."""
-        lost = {key: self._places[key] for key in list(self._places) if not leads_to(self._places[key][1])}
-        for key in self._lost.keys() - lost.keys():
-            del self._lost[key]
-        if lost:
-            async with self._lock:
+        async with self._lock:
+            lost = {key: place for key, place in self._places.items() if not leads_to(place[1])}
+            for key in self._lost.keys() - lost.keys():
+                del self._lost[key]
+            if lost:
                 await self._follow(lost)
 
     async def _follow(self, lost: Mapping[str, tuple[NodePod, PodSpec]]) -> None:
         addresses = {pod.pod_uid: frozenset(self._addresses(pod)) for pod, _ in lost.values()}
-        found, _ = await asyncio.to_thread(self._finder.find, addresses)
+        found, _ = await asyncio.to_thread(_find, self._finder, addresses)
         for key, (pod, spec) in lost.items():
-            namespace = found.get(pod.pod_uid)
-            if namespace is not None:
-                inode = _release(namespace)
+            if pod.pod_uid in found:
+                path, inode = found[pod.pod_uid]
                 if self._attachments.has_gone(pod.pod_uid, inode):
                     continue
-                moved = PodSpec(spec.uid, namespace.path, inode)
+                moved = PodSpec(spec.uid, path, inode)
                 if inode != spec.inode:
                     log.info("pod %s has another network namespace", key)
                 self._set_place(pod, moved)
@@ -347,16 +356,18 @@ class LabelEnrolment:
         pod = await self._roster.wait(request.namespace, request.name, request.pod_uid, wait_s)
         if pod is None:
             return self._unknown(request)
-        if not pod.membership.in_mesh:
-            return Admission(False, describe(pod.membership))
-        uid = self._uid(pod)
-        brought = Attached(request, _inode(request.netns))
         async with self._lock:
+            pod = self._roster.get(pod.key)  # whoever had the lock may have taken long
+            if pod is None or pod.pod_uid != request.pod_uid:
+                raise EnrolmentError(f"pod {request.namespace}/{request.name} has ended, says the controller")
+            if not pod.membership.in_mesh:
+                return Admission(False, describe(pod.membership))
+            spec = PodSpec(self._uid(pod), request.netns, _inode(request.netns))
             self._refuse_foreign(pod, request.addresses)
-            await self._keep(self._attachments.add(brought))
-            await self._make_known(pod)
-            await self._enter(pod, PodSpec(uid, request.netns, brought.inode))
-        await self._node.serving(uid, _READY_WAIT_S)
+            await self._node.keep(self._attachments.add(Attached(request, spec.inode)))
+            await self._make_known(pod, spec.inode)
+            await self._enter(pod, spec)
+        await self._node.serving(spec.uid, _READY_WAIT_S)
         return Admission(True, describe(pod.membership))
 
     async def _enter(self, pod: NodePod, spec: PodSpec) -> None:
@@ -392,7 +403,7 @@ class LabelEnrolment:
         """The interface is about to be removed; with its last one the pod leaves."""
         async with self._lock:
             brought, meta = self._attachments.remove(attachment)
-            await self._keep(meta)
+            await self._node.keep(meta)
             if brought is None or any(each.inode == brought.inode for each in self._attachments.of(brought.request.pod_uid)):
                 return
             key = f"{brought.request.namespace}/{brought.request.name}"
@@ -404,8 +415,8 @@ class LabelEnrolment:
             self._forget(key, spec.uid)
             self.waiting[key] = "its network was removed"
             await self._enrolment.change({spec.uid: None}, (spec.uid,))
-            await self._write(self._provisional.take_back([spec.uid]))
-            await self._keep(self._attachments.forget_steered([spec.uid]))
+            await self._node.write(self._provisional.take_back([spec.uid]))
+            await self._node.keep(self._attachments.forget_steered([spec.uid]))
 
     async def check(self, request: CniAdd) -> None:
         """Raises EnrolmentError when a pod that belongs into the mesh is not there, with this namespace."""
@@ -440,21 +451,6 @@ class LabelEnrolment:
         told = pod.workload.addresses if pod.workload is not None else ()
         return told or (workload.addresses if workload is not None else ())
 
-    async def _keep(self, meta: Meta) -> None:
-        if meta:
-            await self._node.write(Delta(), meta)
-
-    async def _write(self, change: tuple[Delta, Meta]) -> None:
-        delta, meta = change
-        if meta:
-            await self._node.write(delta, meta)
-            self._provisional.written(meta)
-
-
-def describe(membership: Membership) -> str:
-    """Why a pod is in the mesh or not, as a sentence for people."""
-    return _SENTENCES[membership]
-
 
 def _place_of(uid: str, brought: Attached) -> PodSpec | None:
     """Where the CNI has brought a pod, if it is there still."""
@@ -470,9 +466,14 @@ def _inode(netns: str) -> int:
         os.close(descriptor)
 
 
-def _release(namespace: PodNetns) -> int:
-    """The inode of a namespace, whose descriptor is not needed any more."""
+def _find(finder: PodFinder, wanted: dict[str, frozenset[str]]) -> tuple[dict[str, tuple[str, int]], dict[str, str]]:
+    """Path and inode of these pods' namespaces, and why others are not found.
+
+    All of it in the finder's thread, so that no namespace stays open for who has been cancelled meanwhile.
+    """
+    found, missing = finder.find(wanted)
     try:
-        return netns_inode(namespace.netns_fd)
+        return {uid: (namespace.path, netns_inode(namespace.netns_fd)) for uid, namespace in found.items()}, missing
     finally:
-        os.close(namespace.netns_fd)
+        for namespace in found.values():
+            os.close(namespace.netns_fd)

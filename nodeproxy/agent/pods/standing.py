@@ -12,10 +12,13 @@ import asyncio
 import ipaddress
 import logging
 import os
+from collections.abc import Callable
 
 from nodeproxy.agent.pod_namespace import EnrolledPod
 from nodeproxy.errors import NodeproxyError
 from nodeproxy.linux.sock_diag import LiveSocket, TcpSocket, destroy, live
+
+Listener = Callable[[str, int, bool], None]
 
 # How often those that stand are counted again.
 _COUNT_S = 10.0
@@ -31,11 +34,16 @@ class Standing:
 
     def __init__(self, own_cgroup_id: int, *, ends_them: bool) -> None:
         self.destroyed = 0
+        self._listener: Listener = lambda uid, standing, ended: None
         self._own_cgroup_id = own_cgroup_id
         self._ends_them = ends_them
         self._pods: dict[str, EnrolledPod] = {}  # that may have some
         self._cookies: dict[str, frozenset[int]] = {}  # of their sockets, by the pod's uid
         self._new: asyncio.Queue[EnrolledPod] = asyncio.Queue()
+
+    def listen(self, listener: Listener) -> None:
+        """Have this called of each pod that is steered, with how many it had before, and whether they were ended."""
+        self._listener = listener
 
     def entered(self, pod: EnrolledPod) -> None:
         """A pod is steered that was not before."""
@@ -74,7 +82,10 @@ class Standing:
         mine = {each.socket for each in found if each.cgroup_id == self._own_cgroup_id}
         ends = {(each.local, each.remote) for each in mine}
         standing = [each.socket for each in found if each.socket not in mine and _is_foreign(each.socket, ends)]
-        if not standing or self._pods.get(uid) is not pod:
+        if self._pods.get(uid) is not pod:
+            return
+        self._listener(uid, len(standing), self._ends_them)
+        if not standing:
             return
         if self._ends_them:
             self.destroyed += await asyncio.to_thread(_destroy_all, os.dup(pod.netns_fd), standing)

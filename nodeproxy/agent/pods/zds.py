@@ -2,8 +2,9 @@
 
 Invariants: each request is answered once, in its order and in time, for a late answer would pass for the next one's; a pod is in
 when its Add is answered without an error; before a whole snapshot came on a connection that was made while this agent serves,
-nobody leaves; a namespace is held by its descriptor as long as its pod is told of.  What fails is answered with why, and tried
-again by `Enrolment.watch`.
+nobody leaves; a namespace is held by its descriptor as long as its pod is told of; of pods of one name the newest is in,
+and the one before if that is taken back.  What fails is answered with why, and tried again by
+`Enrolment.watch`.
 It must not know packets, nor what istio-cni does in a pod.
 """
 
@@ -14,6 +15,7 @@ import logging
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,16 +25,18 @@ from nodeproxy.agent.enrolment import Enrolment
 from nodeproxy.agent.pods.provisional import Provisional
 from nodeproxy.agent.pods.zds_connection import Packet, ZdsConnection
 from nodeproxy.agent.pods.zds_kept import ZdsKept
-from nodeproxy.agent.pods.zds_protocol import Add, Delete, Keep, Request, answer, hello, parse
+from nodeproxy.agent.pods.zds_protocol import Add, Delete, Keep, Request, SnapshotSent, answer, hello, parse
+from nodeproxy.agent.sources.change import Change
 from nodeproxy.errors import EnrolmentError, NodeproxyError
 from nodeproxy.kernel.abi import MAX_PODS
 from nodeproxy.linux.addresses import pod_addresses
 from nodeproxy.linux.dns_capture import is_dns_captured
 from nodeproxy.linux.netns import netns_cookie, netns_inode, refuse_node_netns, refuse_other_kinds
 from nodeproxy.linux.netns_users import has_processes
-from nodeproxy.model.delta import Delta, PodSpec
+from nodeproxy.model.delta import PodSpec
 from nodeproxy.model.workload import Protocol as WorkloadProtocol
 from nodeproxy.model.workload import Workload
+from nodeproxy.observe.zds_metrics import ZdsStatistics
 from nodeproxy.state.store import Meta
 from nodeproxy.state.view import View
 
@@ -42,8 +46,12 @@ _TOO_LATE_S: Final = 4.8
 # A pod that is new: its certificate, or the control plane's word about it.
 _SERVING_S: Final = 3.0
 _POLL_S: Final = 0.05
+# An answer that is due while another agent takes over: new connections to pods go on meanwhile.
+_LAST_ANSWER_S: Final = 1.0
 # Between two connections; istio-cni accepts five a second.
 _AGAIN_S: Final = (0.25, 5.0)
+
+_KINDS: Final = {Add: "add", Keep: "keep", Delete: "delete", SnapshotSent: "snapshot_sent"}
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +62,11 @@ class Node(Protocol):
     def view(self) -> View:
         """The state as it is now."""
 
-    async def write(self, delta: Delta, meta: Meta) -> None:
-        """Write to the store of the agent's own accord.  Raises StateError."""
+    async def write(self, change: Change) -> None:
+        """Change the state of the agent's own accord.  Raises StateError."""
+
+    async def keep(self, meta: Meta) -> None:
+        """Put this beside the state.  Raises StateError."""
 
     async def serving(self, uid: str, timeout_s: float) -> None:
         """Wait until the pod's certificate is there and all workers know all that was written.  Raises EnrolmentError."""
@@ -127,6 +138,9 @@ class ZdsEnrolment:
         self._running = asyncio.Event()  # not paused
         self._running.set()
         self._following: asyncio.Task[None] | None = None
+        self._answering = False
+        self._connection: ZdsConnection | None = None
+        self._requests: Counter[tuple[str, str]] = Counter()  # by kind and outcome
         self._work: set[asyncio.Task[None]] = set()
         self._delay_s = _AGAIN_S[0]
 
@@ -140,46 +154,59 @@ class ZdsEnrolment:
             try:
                 await asyncio.wait([self._following])
             finally:
-                self.connected = False
                 await _cancel(self._following)
-            if not self._running.is_set() or self._following.cancelled():
+            if self._following.cancelled() or (error := self._following.exception()) is None:
                 continue
-            self._note_broken(self._following.exception())
+            self._note_broken(error)
             await asyncio.sleep(self._delay_s * random.uniform(0.5, 1.0))
             self._delay_s = min(self._delay_s * 2, _AGAIN_S[1])
 
-    def _note_broken(self, error: BaseException | None) -> None:
-        if error is not None and not isinstance(error, (NodeproxyError, OSError)):
+    def _note_broken(self, error: BaseException) -> None:
+        if not isinstance(error, (NodeproxyError, OSError)):
             raise error
         if str(error) != self.error:
             log.warning("%s; pods stay as they are, and it is tried again", error)
         self.error = str(error)
 
     async def _follow(self) -> None:
-        """One connection.  Raises EnrolmentError when it is over."""
-        snapshot = _Snapshot(self._turn)
+        """One connection, as long as this agent's turn is the same.  Raises EnrolmentError when istio-cni's end is gone."""
         with ZdsConnection(self._place.socket) as connection:
             connection.send(hello())
-            self.connected = True
-            while (packet := await connection.receive()) is not None:
-                began = time.monotonic()
+            self._connection, self.connected = connection, True
+            try:
+                await self._serve(connection, _Snapshot(self._turn))
+            finally:
+                self._connection, self.connected = None, False
+
+    async def _serve(self, connection: ZdsConnection, snapshot: _Snapshot) -> None:
+        while (packet := await connection.receive()) is not None:
+            began = time.monotonic()
+            self._answering = True
+            try:
                 error = await self._answer(packet, snapshot)
-                if time.monotonic() - began > _TOO_LATE_S:
-                    raise EnrolmentError("istio-cni waited too long for an answer: this node has no time; all is asked again")
-                if error:
-                    log.error("istio-cni's request can't be done: %s", error)
-                connection.send(answer(error))
-                self.error = ""
+            finally:
+                self._answering = False
+            if time.monotonic() - began > _TOO_LATE_S:
+                raise EnrolmentError("istio-cni waited too long for an answer: this node has no time; all is asked again")
+            if error:
+                log.error("istio-cni's request can't be done: %s", error)
+            connection.send(answer(error))
+            self.error = ""
+            if snapshot.turn != self._turn or not self._running.is_set():
+                return
         raise EnrolmentError("istio-cni has closed the connection")
 
     async def _answer(self, packet: Packet, snapshot: _Snapshot) -> str:
         """What to answer: "", or an error."""
-        fds = list(packet.fds)
+        fds, kind = list(packet.fds), "unknown"
         try:
             if not packet.whole:
                 raise EnrolmentError("the packet is larger than any of ZDS, or has too many descriptors")
-            work = self._work_for(parse(packet.data), fds, snapshot)
+            request = parse(packet.data)
+            kind = _KINDS[type(request)]
+            work = self._work_for(request, fds, snapshot)
         except NodeproxyError as error:
+            self._requests[kind, "malformed"] += 1
             return str(error)
         finally:
             for fd in fds:
@@ -189,8 +216,10 @@ class ZdsEnrolment:
         task.add_done_callback(self._done)
         await asyncio.wait([task], timeout=_ANSWER_S)
         if not task.done():
+            self._requests[kind, "timeout"] += 1
             return f"not done within {_ANSWER_S:g} s, and goes on"
         failure = task.exception()
+        self._requests[kind, _outcome(failure)] += 1
         return str(failure) if failure is not None else ""
 
     def _work_for(self, request: Request, fds: list[int], snapshot: _Snapshot) -> Coroutine[Any, Any, None]:
@@ -207,7 +236,7 @@ class ZdsEnrolment:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._work.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, (NodeproxyError, OSError)):
+        if not task.cancelled() and _outcome(error := task.exception()) == "internal":
             log.error("nodeproxy failed on a request of istio-cni's", exc_info=error)
 
     # ── from one agent to the next ──
@@ -224,21 +253,28 @@ class ZdsEnrolment:
                     await self._put_in(pod)
                 except (NodeproxyError, OSError) as error:
                     log.error("pod %s can't be taken over: %s", pod.add.key, error)
-        if self._following is not None:
+        if self._following is not None and not self._is_asked:  # else it ends with its answer
             self._following.cancel()
 
     async def pause(self) -> None:
-        """Another agent takes over: change nothing any more, and leave istio-cni to it."""
+        """Another agent takes over: put nobody in any more, and leave istio-cni to it."""
         self._running.clear()
-        self._active.clear()
         if self._following is not None:
+            if self._is_asked:
+                await asyncio.wait([self._following], timeout=_LAST_ANSWER_S)
             await _cancel(self._following)
-        await asyncio.gather(*self._work, return_exceptions=True)
+        async with self._lock:  # whose turn it is has it; who is served already is only waited for
+            self._active.clear()
 
     def resume(self) -> None:
         """It did not: go on, from a snapshot."""
         self._begin()
         self._running.set()
+
+    @property
+    def _is_asked(self) -> bool:
+        """Whether istio-cni waits for an answer: without one, it holds the pod back."""
+        return self._answering or (self._connection is not None and self._connection.has_more)
 
     def _begin(self) -> None:
         self._turn += 1
@@ -279,14 +315,17 @@ class ZdsEnrolment:
             os.close(known.fd)
         return made
 
+    def _named(self, uid: str) -> _Pod | None:
+        """Who is to be in of those of one name: one pod has ended, and its Del is still to come."""
+        return next((pod for pod in reversed(self._pods.values()) if pod.spec.uid == uid), None)
+
     async def _put_in(self, pod: _Pod) -> None:
         """Raises EnrolmentError; then it is tried again."""
         uid = pod.spec.uid
-        for other in [each for each in self._pods.values() if each.spec.uid == uid and each is not pod]:
-            del self._pods[other.add.pod_uid]  # a pod of that name ended, and its Del is still to come
-            os.close(other.fd)
+        if self._named(uid) is not pod:
+            return
         before = self._enrolment.pods.get(uid)
-        await self._keep_in_mind(self._kept.note(pod.add.pod_uid, netns_cookie(pod.fd)))
+        await self._node.keep(self._kept.note(pod.add.pod_uid, netns_cookie(pod.fd)))
         await self._make_known(pod)
         await self._enrolment.change({uid: pod.spec}, (uid,) if before is not None and before.inode != pod.spec.inode else ())
         enrolled = self._enrolment.pods.get(uid)
@@ -307,11 +346,12 @@ class ZdsEnrolment:
         Only of a namespace in which nobody runs yet: whoever does could give it any address.
         """
         uid, place = pod.spec.uid, self._place
-        if self._node.view().workload(uid) is not None or await asyncio.to_thread(has_processes, pod.spec.inode):
+        if self._node.view().workload(uid) is not None and uid not in self._provisional.uids:
             return
-        present = await asyncio.to_thread(pod_addresses, pod.fd)
-        view = self._node.view()
-        addresses = [address for address in present if view.workload_at(place.network, address) is None]
+        # In this order: who has begun to run by now may have made any of these addresses.
+        addresses = await asyncio.to_thread(pod_addresses, pod.fd)
+        if await asyncio.to_thread(has_processes, pod.spec.inode):
+            return
         workload = Workload(
             uid=uid,
             name=pod.add.name,
@@ -326,8 +366,7 @@ class ZdsEnrolment:
             canonical_revision="latest",
             workload_name=pod.add.name,
         )
-        if addresses and view.workload(uid) is None:
-            await self._write(self._provisional.put(self._provisional.admit(workload, addresses)))
+        await self._node.write(self._provisional.admit(workload, addresses))
 
     async def _served(self, pod: _Pod) -> None:
         """While another agent serves: it is this one's turn soon, or istio-cni is to try again."""
@@ -363,23 +402,29 @@ class ZdsEnrolment:
             await self._on_looked(self._waiting())
             await self._take_out([uid for uid in {*self._pods, *self._kept.cookies} if uid not in snapshot.named])
             here = {pod.spec.uid for pod in self._pods.values()}
-            await self._write(self._provisional.take_back(self._provisional.uids - here))
+            await self._node.write(self._provisional.take_back(self._provisional.uids - here))
             log.info("istio-cni has told of %d pods", len(self._pods))
 
     async def _take_out(self, pod_uids: list[str]) -> None:
         """These are not to be in; their connections may end on their own."""
         pods = [self._pods.pop(uid) for uid in pod_uids if uid in self._pods]
-        if self._active.is_set():
-            for pod in pods:
-                self._provisional.forget(pod.spec.uid)
-            await self._enrolment.change({pod.spec.uid: None for pod in pods})
+        others = {pod.spec.uid: other for pod in pods if (other := self._named(pod.spec.uid)) is not None}
+        out = [pod.spec.uid for pod in pods if pod.spec.uid not in others]
+        try:
+            for uid in out:
+                self._provisional.forget(uid)
+            await self._enrolment.change(dict.fromkeys(out))
             forgotten = self._kept.forget(pod_uids)
-            await self._keep_in_mind(forgotten)
-            if self._looked and len(forgotten) > len(pods):
-                await self._enrolment.release_strangers(self._waiting())
-            await self._write(self._provisional.take_back([pod.spec.uid for pod in pods]))
-        for pod in pods:
-            os.close(pod.fd)
+            await self._node.keep(forgotten)
+            await self._node.write(self._provisional.take_back(out))
+            if self._active.is_set():
+                for other in others.values():
+                    await self._put_in(other)
+                if self._looked and len(forgotten) > len(pods):
+                    await self._enrolment.release_strangers(self._waiting())
+        finally:
+            for pod in pods:
+                os.close(pod.fd)
 
     def _waiting(self) -> list[int]:
         """Cookies of namespaces that stay steered, of pods that an agent before had and this one is told to keep."""
@@ -392,20 +437,18 @@ class ZdsEnrolment:
         if not self.told:
             return [f"istio-cni: {self.error or 'it has not told of all pods yet'}"]
         failed = self._enrolment.failed
-        uids = [pod.spec.uid for pod in self._pods.values()]
+        uids = dict.fromkeys(pod.spec.uid for pod in self._pods.values())
         return [f"pod {uid}: {failed[uid].error}" for uid in uids if uid in failed]
 
-    # ── inside ──
+    def statistics(self) -> ZdsStatistics:
+        """For metrics."""
+        return ZdsStatistics(connected=self.connected, pods=len(self._pods), requests=dict(self._requests))
 
-    async def _keep_in_mind(self, meta: Meta) -> None:
-        if meta:
-            await self._node.write(Delta(), meta)
 
-    async def _write(self, change: tuple[Delta, Meta]) -> None:
-        delta, meta = change
-        if meta:
-            await self._node.write(delta, meta)
-            self._provisional.written(meta)
+def _outcome(error: BaseException | None) -> str:
+    if error is None:
+        return "done"
+    return "not_enrolled" if isinstance(error, (NodeproxyError, OSError)) else "internal"
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

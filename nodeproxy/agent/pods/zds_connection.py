@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import asyncio
 import os
+import select
 import socket
 import struct
 from pathlib import Path
@@ -52,6 +53,13 @@ class ZdsConnection:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._sock.close()
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something has come that was not received yet."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(0))
 
     def send(self, packet: bytes) -> None:
         """Send one.  Raises EnrolmentError: the other end is gone, or does not read."""

@@ -7,17 +7,19 @@ import os
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from nodeproxy.agent.enrolment import Enrolment
 from nodeproxy.agent.pods.attachments import Attachments
 from nodeproxy.agent.pods.labels import LabelEnrolment
 from nodeproxy.agent.pods.provisional import Provisional
 from nodeproxy.agent.pods.roster import Roster, pod_meta
+from nodeproxy.agent.pods.standing import Standing
+from nodeproxy.agent.sources.change import Change
 from nodeproxy.errors import EnrolmentError, StateError
 from nodeproxy.linux.kubepods import PodFinder, PodNetns
 from nodeproxy.model.cni import CniAdd
-from nodeproxy.model.delta import Delta, PodSpec
+from nodeproxy.model.delta import PodSpec
 from nodeproxy.model.node_pod import Membership, NodePod
 from nodeproxy.model.workload import Workload
 from nodeproxy.state.store import Meta, StateWriter
@@ -33,22 +35,24 @@ class Enrolled:
     inode: int
     cookie: int = 7
     lacking: tuple[str, ...] = ()
+    fresh: ClassVar[bool] = True
 
 
 class FakeEnrolment:
-    """Puts in whatever it is given, unless `error` says no."""
+    """Puts in whatever it is given, unless `error` says no.  stuck: nobody leaves."""
 
     def __init__(self) -> None:
         self.pods: dict[str, Enrolled] = {}
         self.failed: dict[str, Any] = {}
         self.cared_for: Collection[str] = ()
         self.error = ""
+        self.stuck = False
         self.ended: list[str] = []
         self.refreshed: list[str] = []
 
     async def change(self, specs: Mapping[str, PodSpec | None], ended: Collection[str] = ()) -> None:
         self.ended += ended
-        for uid, spec in specs.items():
+        for uid, spec in specs.items() if not self.stuck else ():
             self.pods.pop(uid, None)
             self.failed.pop(uid, None)
             if spec is not None and self.error:
@@ -99,6 +103,7 @@ class Bench:
         self.kept_steered: list[Collection[int]] = []
         self.enrolment, self.finder = FakeEnrolment(), FakeFinder()
         self.events, self.full_times = FakeEvents(), 0
+        self.standing = Standing(0, ends_them=False)
         self.open()
 
     def open(self) -> None:
@@ -106,7 +111,7 @@ class Bench:
         self.state = StateWriter(self.path)
         self.reader = self.state.reader()
         self.roster = Roster(self.state)
-        self.provisional = Provisional(self.state)
+        self.provisional = Provisional(self.state, self.view)
         self.attachments = Attachments(self.state)
         self.labels = LabelEnrolment(
             self,
@@ -133,11 +138,18 @@ class Bench:
     def view(self) -> View:
         return self.reader.view()
 
-    async def write(self, delta: Delta, meta: Meta) -> None:
+    async def write(self, change: Change) -> None:
+        self._refuse_full()
+        await change.write(self.state, {})
+
+    async def keep(self, meta: Meta) -> None:
+        self._refuse_full()
+        self.state.put_meta(meta)
+
+    def _refuse_full(self) -> None:
         if self.full_times:
             self.full_times -= 1
             raise StateError("no room")
-        self.state.apply(delta, meta)
 
     @contextlib.asynccontextmanager
     async def certificates(self, identities: Collection[str], timeout_s: float) -> AsyncIterator[None]:

@@ -268,3 +268,25 @@ def test_without_anybody_to_tell_nothing_is_kept() -> None:
         await asyncio.sleep(0)
 
     during(events, body)
+
+
+def test_warnings_go_first_and_find_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a namespace of many pods is labelled, and one of them can't be put in."""
+    monkeypatch.setattr(module, "MAX_EVENTS", 50)
+    events, api, _ = make()
+    for number in range(50):
+        tell(events, name=f"pod-{number}")
+    tell(events, "EnrolmentFailed", name="broken", warning=True)
+    assert events.statistics().waiting == 50
+    assert events.statistics().results["dropped_full"] == 1
+
+    async def body() -> None:
+        await until(lambda: not events.statistics().waiting)
+
+    during(events, body)
+    assert api.asked == ["create EnrolmentFailed", *["create Enrolled"] * 49]
+    monkeypatch.setattr(module, "MAX_EVENTS", 2)
+    events, _, _ = make()
+    for number in range(3):
+        tell(events, "EnrolmentFailed", name=f"broken-{number}", warning=True)
+    assert events.statistics().waiting == 2  # nobody makes room for those that are no better

@@ -14,6 +14,7 @@ from nodeproxy.model.cni import Attachment
 from nodeproxy.model.delta import Delta, PodSpec
 from nodeproxy.model.node_pod import Membership, MeshNamespace
 from nodeproxy.model.workload import Workload
+from tests.unit.agent.pods import label_bench
 from tests.unit.agent.pods.label_bench import HERE, INODE, UID, Bench, Run, add, told
 
 
@@ -349,5 +350,98 @@ def test_a_number_that_the_kernel_gives_again_is_no_network_that_has_gone(run: R
         assert bench.attachments.has_gone("u", INODE)
         bench.attachments.add(Attached(new, INODE))
         assert not bench.attachments.has_gone("u", INODE)
+
+    run(scenario)
+
+
+def test_what_the_roster_says_when_the_cni_has_its_turn_counts(run: Run) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.tell(told())
+        async with bench.labels._lock:
+            waiting = asyncio.create_task(bench.labels.admit(add()))
+            await asyncio.sleep(0)
+            bench.tell(told(membership=Membership.OPTED_OUT))
+        assert not (await waiting).in_mesh
+        for later in ([told(uid="another")], []):
+            bench.tell(told())
+            async with bench.labels._lock:
+                waiting = asyncio.create_task(bench.labels.admit(add()))
+                await asyncio.sleep(0)
+                bench.tell(*later, removed=() if later else ["ns/a"])
+            with pytest.raises(EnrolmentError, match="pod ns/a has ended, says the controller"):
+                await waiting
+        assert not bench.enrolment.pods
+        assert not bench.provisional.uids
+
+    run(scenario)
+
+
+def test_addresses_of_a_sandbox_before_are_not_the_pods_any_more(run: Run) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.tell(told(addresses=()))
+        before = Attached(add(container_id="before", addresses=("10.0.0.9",)), INODE + 1)
+        await bench.keep(bench.attachments.add(before))
+        await bench.labels.admit(add(addresses=("10.0.0.1",)))
+        await bench.labels.admit(add(ifname="net1", addresses=("10.1.0.1",)))
+        workload = bench.view().workload(UID)
+        assert workload is not None
+        assert workload.addresses == ("10.0.0.1", "10.1.0.1")
+
+    run(scenario)
+
+
+def test_a_place_that_is_given_up_while_others_are_looked_at_is_not_followed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.tell(told())
+        await bench.labels.admit(add())
+        bench.finder.there.add("u")
+        monkeypatch.setattr(labels, "leads_to", lambda spec: False)
+        async with bench.labels._lock:
+            watching = asyncio.create_task(bench.labels._watch())
+            await asyncio.sleep(0)
+            bench.labels._forget("ns/a", UID)  # as `gone` does, which has the lock
+            await bench.enrolment.change({UID: None})
+        await watching
+        assert not bench.enrolment.pods
+
+    run(scenario)
+
+
+def test_whoever_looks_at_a_pod_that_ran_already_is_told_of_its_way_in_and_out(run: Run) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.finder.there.update(("u", "w"))
+        bench.tell(told(), told("b", uid="w", addresses=("10.0.0.2",)), told("c", uid="x", addresses=()))
+        await bench.labels.reconcile()
+        await bench.labels.admit(add("c", "x", addresses=("10.0.0.3",)))
+        for name, standing in (("a", 2), ("b", 0), ("c", 0)):
+            bench.standing._listener(f"K//Pod/ns/{name}", standing, False)
+            bench.standing._listener(f"K//Pod/ns/{name}", standing, False)  # in another namespace, some time later
+        assert [(name, uid, reason, warning) for _, name, uid, reason, _, warning in bench.events.told] == [
+            ("a", "u", "Enrolled", False),
+            ("a", "u", "StandingConnections", True),
+            ("b", "w", "Enrolled", False),  # and not who was brought by the CNI: it has sent nothing yet
+        ]
+        assert bench.events.told[1][4].endswith("without encryption and past every policy, until they end: 2")
+        bench.events.told.clear()
+        bench.tell(told(membership=Membership.OPTED_OUT), removed=["ns/b"])
+        await bench.labels.reconcile()
+        ((_, name, uid, reason, message, warning),) = bench.events.told  # and not who has ended
+        assert (name, uid, reason, warning) == ("a", "u", "Left", False)
+        assert message.startswith("it has left the mesh: its own label istio.io/dataplane-mode keeps it out")
+
+    run(scenario)
+
+
+def test_nobody_is_told_again_of_what_an_agent_before_has_done(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.finder.there.add("u")
+        bench.tell(told())
+        monkeypatch.setattr(label_bench.Enrolled, "fresh", False)
+        await bench.labels.reconcile()
+        bench.standing._listener(UID, 0, False)
+        bench.tell(told(membership=Membership.OPTED_OUT))
+        bench.enrolment.stuck = True
+        await bench.labels.reconcile()
+        assert bench.events.told == []
 
     run(scenario)
