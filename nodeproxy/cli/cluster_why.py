@@ -53,4 +53,4 @@ def show_steps(answer: dict[str, Any]) -> None:
     """The numbered steps of one agent's answer."""
     for number, step in enumerate(answer.get("steps", ()), 1):
         resource = click.style(f"  [{printable(step['resource'])}]", dim=True) if step.get("resource") else ""
-        click.echo(f"{number:3}. {printable(step['what'])} {printable(step['outcome'])}{resource}")
+        click.echo(f"{number:3}. {printable(step.get('what', ''))} {printable(step.get('outcome', ''))}{resource}")

@@ -16,6 +16,7 @@ import pytest
 
 from nodeproxy.cli import cluster, cluster_check, cluster_connections, cluster_status, cluster_why
 from nodeproxy.cli.commands import nodeproxy
+from nodeproxy.errors import ClusterError
 from tests.unit.cli.conftest import Result
 from tests.unit.cli.documented import cluster_examples
 
@@ -145,6 +146,28 @@ def test_connections_with_their_nodes(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert json.loads(run("connections", "-n", "shop", "-o", "json").out) == found
 
 
+def test_what_an_older_agent_lacks_of_a_row_is_a_gap(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask(*_: Any) -> Any:
+        return {
+            "connections": [{"node": "node-a", "source": {"workload": {"name": "web"}}, "service": {"name": "x"}}],
+            "errors": [],
+        }
+
+    monkeypatch.setattr(cluster_connections, "_ask", ask)
+    monkeypatch.setattr(cluster_connections, "reach", lambda ctx, work: _finished(work(_Fleet(), "shop")))
+    result = run("connections", "-n", "shop")
+    assert result.status == 0
+    assert result.out.splitlines()[-1].split() == ["node-a", "/web", "→", "-", "-", "-", "-", "-", "-", "-"]
+
+
+def test_what_others_said_steers_no_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(ctx: Any, work: Any) -> None:
+        raise ClusterError("the API server says 500 \x1b[2J\x9b2J")
+
+    monkeypatch.setattr(cluster_status, "reach", raises)
+    assert run("status", "-A").err == "nodeproxy: error: the API server says 500 \ufffd[2J\ufffd2J\n"
+
+
 ROOT = Path(__file__).parents[3]
 _DOCUMENTS = (ROOT / "README.md").read_text() + (ROOT / "docs" / "kubernetes.md").read_text()
 _LINES = re.findall(r"^(?:\./dev run|nodeproxy) ((?:status|why|connections|check) .*)$", _DOCUMENTS, re.MULTILINE)
@@ -199,12 +222,11 @@ def test_progress_is_for_terminals_and_for_what_takes_long(
     now = [0.0]
     monkeypatch.setattr(cluster.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(cluster.sys.stderr, "isatty", lambda: True, raising=False)
-    progress = cluster.Progress()
-    progress(1, 3)
-    progress.end()
+    with cluster.Progress() as progress:
+        progress(1, 3)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(cluster.sys.stderr, "isatty", lambda: True, raising=False)
-    now[0] = 2.0
-    progress(2, 3)
-    progress.end()
+    with cluster.Progress() as progress:
+        now[0] = 4.0
+        progress(2, 3)
     assert capsys.readouterr().err.startswith("\r2 of 3 nodes have answered\r")

@@ -70,17 +70,29 @@ def test_the_first_namespace_that_has_agents() -> None:
 Answers = Callable[[str, str], Any]
 
 
-def ask(monkeypatch: pytest.MonkeyPatch, answers: Answers, nodes: list[str], **limits: float) -> list[Reply]:
+def ask(
+    monkeypatch: pytest.MonkeyPatch,
+    answers: Answers,
+    nodes: list[str],
+    *,
+    path: str = "/status",
+    given: list[float] | None = None,
+    **limits: float,
+) -> list[Reply]:
+    """given: gets the times that nodes are given."""
+
     async def get(
         _client: object, _namespace: str, name: str, port: int, path: str, _query: object, *, timeout_s: float
     ) -> Answer:
         assert port == 15000
+        if given is not None:
+            given.append(timeout_s)
         found = answers(name, path)
         return await found if asyncio.iscoroutine(found) else found
 
     monkeypatch.setattr(module.portforward, "get", get)
     pods = {node: module.FoundPod(namespace="system", name=node, node=node) for node in nodes if node != "bare"}
-    return asyncio.run(Fleet(cast(KubeClient, None), pods, **limits).ask_all(nodes, "/status"))
+    return asyncio.run(Fleet(cast(KubeClient, None), pods, **limits).ask_all(nodes, path))
 
 
 def test_what_a_node_fails_at_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,3 +143,79 @@ def test_so_many_at_once_and_no_longer_than_said(monkeypatch: pytest.MonkeyPatch
     assert most == module.MAX_AT_ONCE
     late = ask(monkeypatch, lambda node, path: slow(), nodes, deadline_s=0)
     assert all("not asked: the 0 s for all nodes were over" in reply.error for reply in late)
+
+
+ODD = {
+    "/status": [{"pods": None}, {"pods": [1]}, {"state": []}, {"pending": "state"}, {"version": ["1"]}],
+    "/connections": [{"connections": {}}, {"connections": [{"started": None}]}, {"connections": [{"source": "x"}]}],
+    "/why": [{"way": "hbone"}, {"refusal": "no"}, {"steps": ["x"]}, {"outcome": None}],
+    "/check": [{"requirements": [[]]}],
+}
+
+
+@pytest.mark.parametrize(("path", "odd"), [(path, odd) for path, each in ODD.items() for odd in each])
+def test_an_answer_of_another_form_is_its_nodes_error(path: str, odd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (reply,) = ask(monkeypatch, lambda _node, _path: Answer(200, msgspec.json.encode(odd)), ["a"], path=path)
+    assert reply.answer is None
+    assert f"what system/a answers to GET {path} is not understood here: Expected" in reply.error
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"version": "\xff"}', b"[]", b""])
+def test_what_is_no_object_of_json_is_no_agents(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    (reply,) = ask(monkeypatch, lambda _node, _path: Answer(200, body), ["a"])
+    assert "system/a is no nodeproxy agent" in reply.error
+
+
+def test_an_older_agents_answer_lacks_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in ODD:
+        (reply,) = ask(monkeypatch, lambda _node, _path: Answer(200, b'{"novel": 1}'), ["a"], path=path)
+        assert (reply.answer, reply.error) == ({"novel": 1}, "")
+
+
+def test_errors_have_an_end_and_a_pod_that_has_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answers(node: str, _path: str) -> Answer:
+        if node == "gone":
+            raise ClusterError('GET x: the API server says 404 pods "gone" not found', 404)
+        return Answer(503, msgspec.json.encode({"error": "no" * 100_000}))
+
+    long, gone = ask(monkeypatch, answers, ["long", "gone", "long"])
+    assert len(long.error) < 2000
+    assert "the pod has gone since it was listed, as while agents are rolled out: ask again" in gone.error
+
+
+def test_a_node_gets_no_more_time_than_is_left_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    for deadline_s in (0.5, 5.0, 60.0):
+        ask(monkeypatch, lambda _node, _path: Answer(200, b"{}"), ["a"], given=given, deadline_s=deadline_s)
+    assert given[0] == module.LEAST_S
+    assert 4 < given[1] <= 5
+    assert given[2] == module.ASK_S
+
+
+def test_an_api_server_that_hangs_is_not_waited_for_longer_than_said() -> None:
+    class Hanging:
+        async def request(self, *_: object, **__: object) -> bytes:
+            return await asyncio.Event().wait() and b""
+
+    with pytest.raises(ClusterError, match=r"did not tell of the agents' pods within 0\.02 s"):
+        asyncio.run(Fleet.find(cast(KubeClient, Hanging()), ("x",), deadline_s=0.02))
+
+
+def test_agents_are_found_again_and_kept_if_nobody_says() -> None:
+    client = FakeClient(nodeproxy_system=[pod("old", "a")])
+
+    class Broken:
+        async def request(self, *_: object, **__: object) -> bytes:
+            raise ClusterError("away")
+
+    async def main() -> list[str]:
+        fleet = await Fleet.find(cast(KubeClient, client), module.SYSTEM_NAMESPACES, deadline_s=5)
+        seen = [fleet.agents["a"].name]
+        client.pods["nodeproxy_system"] = [pod("new", "a")]
+        await fleet.find_again()
+        seen.append(fleet.agents["a"].name)
+        fleet.client = cast(KubeClient, Broken())
+        await fleet.find_again()
+        return [*seen, fleet.agents["a"].name]
+
+    assert asyncio.run(main()) == ["old", "new", "new"]
