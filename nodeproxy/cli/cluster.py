@@ -97,12 +97,27 @@ def reach(ctx: click.Context, work: Callable[[Fleet, str], Awaitable[_T]]) -> _T
                 checked(params[name])
         client: KubeClient = await KubeClient.connect(_files(params["kubeconfig"]), params["context"] or "", grant=_GRANT)
         try:
-            agents = await find_agents(client, (system,) if system else SYSTEM_NAMESPACES)
+            agents = await _in_time(find_agents(client, (system,) if system else SYSTEM_NAMESPACES), params["timeout"])
             return await work(Fleet(client, agents, deadline_s=params["timeout"]), client.namespace or "default")
         finally:
             await client.close()
 
     return asyncio.run(main())
+
+
+async def _in_time(found: Awaitable[_T], timeout_s: float) -> _T:
+    """What comes within --timeout; the first thing that is asked for, so that an API server that hangs is known by it."""
+    import asyncio
+
+    from nodeproxy.errors import ClusterError
+
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await found
+    except TimeoutError as exc:
+        raise ClusterError(
+            f"the API server did not list the agents' pods within {timeout_s:g} s; is it well? (--timeout)"
+        ) from exc
 
 
 def _files(named: str | None) -> list[Path]:
@@ -126,7 +141,7 @@ class Progress:
             click.echo(f"\r{done} of {count} nodes have answered", nl=False, err=True)
             self._shown = True
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Take the line away."""
         if self._shown:
             click.echo(f"\r{'':40}\r", nl=False, err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,6 +38,8 @@ async def _watch(params: dict[str, Any], fleet: Fleet, named: Named | None, defa
         pod, said = await find_pod(fleet, named, named.namespace or namespace or default)
         if said:
             click.echo(said, err=True)
+        if not pod.node:
+            raise ConfigError(f"pod {pod.key} has no node yet: `kubectl describe pod -n {pod.namespace} {pod.name}` says why")
         key, nodes = pod.key, [pod.node]
     while True:
         found = await _ask(fleet, nodes, key, namespace)
@@ -54,8 +57,7 @@ async def _watch(params: dict[str, Any], fleet: Fleet, named: Named | None, defa
 async def _ask(fleet: Fleet, nodes: list[str], pod: str, namespace: str) -> dict[str, Any]:
     from nodeproxy.fleet.connections import merge
 
-    progress = Progress()
-    replies = await fleet.ask_all(nodes, "/connections", progress)
-    progress.end()
+    with closing(Progress()) as progress:
+        replies = await fleet.ask_all(nodes, "/connections", progress)
     errors = [{"node": reply.node, "agent": reply.agent, "error": reply.error} for reply in replies if reply.error]
     return {"connections": merge(replies, pod=pod, namespace=namespace), "errors": errors}

@@ -15,6 +15,7 @@ import msgspec
 
 from nodeproxy.errors import ClusterError, ConfigError
 from nodeproxy.fleet.pods import FoundPod, list_pods
+from nodeproxy.fleet.shapes import fault
 from nodeproxy.kube import portforward
 from nodeproxy.kube.client import KubeClient
 
@@ -61,7 +62,7 @@ async def find_agents(client: KubeClient, namespaces: Sequence[str]) -> dict[str
 
 
 class Fleet:
-    """The agents of one cluster.  timeout_s: for one node; deadline_s: for all that is asked of `ask_all` together."""
+    """The agents of one cluster.  timeout_s: for one node; deadline_s: for all of `ask_all` together, and for one, too."""
 
     def __init__(
         self, client: KubeClient, agents: Mapping[str, FoundPod], *, timeout_s: float = ASK_S, deadline_s: float = 60.0
@@ -72,13 +73,14 @@ class Fleet:
 
     async def ask(self, node: str, path: str, query: Mapping[str, str] | None = None) -> Reply:
         """GET `path` of a node's agent.  Raises ConfigError if the agent did not understand what was asked (status 400)."""
+        return await self._ask(node, path, query or {}, min(self._timeout_s, self._deadline_s))
+
+    async def _ask(self, node: str, path: str, query: Mapping[str, str], timeout_s: float) -> Reply:
         pod = self.agents.get(node)
         if pod is None:
             return Reply(node=node, error=f"no agent runs on node {node}")
         try:
-            answer = await portforward.get(
-                self.client, pod.namespace, pod.name, ADMIN_PORT, path, query or {}, timeout_s=self._timeout_s
-            )
+            answer = await portforward.get(self.client, pod.namespace, pod.name, ADMIN_PORT, path, query, timeout_s=timeout_s)
             return _understood(node, pod.key, path, answer)
         except ClusterError as exc:
             return Reply(node=node, agent=pod.key, error=f"{exc}{_advice(str(exc), pod)}")
@@ -92,10 +94,11 @@ class Fleet:
 
         async def work() -> None:
             for node in waiting:
-                if time.monotonic() >= over:
+                left_s = over - time.monotonic()
+                if left_s <= 0:
                     replies[node] = self._not_asked(node)
                 else:
-                    replies[node] = await self._ask_whatever(node, path)
+                    replies[node] = await self._ask_whatever(node, path, min(self._timeout_s, left_s))
                 if progress is not None:
                     progress(len(replies), len(wanted))
 
@@ -104,9 +107,9 @@ class Fleet:
                 group.create_task(work())
         return [replies[node] for node in wanted]
 
-    async def _ask_whatever(self, node: str, path: str) -> Reply:
+    async def _ask_whatever(self, node: str, path: str, timeout_s: float) -> Reply:
         try:
-            return await self.ask(node, path)
+            return await self._ask(node, path, {}, timeout_s)
         except ConfigError as exc:  # what is asked of all has no arguments to be wrong
             return Reply(node=node, agent=self.agents[node].key, error=str(exc))
 
@@ -119,10 +122,13 @@ class Fleet:
 def _understood(node: str, agent: str, path: str, answer: portforward.Answer) -> Reply:
     try:
         value = msgspec.json.decode(answer.body)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         value = None
     if not isinstance(value, dict):
         error = f"{agent} is no nodeproxy agent: it answers GET {path} with status {answer.status} and no JSON object"
+        return Reply(node=node, agent=agent, error=error)
+    if answer.status == 200 and (odd := fault(path, value)):
+        error = f"{agent} answers GET {path} in a form that is not known here: {odd}; is it of another version than this program?"
         return Reply(node=node, agent=agent, error=error)
     if answer.status == 200:
         return Reply(node=node, agent=agent, answer=value)

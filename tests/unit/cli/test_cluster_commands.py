@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from nodeproxy.cli import cluster, cluster_check, cluster_connections, cluster_status, cluster_why
 from nodeproxy.cli.commands import nodeproxy
+from nodeproxy.errors import ClusterError
+from nodeproxy.fleet.names import choose_pod, parse
 from tests.unit.cli.conftest import Result
 from tests.unit.cli.documented import cluster_examples
+from tests.unit.fleet.builders import found as found_pod
+from tests.unit.kube.playing_server import PlayingServer
 
 Run = Callable[..., Result]
 Finds = Callable[[Any], None]
@@ -201,10 +208,35 @@ def test_progress_is_for_terminals_and_for_what_takes_long(
     monkeypatch.setattr(cluster.sys.stderr, "isatty", lambda: True, raising=False)
     progress = cluster.Progress()
     progress(1, 3)
-    progress.end()
+    progress.close()
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(cluster.sys.stderr, "isatty", lambda: True, raising=False)
     now[0] = 2.0
     progress(2, 3)
-    progress.end()
+    progress.close()
     assert capsys.readouterr().err.startswith("\r2 of 3 nodes have answered\r")
+
+
+def test_an_api_server_that_hangs_is_waited_for_as_long_as_is_said(tmp_path: Path) -> None:
+    """It accepts, and says nothing."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)
+        server = PlayingServer(tmp_path)
+        server.write_kubeconfig(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        params = {"kubeconfig": str(server.kubeconfig), "context": None, "system_namespace": None, "timeout": 0.05}
+        with pytest.raises(ClusterError, match=r"the API server did not list the agents' pods within 0.05 s; is it well\?"):
+            cluster.reach(cast(Any, SimpleNamespace(params=params)), lambda fleet, default: asyncio.sleep(0))
+
+
+def test_what_others_are_called_does_not_steer_the_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of what owns a pod is whatever its author wrote."""
+
+    def reach(*_: Any) -> Any:
+        owner = found_pod("client-1", workload="deployment/client\x1b[2J")
+        return choose_pod([owner], parse("clien"), "shop")
+
+    monkeypatch.setattr(cluster_why, "reach", reach)
+    result = run("why", "clien", "api", "-n", "shop")
+    assert (result.status, result.out) == (2, "")
+    assert "did you mean client\ufffd[2J, client-1?" in result.err

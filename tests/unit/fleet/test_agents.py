@@ -76,7 +76,13 @@ def ask(monkeypatch: pytest.MonkeyPatch, answers: Answers, nodes: list[str], **l
     ) -> Answer:
         assert port == 15000
         found = answers(name, path)
-        return await found if asyncio.iscoroutine(found) else found
+        if not asyncio.iscoroutine(found):
+            return found
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await found
+        except TimeoutError as exc:
+            raise ClusterError("no answer in time") from exc
 
     monkeypatch.setattr(module.portforward, "get", get)
     pods = {node: module.FoundPod(namespace="system", name=node, node=node) for node in nodes if node != "bare"}
@@ -94,10 +100,13 @@ def test_what_a_node_fails_at_is_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
             "alien": Answer(404, b"not found"),
             "older": Answer(404, b'{"error": "GET /status: Not Found"}'),
             "busy": Answer(503, b'{"error": "later"}'),
+            "deep": Answer(200, b'{"a":' * 100_000),
+            "newer": Answer(200, b'{"pods": [{"uid": "K//Pod/shop/web"}, 7]}'),
+            "lying": Answer(200, b'{"state": {"workloads": "\\u001b[2J"}}'),
             "odd": Answer(400, b'{"error": "used wrongly"}'),
         }[node]
 
-    nodes = ["well", "gone", "starting", "alien", "older", "busy", "odd", "bare"]
+    nodes = ["well", "gone", "starting", "alien", "older", "busy", "odd", "bare", "deep", "newer", "lying"]
     replies = {reply.node: reply for reply in ask(monkeypatch, answers, nodes)}
     assert list(replies) == nodes
     assert (replies["well"].answer, replies["well"].error) == ({"ready": True}, "")
@@ -108,6 +117,9 @@ def test_what_a_node_fails_at_is_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
         "older": "of an older version that does not know GET /status",
         "busy": "later",
         "odd": "used wrongly",
+        "deep": "system/deep is no nodeproxy agent",
+        "newer": r"form that is not known here: Expected `object`, got `int` - at `\$.pods\[1\]`; is it of another version",
+        "lying": r"Expected `int`, got `str` - at `\$.state.workloads`",
         "bare": "no agent runs on node bare",
     }.items():
         assert replies[node].answer is None
@@ -129,5 +141,7 @@ def test_so_many_at_once_and_no_longer_than_said(monkeypatch: pytest.MonkeyPatch
     replies = ask(monkeypatch, lambda node, path: slow(), nodes)
     assert [reply.node for reply in replies] == nodes
     assert most == module.MAX_AT_ONCE
+    (silent,) = ask(monkeypatch, lambda node, path: asyncio.Event().wait(), ["a"], deadline_s=0.01)
+    assert silent.error == "no answer in time"
     late = ask(monkeypatch, lambda node, path: slow(), nodes, deadline_s=0)
     assert all("not asked: the 0 s for all nodes were over" in reply.error for reply in late)
