@@ -56,6 +56,7 @@ def _drop_output() -> None:
 
 
 def _fail(message: str, status: int) -> int:
+    # An error hands on what others said: an agent, an API server, a file.
     click.echo(f"nodeproxy: error: {printable(message)}", err=True)
     return status
 

@@ -37,6 +37,8 @@ async def _watch(params: dict[str, Any], fleet: Fleet, named: Named | None, defa
         pod, said = await find_pod(fleet, named, named.namespace or namespace or default)
         if said:
             click.echo(printable(said), err=True)
+        if not pod.node:
+            raise ConfigError(f"pod {pod.key} has no node yet: `kubectl describe pod -n {pod.namespace} {pod.name}` says why")
         key, nodes = pod.key, [pod.node]
     while True:
         found = await _ask(fleet, nodes or sorted(fleet.agents), key, namespace)

@@ -33,12 +33,12 @@ def show(ctx: click.Context, source: str, destination: str) -> None:
 
 
 def _print(found: dict[str, Any]) -> None:
-    click.echo(f"{found['source']} ({found['source_node']}) → {printable(found['destination']) or '?'}")
+    click.echo(f"{printable(found['source'])} ({found['source_node']}) → {printable(found['destination']) or '?'}")
     for note in found["notes"]:
         click.echo(f"  {printable(note)}")
     for part in found["parts"]:
         instead = part["side"] == "source" and part["node"] != found["source_node"]
-        click.echo(f"\n{part['node']}, {_INSTEAD if instead else _ASKED[part['side']]}:")
+        click.echo(f"\n{printable(part['node'])}, {_INSTEAD if instead else _ASKED[part['side']]}:")
         if part["answer"] is None:
             click.echo(f"  {mark(False)} it did not say: {printable(part['error'])}")
         else:

@@ -103,7 +103,7 @@ def show(found: list[dict[str, Any]], *, clear: bool) -> None:
 
 
 def _row(connection: dict[str, Any]) -> tuple[str, ...]:
-    """Of a cluster's, an agent of an older version may lack fields."""
+    """An agent of another version, of a cluster's many, may leave fields out."""
     source, destination = connection.get("source", {}), connection.get("destination", {})
     service = connection.get("service")
     return (

@@ -15,8 +15,8 @@ from typing import Any, Self
 import msgspec
 
 from nodeproxy.errors import ClusterError, ConfigError
-from nodeproxy.fleet import forms
 from nodeproxy.fleet.pods import FoundPod, list_pods
+from nodeproxy.fleet.shapes import fault
 from nodeproxy.kube import portforward
 from nodeproxy.kube.client import KubeClient
 
@@ -92,7 +92,7 @@ class Fleet:
                 return cls(client, await find_agents(client, namespaces), namespaces, deadline_s=deadline_s)
         except TimeoutError as exc:
             raise ClusterError(
-                f"the API server did not tell of the agents' pods within {deadline_s:g} s; does `kubectl version` answer?"
+                f"the API server did not list the agents' pods within {deadline_s:g} s; is it well? (--timeout)"
             ) from exc
 
     async def find_again(self) -> None:
@@ -157,10 +157,10 @@ def _understood(node: str, agent: str, path: str, answer: portforward.Answer) ->
     if not isinstance(value, dict):
         error = f"{agent} is no nodeproxy agent: it answers GET {path} with status {answer.status} and no JSON object"
         return Reply(node=node, agent=agent, error=error)
+    if answer.status == 200 and (odd := fault(path, value)):
+        error = f"{agent} answers GET {path} in a form that is not known here: {odd}; is it of another version than this program?"
+        return Reply(node=node, agent=agent, error=error)
     if answer.status == 200:
-        if odd := forms.mismatch(path, value):
-            error = f"what {agent} answers to GET {path} is not understood here: {odd}; use the nodeproxy of the agent's version"
-            return Reply(node=node, agent=agent, error=_cut(error))
         return Reply(node=node, agent=agent, answer=value)
     said = _cut(str(value.get("error", f"GET {path}: status {answer.status}")))
     if answer.status == 400:

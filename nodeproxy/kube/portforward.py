@@ -55,7 +55,7 @@ async def get(
                     if (answer := reader.feed(chunk)) is not None:
                         return answer
     except TimeoutError as exc:
-        raise ClusterError(f"{where}: no answer within {timeout_s:g} s; is its node up, and the agent's log quiet?") from exc
+        raise ClusterError(f"{where}: no answer within {timeout_s:.3g} s; is its node up, and the agent's log quiet?") from exc
     raise ClusterError(f"{where}: the connection ended before the answer was whole; see the agent's log")
 
 
