@@ -50,13 +50,23 @@ async def find_agents(client: KubeClient, namespaces: Sequence[str]) -> dict[str
 
     Of two agents of a node, as while a DaemonSet is rolled out, the one that serves.
     """
+    refused: ClusterError | None = None
     for namespace in namespaces:
         found: dict[str, FoundPod] = {}
-        pods = [pod for pod in await list_pods(client, namespace, labels=_LABELS) if pod.node and not pod.ended]
+        try:
+            pods = await list_pods(client, namespace, labels=_LABELS)
+        except ClusterError as exc:
+            if exc.status != 403:
+                raise
+            refused = refused or exc  # whose Role is of the next one may look there
+            continue
+        pods = [pod for pod in pods if pod.node and not pod.ended]
         for pod in sorted(pods, key=lambda pod: (not pod.leaving, pod.ready, pod.created)):
             found[pod.node] = pod
         if found:
             return found
+    if refused is not None:
+        raise refused
     named = " or ".join(namespaces)
     raise ConfigError(
         f"no agent's pod is in namespace {named} (label app: nodeproxy, or ztunnel): install nodeproxy, or name its namespace by "

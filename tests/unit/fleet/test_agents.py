@@ -67,6 +67,18 @@ def test_the_first_namespace_that_has_agents() -> None:
         find(client, "elsewhere")
 
 
+def test_a_namespace_that_this_user_may_not_see_is_passed_over() -> None:
+    class Refusing(FakeClient):
+        async def request(self, method: str, path: str, *, query: Mapping[str, str]) -> bytes:
+            if "nodeproxy-system" in path:
+                raise ClusterError("403: ask an admin", 403)
+            return await super().request(method, path, query=query)
+
+    assert find(Refusing(istio_system=[pod("ztunnel", "a")])) == {"a": "ztunnel"}
+    with pytest.raises(ClusterError, match="ask an admin"):
+        find(Refusing())
+
+
 Answers = Callable[[str, str], Any]
 
 
