@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import click
 
 from nodeproxy.cli.commands import nodeproxy
+from nodeproxy.cli.output import printable
 from nodeproxy.errors import NodeproxyError
 
 # 128 + SIGINT, what a shell reports for a program that Ctrl-C ended.
@@ -55,7 +56,8 @@ def _drop_output() -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    click.echo(f"nodeproxy: error: {message}", err=True)
+    # An error hands on what others said: an agent, an API server, a file.
+    click.echo(f"nodeproxy: error: {printable(message)}", err=True)
     return status
 
 

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import socket
 import subprocess
 import tempfile
@@ -37,6 +38,18 @@ def built(name: str, sources: tuple[Path, ...], flags: tuple[str, ...]) -> Path:
 def plugin() -> Path:
     """As the Dockerfile compiles it."""
     return built("nodeproxy-cni", tuple(sorted(SOURCES.glob("*.c"))), ("-O2", "-static"))
+
+
+def plugin_with_limits(directory: Path, **limits_ms: int) -> Path:
+    """The same with other limits of time, which its sources name: who hangs is not waited for as long as in life."""
+    text = (SOURCES / "main.c").read_text()
+    for name, limit_ms in limits_ms.items():
+        text, found = re.subn(rf"(?m)^#define {name} \d+", f"#define {name} {limit_ms}", text)
+        assert found == 1, name
+    main = directory / "main.c"
+    main.write_text(text)
+    others = (path for path in sorted(SOURCES.glob("*.c")) if path.name != main.name)
+    return built("nodeproxy-cni", (main, *others), ("-O0",))
 
 
 class Done(NamedTuple):

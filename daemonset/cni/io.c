@@ -9,7 +9,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define RETRY_MS 5 // as long as the agent's queue of connections is full
+#define PIECE_BYTES 4096 // a pipe that poll() calls writable takes as much without waiting, however it was opened: PIPE_BUF, pipe(7)
+#define RETRY_MS 5       // as long as the agent's queue of connections is full
 
 long long now_ms(void) {
     struct timespec now;
@@ -43,7 +44,7 @@ ssize_t read_all(int descriptor, char *data, size_t size, long long deadline_ms)
 bool write_all(int descriptor, struct span text, long long deadline_ms) {
     while (text.at < text.end) {
         if (!wait_for(descriptor, POLLOUT, deadline_ms)) return false;
-        ssize_t done = write(descriptor, text.at, span_length(text));
+        ssize_t done = write(descriptor, text.at, span_length(text) < PIECE_BYTES ? span_length(text) : PIECE_BYTES);
         if (done < 0 && errno != EINTR && errno != EAGAIN) return false;
         if (done > 0) text.at += done;
     }

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #define TIME_LIMIT_MS 15000      // the agent answers within 12 s; the kubelet gives a pod's network two minutes
+#define OUTPUT_LIMIT_MS 5000     // for what is said then, however long all before has taken: a runtime reads at once
 #define AGAIN_MS 20              // how often who hangs up is asked again
 #define NS_GET_NSTYPE 0xb703     // <linux/nsfs.h>
 #define CLONE_NEWNET 0x40000000  // <linux/sched.h>
@@ -31,13 +32,15 @@ struct reply {
     enum outcome outcome;
     long code;
     struct span message, details; // as they stand in JSON's strings
+    bool hangs;                   // of AWAY: somebody is there, and says nothing
     char why[256];                // of AWAY
 };
 
-static long long deadline_ms;
+static long long deadline_ms; // for the call and the agent's answer
 
 static int print(struct line *line) {
-    return !line->full && write_all(STDOUT_FILENO, (struct span){line->data, line->data + line->length}, deadline_ms) ? 0 : 1;
+    struct span text = {line->data, line->data + line->length};
+    return !line->full && write_all(STDOUT_FILENO, text, now_ms() + OUTPUT_LIMIT_MS) ? 0 : 1;
 }
 
 // The specification's error; the version is the caller's if it is one of ours.
@@ -87,8 +90,11 @@ static int print_result(const struct request *request) {
     split_result(request, &before, &after, &joint);
     line_add_string(&line, request->version);
     line_add(&line, joint);
-    bool done = write_all(STDOUT_FILENO, before, deadline_ms) && print(&line) == 0 && write_all(STDOUT_FILENO, after, deadline_ms);
-    return done && write_all(STDOUT_FILENO, text_of("\n"), deadline_ms) ? 0 : 1;
+    const struct span parts[] = {before, {output, output + line.length}, after, text_of("\n")};
+    long long until_ms = now_ms() + OUTPUT_LIMIT_MS;
+    for (size_t each = 0; each < sizeof parts / sizeof *parts; each++)
+        if (line.full || !write_all(STDOUT_FILENO, parts[each], until_ms)) return 1;
+    return 0;
 }
 
 static struct reply ask(const struct request *request, struct span question) {
@@ -101,6 +107,7 @@ static struct reply ask(const struct request *request, struct span question) {
     struct span text = {answer, answer + (length > 0 ? length : 0)}, value, code;
     if (length <= 0 || !json_valid(text) || !json_member(json_trim(text), "code", &code)) {
         const char *problem = length < 0 ? strerror(errno) : length == 0 ? "it ended without an answer" : "its answer makes no sense";
+        reply.hangs = length < 0 && errno == ETIMEDOUT;
         snprintf(reply.why, sizeof reply.why, "%.*s: %s", (int)span_length(request->socket), request->socket.at, problem);
         return reply;
     }
@@ -113,6 +120,12 @@ static struct reply ask(const struct request *request, struct span question) {
     return reply;
 }
 
+// Why nobody decided.
+static const char *state_of(const struct reply *reply) {
+    if (reply->outcome == UNDECIDED) return "does not know yet who is in the mesh";
+    return reply->hangs ? "does not answer in time" : "is away";
+}
+
 // Nobody decided: a pod that may belong into the mesh waits for somebody who can.
 static int go_by_the_list(const struct request *request, const struct reply *reply) {
     enum verdict verdict = verdict_of(request);
@@ -120,7 +133,7 @@ static int go_by_the_list(const struct request *request, const struct reply *rep
     struct failure failure = {.code = TRY_AGAIN_LATER};
     struct line line = {failure.message, sizeof failure.message - 1, 0, false};
     line_add(&line, "nodeproxy's agent on this node ");
-    line_add(&line, reply->outcome == AWAY ? "is away" : "does not know yet who is in the mesh");
+    line_add(&line, state_of(reply));
     line_add(&line, verdict == HOLD_IN_MESH ? ", and pods of namespace " : ", and whether pods of namespace ");
     line_add_span(&line, request->pod_namespace);
     line_add(&line, verdict == HOLD_IN_MESH ? " belong into the mesh" : " belong into the mesh is not known");
@@ -138,7 +151,7 @@ static int report_status(const struct request *request, const struct reply *repl
     if (reply->outcome != ANSWERED && has_list(request)) return 0; // pods outside the mesh start
     struct failure failure = {reply->outcome == AWAY ? LIMITED : UNAVAILABLE, "", ""};
     snprintf(failure.message, sizeof failure.message, "nodeproxy's agent on this node %s, and the list of the mesh's namespaces is missing: pods wait",
-             reply->outcome == AWAY ? "is away" : "does not know yet who is in the mesh");
+             state_of(reply));
     snprintf(failure.details, sizeof failure.details, "%s", reply->why);
     return print_failure(request, &failure);
 }

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -88,7 +88,7 @@ def reach(ctx: click.Context, work: Callable[[Fleet, str], Awaitable[_T]]) -> _T
     logging.getLogger("kubernetes_asyncio").setLevel(logging.ERROR)  # what it warns of, its errors say
 
     async def main() -> _T:
-        from nodeproxy.fleet.agents import SYSTEM_NAMESPACES, Fleet, find_agents
+        from nodeproxy.fleet.agents import SYSTEM_NAMESPACES, Fleet
         from nodeproxy.fleet.names import checked
         from nodeproxy.kube.client import KubeClient
 
@@ -97,8 +97,8 @@ def reach(ctx: click.Context, work: Callable[[Fleet, str], Awaitable[_T]]) -> _T
                 checked(params[name])
         client: KubeClient = await KubeClient.connect(_files(params["kubeconfig"]), params["context"] or "", grant=_GRANT)
         try:
-            agents = await find_agents(client, (system,) if system else SYSTEM_NAMESPACES)
-            return await work(Fleet(client, agents, deadline_s=params["timeout"]), client.namespace or "default")
+            fleet = await Fleet.find(client, (system,) if system else SYSTEM_NAMESPACES, deadline_s=params["timeout"])
+            return await work(fleet, client.namespace or "default")
         finally:
             await client.close()
 
@@ -114,7 +114,7 @@ def _files(named: str | None) -> list[Path]:
 
 
 class Progress:
-    """ "40 of 200 nodes" on standard error, if that is a terminal and it takes more than a second."""
+    """ "40 of 200 nodes" on standard error, if that is a terminal and it takes more than a second; gone on leaving."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -126,7 +126,10 @@ class Progress:
             click.echo(f"\r{done} of {count} nodes have answered", nl=False, err=True)
             self._shown = True
 
-    def end(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Take the line away."""
         if self._shown:
             click.echo(f"\r{'':40}\r", nl=False, err=True)

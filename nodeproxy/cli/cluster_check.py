@@ -29,9 +29,8 @@ def show(ctx: click.Context) -> None:
 async def _ask(fleet: Fleet, nodes: Sequence[str]) -> dict[str, Any]:
     from nodeproxy.fleet import checks
 
-    progress = Progress()
-    replies = await fleet.ask_all(nodes or sorted(fleet.agents), "/check", progress)
-    progress.end()
+    with Progress() as progress:
+        replies = await fleet.ask_all(nodes or sorted(fleet.agents), "/check", progress)
     rows = checks.merge(replies)
     errors = [{"node": reply.node, "agent": reply.agent, "error": reply.error} for reply in replies if reply.error]
     answered = [reply.node for reply in replies if not reply.error]

@@ -32,14 +32,16 @@ def show(ctx: click.Context) -> None:
 async def _watch(params: dict[str, Any], fleet: Fleet, named: Named | None, default: str) -> bool:
     from nodeproxy.fleet.why import find_pod
 
-    key, namespace, nodes = "", params["namespace"] or "", list(params["node"]) or sorted(fleet.agents)
+    key, namespace, nodes = "", params["namespace"] or "", list(params["node"])
     if named is not None:
         pod, said = await find_pod(fleet, named, named.namespace or namespace or default)
         if said:
-            click.echo(said, err=True)
+            click.echo(printable(said), err=True)
+        if not pod.node:
+            raise ConfigError(f"pod {pod.key} has no node yet: `kubectl describe pod -n {pod.namespace} {pod.name}` says why")
         key, nodes = pod.key, [pod.node]
     while True:
-        found = await _ask(fleet, nodes, key, namespace)
+        found = await _ask(fleet, nodes or sorted(fleet.agents), key, namespace)
         if params["output"] == "json":
             print_json(found, one_line=params["watch"])
         else:
@@ -49,13 +51,13 @@ async def _watch(params: dict[str, Any], fleet: Fleet, named: Named | None, defa
         if not params["watch"]:
             return not found["errors"]
         await asyncio.sleep(connections.WATCH_S)
+        await fleet.find_again()
 
 
 async def _ask(fleet: Fleet, nodes: list[str], pod: str, namespace: str) -> dict[str, Any]:
     from nodeproxy.fleet.connections import merge
 
-    progress = Progress()
-    replies = await fleet.ask_all(nodes, "/connections", progress)
-    progress.end()
+    with Progress() as progress:
+        replies = await fleet.ask_all(nodes, "/connections", progress)
     errors = [{"node": reply.node, "agent": reply.agent, "error": reply.error} for reply in replies if reply.error]
     return {"connections": merge(replies, pod=pod, namespace=namespace), "errors": errors}

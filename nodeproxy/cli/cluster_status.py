@@ -44,9 +44,8 @@ async def _ask(fleet: Fleet, nodes: Sequence[str], namespace: str, every: bool) 
                 raise
             notes.append("nodes without an agent are not shown: this user may not list nodes")
     pods = await list_pods(fleet.client, namespace) if namespace or every else None
-    progress = Progress()
-    replies = await fleet.ask_all((node for node in sorted(fleet.agents) if not nodes or node in nodes), "/status", progress)
-    progress.end()
+    with Progress() as progress:
+        replies = await fleet.ask_all((node for node in sorted(fleet.agents) if not nodes or node in nodes), "/status", progress)
     found: dict[str, Any] = {"nodes": status.nodes_of(replies, others), "pods": None, "unknown_pods": [], "notes": notes}
     if pods is not None:
         found["pods"] = status.pods_of([pod for pod in pods if not nodes or pod.node in nodes], replies)

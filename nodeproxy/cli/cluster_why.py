@@ -33,12 +33,12 @@ def show(ctx: click.Context, source: str, destination: str) -> None:
 
 
 def _print(found: dict[str, Any]) -> None:
-    click.echo(f"{found['source']} ({found['source_node']}) → {printable(found['destination']) or '?'}")
+    click.echo(f"{printable(found['source'])} ({found['source_node']}) → {printable(found['destination']) or '?'}")
     for note in found["notes"]:
         click.echo(f"  {printable(note)}")
     for part in found["parts"]:
         instead = part["side"] == "source" and part["node"] != found["source_node"]
-        click.echo(f"\n{part['node']}, {_INSTEAD if instead else _ASKED[part['side']]}:")
+        click.echo(f"\n{printable(part['node'])}, {_INSTEAD if instead else _ASKED[part['side']]}:")
         if part["answer"] is None:
             click.echo(f"  {mark(False)} it did not say: {printable(part['error'])}")
         else:
@@ -53,4 +53,4 @@ def show_steps(answer: dict[str, Any]) -> None:
     """The numbered steps of one agent's answer."""
     for number, step in enumerate(answer.get("steps", ()), 1):
         resource = click.style(f"  [{printable(step['resource'])}]", dim=True) if step.get("resource") else ""
-        click.echo(f"{number:3}. {printable(step['what'])} {printable(step['outcome'])}{resource}")
+        click.echo(f"{number:3}. {printable(step.get('what', ''))} {printable(step.get('outcome', ''))}{resource}")

@@ -103,27 +103,27 @@ def show(found: list[dict[str, Any]], *, clear: bool) -> None:
 
 
 def _row(connection: dict[str, Any]) -> tuple[str, ...]:
-    source, destination = connection["source"], connection["destination"]
+    """An agent of another version, of a cluster's many, may leave fields out."""
+    source, destination = connection.get("source", {}), connection.get("destination", {})
     service = connection.get("service")
     return (
         _named(source),
-        f"{service['hostname']} → {_named(destination)}" if service else _named(destination),
+        f"{service.get('hostname', '')} → {_named(destination)}" if service else _named(destination),
         source.get("identity", ""),
         destination.get("identity", ""),
-        connection["direction"],
+        connection.get("direction", ""),
         _security(connection),
-        size(connection["received_bytes"]),
-        size(connection["sent_bytes"]),
-        ago(connection["started"]),
+        *(size(connection[name]) if name in connection else "" for name in ("received_bytes", "sent_bytes")),
+        ago(connection["started"]) if "started" in connection else "",
     )
 
 
 def _security(connection: dict[str, Any]) -> str:
-    if connection["security"] == "mutual_tls":
+    if connection.get("security") == "mutual_tls":
         return "mutual TLS"
-    return "direct" if connection["direct"] else "plain"
+    return "direct" if connection.get("direct") else "plain" if "security" in connection else ""
 
 
 def _named(party: dict[str, Any]) -> str:
-    workload = party.get("workload")
-    return f"{workload['namespace']}/{workload['name']} {party['address']}" if workload else str(party["address"])
+    workload, address = party.get("workload"), party.get("address", "")
+    return f"{workload.get('namespace', '')}/{workload.get('name', '')} {address}" if workload else str(address)

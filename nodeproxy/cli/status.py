@@ -8,7 +8,7 @@ import click
 
 from nodeproxy.cli.cluster import cluster_options, node_option, wanted
 from nodeproxy.cli.options import Command, connect, instance_options, output_option
-from nodeproxy.cli.output import ago, ahead, mark, plural, print_json, print_table
+from nodeproxy.cli.output import ago, ahead, mark, plural, print_json, print_table, printable
 
 
 @click.command(
@@ -62,7 +62,7 @@ def _summary(found: dict[str, Any]) -> None:
     good = mark(bool(state["received"]) and not state["error"])
     click.echo(f"{good} State from {state['source']}: {counts}; {received} (epoch {state['epoch']}).")
     if state["error"]:
-        click.echo(f"  The last change was refused, the state before it stays: {state['error']}")
+        click.echo(printable(f"  The last change was refused, the state before it stays: {state['error']}"))
     if state["connection"] is not None:
         _connection(state["connection"])
     _direct(found["direct"])
@@ -92,10 +92,10 @@ def _pods(pods: list[dict[str, Any]]) -> str:
 
 def _connection(connection: dict[str, Any]) -> None:
     how = "Connected" if connection["connected"] else "Disconnected"
-    why = f": {connection['error']}" if connection["error"] else ""
+    why = f": {printable(connection['error'])}" if connection["error"] else ""
     click.echo(f"{mark(connection['connected'])} {how} {ago(connection['since'])}, server {connection['address']}{why}.")
     for each in connection["rejected"]:
-        click.echo(f"  {each['type']} {each['name']} can't be used ({each['reason']}): {each['why']}")
+        click.echo(printable(f"  {each['type']} {each['name']} can't be used ({each['reason']}): {each['why']}"))
 
 
 def _direct(direct: dict[str, Any]) -> None:

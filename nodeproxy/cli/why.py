@@ -9,7 +9,7 @@ import click
 from nodeproxy.cli.cluster import cluster_options, wanted
 from nodeproxy.cli.cluster_why import show_steps
 from nodeproxy.cli.options import Command, connect, instance_options, output_option
-from nodeproxy.cli.output import mark, print_json
+from nodeproxy.cli.output import mark, print_json, printable
 
 
 @click.command(
@@ -62,11 +62,10 @@ def why(
     if output == "json":
         print_json(found)
     else:
-        click.echo(f"{found['source']} → {found['destination']}")
+        click.echo(printable(f"{found['source']} → {found['destination']}"))
         show_steps(found)
         decider = refusal.get("resource", "") if refusal else ""
         resource = f" (decided by {decider})" if decider and decider not in found["outcome"] else ""
-        click.echo(
-            f"{mark(refusal is None)} {'It would be ' if refusal is None else 'It would not pass: '}{found['outcome']}{resource}"
-        )
+        said = f"{'It would be ' if refusal is None else 'It would not pass: '}{found['outcome']}{resource}"
+        click.echo(f"{mark(refusal is None)} {printable(said)}")
     ctx.exit(0 if refusal is None else 1)

@@ -5,7 +5,7 @@ Invariant: a list is read in pages, so that no answer is larger than the client 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 
 import msgspec
 
@@ -13,7 +13,7 @@ from nodeproxy.errors import ClusterError
 from nodeproxy.kube import answers
 from nodeproxy.kube.client import KubeClient
 from nodeproxy.translate.names import DATAPLANE_MODE
-from nodeproxy.translate.objects import Pod, Resource
+from nodeproxy.translate.objects import Pod
 from nodeproxy.translate.pods import addresses_of, is_healthy, shape_of
 
 _PAGE = 500  # objects; some 5 MB of pods, as kubectl asks
@@ -55,7 +55,7 @@ async def list_pods(client: KubeClient, namespace: str = "", *, labels: str = ""
     path = f"/api/v1/namespaces/{namespace}/pods" if namespace else "/api/v1/pods"
     query = {name: value for name, value in (("labelSelector", labels), ("fieldSelector", fields)) if value}
     found = []
-    for raw in await _items(client, path, query):
+    async for raw in _items(client, path, query):
         try:
             found.append(found_pod(msgspec.json.decode(raw, type=Pod)))
         except msgspec.MsgspecError as exc:
@@ -65,20 +65,21 @@ async def list_pods(client: KubeClient, namespace: str = "", *, labels: str = ""
 
 async def list_nodes(client: KubeClient) -> list[str]:
     """The nodes' names.  Raises ClusterError."""
-    raws = await _items(client, "/api/v1/nodes", {})
-    return [msgspec.json.decode(raw, type=Resource).metadata.name for raw in raws]
+    path = "/api/v1/nodes"
+    return [answers.metadata(raw, path).name async for raw in _items(client, path, {})]
 
 
-async def _items(client: KubeClient, path: str, query: Mapping[str, str]) -> list[msgspec.Raw]:
-    items: list[msgspec.Raw] = []
+async def _items(client: KubeClient, path: str, query: Mapping[str, str]) -> AsyncGenerator[msgspec.Raw, None]:
+    """Item by item, for a page is ten times what is kept of it."""
     more = ""
     while True:
         asked = {**query, "limit": f"{_PAGE}", **({"continue": more} if more else {})}
         page = answers.page(await client.request("GET", path, query=asked), path)
-        items += page.items or ()
+        for item in page.items or ():
+            yield item
         more = page.metadata.continue_
         if not more:
-            return items
+            return
 
 
 def found_pod(pod: Pod) -> FoundPod:

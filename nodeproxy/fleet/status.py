@@ -18,8 +18,8 @@ _TOLD = ("version", "ready", "pending", "state", "pods", "workers", "certificate
 def nodes_of(replies: Iterable[Reply], others: Iterable[str]) -> list[dict[str, Any]]:
     """A row for each node.  others: nodes that the cluster has, with or without an agent."""
     rows = [_node(reply) for reply in replies]
-    known = {row["node"] for row in rows}
-    rows += [_node(Reply(node=node, error="no agent runs on it")) for node in others if node not in known]
+    bare = set(others) - {row["node"] for row in rows}
+    rows += [_node(Reply(node=node, error="no agent runs on it")) for node in bare]
     return sorted(rows, key=lambda row: str(row["node"]))
 
 

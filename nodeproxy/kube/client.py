@@ -225,8 +225,10 @@ class KubeClient:
                     async with upgraded:
                         yield upgraded
                 finally:
-                    with suppress(TimeoutError):  # else a loop that ends now leaves the socket behind
-                        await asyncio.wait_for(asyncio.gather(*closed, return_exceptions=True), CLOSE_S)
+                    # Else a loop that ends now leaves the socket behind.  Not wait_for: Python 3.11's may lose a cancellation.
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(CLOSE_S):
+                            await asyncio.gather(*closed, return_exceptions=True)
         finally:
             session.users -= 1
             if session.retired and not session.users:

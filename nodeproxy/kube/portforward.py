@@ -24,6 +24,7 @@ from nodeproxy.kube.client import KubeClient
 PROTOCOL = "v4.channel.k8s.io"
 MAX_ANSWER_BYTES = 256 << 20  # 100,000 connections of some 2 KB
 MAX_HEADER_BYTES = 64 << 10
+MAX_ERROR_BYTES = 1 << 10  # of what a kubelet says; a sentence
 _PORT_BYTES = 2
 _DATA, _ERROR = 0, 1
 
@@ -54,7 +55,7 @@ async def get(
                     if (answer := reader.feed(chunk)) is not None:
                         return answer
     except TimeoutError as exc:
-        raise ClusterError(f"{where}: no answer within {timeout_s:g} s; is its node up, and the agent's log quiet?") from exc
+        raise ClusterError(f"{where}: no answer within {timeout_s:.3g} s; is its node up, and the agent's log quiet?") from exc
     raise ClusterError(f"{where}: the connection ended before the answer was whole; see the agent's log")
 
 
@@ -69,7 +70,7 @@ async def _channels(socket: aiohttp.ClientWebSocketResponse, where: str) -> Asyn
             begun.add(channel)
             chunk = chunk[_PORT_BYTES:]
         if channel == _ERROR and chunk:
-            text = chunk.decode(errors="replace").strip()
+            text = chunk[:MAX_ERROR_BYTES].decode(errors="replace").strip()
             raise ClusterError(f"{where}: its node's kubelet can't connect to it: {text}")
         if channel == _DATA and chunk:
             yield chunk

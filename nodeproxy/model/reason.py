@@ -57,7 +57,6 @@ class Reason(StrEnum):
     AUTHORITY_MISMATCH = "authority_mismatch"  # the authority's address is not the socket's destination
     # resources
     TOO_MANY_CONNECTIONS = "too_many_connections"
-    TOO_MANY_STREAMS = "too_many_streams"
     NO_DESCRIPTORS = "no_descriptors"
     FLOW_TABLE_FULL = "flow_table_full"
     MEMORY_FULL = "memory_full"  # more unread bytes than a worker may hold

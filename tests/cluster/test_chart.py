@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import yaml
 
 from tests.cluster.apiserver import ApiServer, peer_binary
 from tests.cluster.kinds import Object, make
-from tests.manifests import BASE, DAEMONSET, SETS, only, text
+from tests.manifests import BASE, DAEMONSET, SETS, documents, only, text
 
 CHART = str(DAEMONSET / "chart")
 
@@ -49,7 +51,7 @@ def test_values_are_used() -> None:
     items = template(
         "--set", "image.repository=registry.example/np,image.tag=1.2.3,image.pullSecrets[0].name=pull",
         "--set", "agent.settings.same-node=hbone,agent.graceSeconds=60,controller.replicas=3,mesh.network=west",
-        "--set", "podMonitor.enabled=true",
+        "--set", "podMonitor.enabled=true", "--set-json", "agent.settings.workers=2e6",
     )  # fmt: skip
     agent, controller = (only(items, kind)["spec"] for kind in ("DaemonSet", "Deployment"))
     for template_ in (agent["template"]["spec"], controller["template"]["spec"]):
@@ -61,6 +63,7 @@ def test_values_are_used() -> None:
     assert settings["agent.yaml"]["same-node"] == "hbone"
     assert settings["agent.yaml"]["grace-s"] == 65
     assert settings["agent.yaml"]["network"] == settings["controller.yaml"]["network"] == "west"
+    assert settings["agent.yaml"]["workers"] == 2_000_000
     assert settings["controller.yaml"]["node-accounts"] == "mesh/nodeproxy"
     assert only(items, "PodMonitor")["spec"]["podMetricsEndpoints"] == [{"port": "metrics", "path": "/metrics"}]
 
@@ -79,9 +82,52 @@ def test_a_change_of_settings_rolls_the_pods() -> None:
     assert not set(mark()) & set(mark("--set", "agent.settings.workers=4"))
 
 
-def test_an_unknown_control_plane_is_refused() -> None:
-    with pytest.raises(AssertionError, match='controlPlane: "consul" is none of controller, istiod and file'):
-        template("--set", "controlPlane=consul")
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ("controlPlane=consul", "value must be one of 'controller', 'istiod', 'file'"),
+        ("controller.replicas=two", "'/controller/replicas': got string, want integer"),
+        ("agent.graceSeconds=1m", "'/agent/graceSeconds': got string, want integer"),
+        ("cni.enabled=maybe", "'/cni/enabled': got string, want boolean"),
+        ("cni.confDir=etc", "'/cni/confDir': 'etc' does not match"),
+        ("image=registry.example/np", "'/image': got string, want object"),
+        ("mesh.network=a: b", "'/mesh/network'"),
+        ("agnt.settings.workers=3", "additional properties 'agnt' not allowed"),
+        ("agent.settings.sameNode=hbone", "'sameNode' does not match"),
+        ("agent.settings.same-node[0]=hbone", "'/agent/settings/same-node': got array"),
+        ("agent.settings.grace-s=3", "agent.settings.grace-s: the chart sets this itself, by its other values"),
+    ],
+)
+def test_what_no_pod_could_start_with_is_refused_by_helm(values: str, said: str) -> None:
+    with pytest.raises(AssertionError, match=re.escape(said)):
+        template("--set", values)
+
+
+def test_the_schema_knows_each_value_and_its_type() -> None:
+    schema = json.loads((DAEMONSET / "chart" / "values.schema.json").read_text())
+    values = yaml.safe_load((DAEMONSET / "chart" / "values.yaml").read_text())
+    assert set(schema["properties"]) - {"global"} == set(values)
+    for name, part in values.items():
+        if isinstance(part, dict):
+            assert set(schema["properties"][name]["properties"]) == set(part)
+
+
+def test_no_setting_can_be_given_twice() -> None:
+    """The programs refuse a file that says something twice, so the chart either refuses it or leaves its own out."""
+    helpers = (DAEMONSET / "chart" / "templates" / "_helpers.tpl").read_text()
+    refused = {who: set(re.findall(r'"([a-z-]+)"', names)) for who, names in re.findall(r'"(\w+)" \(list ([^)]*)\)', helpers)}
+    changed = {"agent": {"log-format", "cni-exempt-namespaces"}, "controller": {"log-format"}}
+    made = only(template(*(f"--set={who}.settings.{name}=x" for who, names in changed.items() for name in names)), "ConfigMap")[
+        "data"
+    ]
+    for who, names in changed.items():
+        own = {
+            name
+            for folder in SETS
+            for name in yaml.safe_load(only(documents(folder), "ConfigMap")["data"].get(f"{who}.yaml", "{}"))
+        }
+        assert own - names <= refused[who]
+        assert all(re.findall(rf"^{name}: (.*)", made[f"{who}.yaml"], re.MULTILINE) == ['"x"'] for name in names)
 
 
 @pytest.mark.parametrize("folder", [*SETS, "uninstall"])
@@ -99,7 +145,14 @@ def test_helm_installs_changes_and_removes_it(bare_api: ApiServer) -> None:
     kubeconfig = bare_api.kubeconfig()
     values = str(DAEMONSET / BASE / "values.yaml")
     where = ["nodeproxy", "--namespace", "helm", "--set", "namespace.create=false"]
-    run("helm", "install", *where[:1], CHART, *where[1:], "--create-namespace", "--values", values, kubeconfig=kubeconfig)
+    said = run("helm", "install", *where[:1], CHART, *where[1:], "--create-namespace", "--values", values, kubeconfig=kubeconfig)
+    for line in (
+        "kubectl label namespace helm pod-security.kubernetes.io/enforce=privileged",
+        "kubectl -n helm rollout status deployment/nodeproxy-controller",
+        "kubectl -n helm rollout status daemonset/nodeproxy",
+        "nodeproxy status -A --system-namespace helm",
+    ):
+        assert f"\n  {line}\n" in said.partition("NOTES:")[2]
     first = bare_api.get("DaemonSet", "nodeproxy", "helm")["spec"]["template"]["metadata"]["annotations"]
     run("helm", "upgrade", *where[:1], CHART, *where[1:], "--set", "agent.settings.workers=3", kubeconfig=kubeconfig)
     second = bare_api.get("DaemonSet", "nodeproxy", "helm")["spec"]["template"]["metadata"]["annotations"]

@@ -209,6 +209,20 @@ def test_asked_wrongly(laptop: Laptop, arguments: tuple[str, ...], said: str) ->
     assert said in laptop.told(*arguments, "-n", SPACE, status=2)
 
 
+def test_what_a_pod_calls_its_owner_steers_no_terminal(laptop: Laptop) -> None:
+    """An owner's name is anything to the API server, and whoever may create a pod says it."""
+    owner = {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web\x1b]0;owned\x07", "uid": "1", "controller": True}
+    hostile = pod("hostile-0", SPACE, node="node0", ips=["10.10.0.98"])
+    hostile["metadata"] |= {"generateName": "hostile-", "ownerReferences": [owner]}
+    laptop.api.create(hostile)
+    try:
+        for arguments in (("why", "we", "api"), ("connections", "--pod", "we")):
+            said = laptop.told(*arguments, "-n", SPACE, status=2)
+            assert "web\ufffd]0;owned\ufffd" in said
+    finally:
+        laptop.api.delete("Pod", "hostile-0", SPACE)
+
+
 def test_connections_of_all_nodes_or_of_a_pod(laptop: Laptop) -> None:
     with laptop.connect():
         found = laptop.asked("connections")["connections"]

@@ -16,8 +16,24 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{ if and .Values.cni.enabled (eq .Values.controlPlane "controller") }}true{{ end }}
 {{- end }}
 
+{{- /* What config.yaml and the pods' environment set stands there once, or the program refuses to start. */}}
 {{- define "nodeproxy.check" -}}
-{{- if not (has .Values.controlPlane (list "controller" "istiod" "file")) }}
-{{- fail (printf "controlPlane: %q is none of controller, istiod and file" .Values.controlPlane) }}
+{{- $own := dict
+  "agent" (list "source" "mesh" "ca" "xds-address" "enrolment" "cluster-id" "cluster-domain" "trust-domain" "network" "cgroup-root"
+    "grace-s" "takeover" "wait-after-handover" "cni-conf-dir" "cni-bin-dir" "run-dir")
+  "controller" (list "cluster-id" "cluster-domain" "trust-domain" "network" "node-accounts") }}
+{{- range $who, $names := $own }}
+{{- range $name, $_ := (get $.Values $who).settings }}
+{{- if has $name $names }}
+{{- fail (printf "%s.settings.%s: the chart sets this itself, by its other values (helm show values)" $who $name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* JSON, for a number above a million would become 1e+06 by `quote`. */}}
+{{- define "nodeproxy.settings" -}}
+{{- range $name, $value := . }}
+    {{ $name }}: {{ toJson $value }}
 {{- end }}
 {{- end }}

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from nodeproxy.cli import cluster, cluster_check, cluster_connections, cluster_status, cluster_why
 from nodeproxy.cli.commands import nodeproxy
+from nodeproxy.errors import ClusterError
+from nodeproxy.fleet.names import choose_pod, parse
 from tests.unit.cli.conftest import Result
 from tests.unit.cli.documented import cluster_examples
+from tests.unit.fleet.builders import found as found_pod
+from tests.unit.kube.playing_server import PlayingServer
 
 Run = Callable[..., Result]
 Finds = Callable[[Any], None]
@@ -145,6 +152,20 @@ def test_connections_with_their_nodes(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert json.loads(run("connections", "-n", "shop", "-o", "json").out) == found
 
 
+def test_what_an_older_agent_lacks_of_a_row_is_a_gap(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask(*_: Any) -> Any:
+        return {
+            "connections": [{"node": "node-a", "source": {"workload": {"name": "web"}}, "service": {"name": "x"}}],
+            "errors": [],
+        }
+
+    monkeypatch.setattr(cluster_connections, "_ask", ask)
+    monkeypatch.setattr(cluster_connections, "reach", lambda ctx, work: _finished(work(_Fleet(), "shop")))
+    result = run("connections", "-n", "shop")
+    assert result.status == 0
+    assert result.out.splitlines()[-1].split() == ["node-a", "/web", "→", "-", "-", "-", "-", "-", "-", "-"]
+
+
 ROOT = Path(__file__).parents[3]
 _DOCUMENTS = (ROOT / "README.md").read_text() + (ROOT / "docs" / "kubernetes.md").read_text()
 _LINES = re.findall(r"^(?:\./dev run|nodeproxy) ((?:status|why|connections|check) .*)$", _DOCUMENTS, re.MULTILINE)
@@ -199,12 +220,36 @@ def test_progress_is_for_terminals_and_for_what_takes_long(
     now = [0.0]
     monkeypatch.setattr(cluster.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(cluster.sys.stderr, "isatty", lambda: True, raising=False)
-    progress = cluster.Progress()
-    progress(1, 3)
-    progress.end()
+    with cluster.Progress() as progress:
+        progress(1, 3)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(cluster.sys.stderr, "isatty", lambda: True, raising=False)
-    now[0] = 2.0
-    progress(2, 3)
-    progress.end()
+    with cluster.Progress() as progress:
+        now[0] = 4.0
+        progress(2, 3)
     assert capsys.readouterr().err.startswith("\r2 of 3 nodes have answered\r")
+
+
+def test_an_api_server_that_hangs_is_waited_for_as_long_as_is_said(tmp_path: Path) -> None:
+    """It accepts, and says nothing."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)
+        server = PlayingServer(tmp_path)
+        server.write_kubeconfig(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        params = {"kubeconfig": str(server.kubeconfig), "context": None, "system_namespace": None, "timeout": 0.05}
+        with pytest.raises(ClusterError, match=r"the API server did not list the agents' pods within 0.05 s; is it well\?"):
+            cluster.reach(cast(Any, SimpleNamespace(params=params)), lambda fleet, default: asyncio.sleep(0))
+
+
+def test_what_others_are_called_does_not_steer_the_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of what owns a pod is whatever its author wrote."""
+
+    def reach(*_: Any) -> Any:
+        owner = found_pod("client-1", workload="deployment/client\x1b[2J")
+        return choose_pod([owner], parse("clien"), "shop")
+
+    monkeypatch.setattr(cluster_why, "reach", reach)
+    result = run("why", "clien", "api", "-n", "shop")
+    assert (result.status, result.out) == (2, "")
+    assert "did you mean client\ufffd[2J, client-1?" in result.err

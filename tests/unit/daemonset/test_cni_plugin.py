@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 
 from nodeproxy.cni.chain import PROGRAM
 from nodeproxy.model.cni import MAX_ADDRESSES, MAX_LINE_BYTES, CniCall
-from tests.cni_plugin import VERSIONS, FakeAgent, call, config, environment
+from tests.cni_plugin import VERSIONS, FakeAgent, call, config, environment, plugin_with_limits
 
 YES = {"code": 0, "message": "it is in the mesh"}
 
@@ -192,6 +195,53 @@ def test_status_says_so_when_all_wait(tmp_path: Path) -> None:
         assert call(given, environment("STATUS")).said["code"] == 50
     (tmp_path / "namespaces").write_text("shop\n")
     assert call(given, environment("STATUS")) == (0, None, b"")  # pods outside the mesh start
+
+
+# ── an agent that hangs ──
+
+
+@pytest.fixture
+def hasty(tmp_path: Path) -> Iterator[Path]:
+    """The plug-in with shorter limits than in life; at its socket somebody listens who says nothing."""
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "cni.sock"))
+        silent.listen(8)
+        yield plugin_with_limits(tmp_path, TIME_LIMIT_MS=100, OUTPUT_LIMIT_MS=400)
+
+
+def test_an_agent_that_hangs_is_as_one_that_is_away(tmp_path: Path, hasty: Path) -> None:
+    given = config(tmp_path, "1.1.0")
+    assert call(given, environment("ADD", "kube-system"), hasty) == (0, given["prevResult"], b"")
+    assert call(given, environment("STATUS"), hasty).said["code"] == 51
+    (tmp_path / "namespaces").write_text("shop\n")
+    assert call(given, environment("ADD", "other"), hasty) == (0, given["prevResult"], b"")
+    done = call(given, environment("ADD"), hasty)
+    assert (done.status, done.said["code"]) == (1, 11)
+    assert done.said["msg"].startswith(
+        "nodeproxy's agent on this node does not answer in time, and pods of namespace shop belong"
+    )
+    assert done.said["details"] == f"{tmp_path}/cni.sock: Connection timed out"
+    assert call(given, environment("STATUS"), hasty) == call(given, environment("DEL"), hasty) == (0, None, b"")
+
+
+def test_a_runtime_that_does_not_end_its_call_is_told(hasty: Path) -> None:
+    with subprocess.Popen([hasty], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment("ADD")) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.read())["details"] == "Connection timed out"
+    assert process.returncode == 1
+
+
+def test_a_runtime_that_does_not_read_is_not_waited_for(tmp_path: Path, hasty: Path) -> None:
+    """A result of more than its pipe takes, which is 64 KiB."""
+    given = config(tmp_path, prevResult={"ips": [], "x": "y" * 500_000})
+    reader, writer = os.pipe()
+    try:
+        asked = json.dumps(given).encode()
+        done = subprocess.run([hasty], input=asked, stdout=writer, env=environment("ADD", "kube-system"), timeout=10)
+        assert done.returncode == 1
+    finally:
+        os.close(reader)
+        os.close(writer)
 
 
 # ── calls that are wrong ──

@@ -67,14 +67,37 @@ def test_the_first_namespace_that_has_agents() -> None:
         find(client, "elsewhere")
 
 
+def test_a_namespace_that_this_user_may_not_see_is_passed_over() -> None:
+    class Refusing(FakeClient):
+        async def request(self, method: str, path: str, *, query: Mapping[str, str]) -> bytes:
+            if "nodeproxy-system" in path:
+                raise ClusterError("403: ask an admin", 403)
+            return await super().request(method, path, query=query)
+
+    assert find(Refusing(istio_system=[pod("ztunnel", "a")])) == {"a": "ztunnel"}
+    with pytest.raises(ClusterError, match="ask an admin"):
+        find(Refusing())
+
+
 Answers = Callable[[str, str], Any]
 
 
-def ask(monkeypatch: pytest.MonkeyPatch, answers: Answers, nodes: list[str], **limits: float) -> list[Reply]:
+def ask(
+    monkeypatch: pytest.MonkeyPatch,
+    answers: Answers,
+    nodes: list[str],
+    *,
+    given: list[float] | None = None,
+    **limits: float,
+) -> list[Reply]:
+    """given: gets the times that nodes are given."""
+
     async def get(
         _client: object, _namespace: str, name: str, port: int, path: str, _query: object, *, timeout_s: float
     ) -> Answer:
         assert port == 15000
+        if given is not None:
+            given.append(timeout_s)
         found = answers(name, path)
         return await found if asyncio.iscoroutine(found) else found
 
@@ -94,10 +117,13 @@ def test_what_a_node_fails_at_is_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
             "alien": Answer(404, b"not found"),
             "older": Answer(404, b'{"error": "GET /status: Not Found"}'),
             "busy": Answer(503, b'{"error": "later"}'),
+            "deep": Answer(200, b'{"a":' * 100_000),
+            "newer": Answer(200, b'{"pods": [{"uid": "K//Pod/shop/web"}, 7]}'),
+            "lying": Answer(200, b'{"state": {"workloads": "\\u001b[2J"}}'),
             "odd": Answer(400, b'{"error": "used wrongly"}'),
         }[node]
 
-    nodes = ["well", "gone", "starting", "alien", "older", "busy", "odd", "bare"]
+    nodes = ["well", "gone", "starting", "alien", "older", "busy", "odd", "bare", "deep", "newer", "lying"]
     replies = {reply.node: reply for reply in ask(monkeypatch, answers, nodes)}
     assert list(replies) == nodes
     assert (replies["well"].answer, replies["well"].error) == ({"ready": True}, "")
@@ -108,6 +134,9 @@ def test_what_a_node_fails_at_is_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
         "older": "of an older version that does not know GET /status",
         "busy": "later",
         "odd": "used wrongly",
+        "deep": "system/deep is no nodeproxy agent",
+        "newer": r"form that is not known here: Expected `object`, got `int` - at `\$.pods\[1\]`; is it of another version",
+        "lying": r"Expected `int`, got `str` - at `\$.state.workloads`",
         "bare": "no agent runs on node bare",
     }.items():
         assert replies[node].answer is None
@@ -131,3 +160,49 @@ def test_so_many_at_once_and_no_longer_than_said(monkeypatch: pytest.MonkeyPatch
     assert most == module.MAX_AT_ONCE
     late = ask(monkeypatch, lambda node, path: slow(), nodes, deadline_s=0)
     assert all("not asked: the 0 s for all nodes were over" in reply.error for reply in late)
+
+
+@pytest.mark.parametrize("body", [b'{"version": "\xff"}', b"[]", b""])
+def test_what_is_no_object_of_json_is_no_agents(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    (reply,) = ask(monkeypatch, lambda _node, _path: Answer(200, body), ["a"])
+    assert "system/a is no nodeproxy agent" in reply.error
+
+
+def test_errors_have_an_end_and_a_pod_that_has_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answers(node: str, _path: str) -> Answer:
+        if node == "gone":
+            raise ClusterError('GET x: the API server says 404 pods "gone" not found', 404)
+        return Answer(503, msgspec.json.encode({"error": "no" * 100_000}))
+
+    long, gone = ask(monkeypatch, answers, ["long", "gone", "long"])
+    assert len(long.error) < 2000
+    assert "the pod has gone since it was listed, as while agents are rolled out: ask again" in gone.error
+
+
+def test_a_node_gets_no_more_time_than_is_left_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    for deadline_s in (0.5, 5.0, 60.0):
+        ask(monkeypatch, lambda _node, _path: Answer(200, b"{}"), ["a"], given=given, deadline_s=deadline_s)
+    assert given[0] == module.LEAST_S
+    assert 4 < given[1] <= 5
+    assert given[2] == module.ASK_S
+
+
+def test_agents_are_found_again_and_kept_if_nobody_says() -> None:
+    client = FakeClient(nodeproxy_system=[pod("old", "a")])
+
+    class Broken:
+        async def request(self, *_: object, **__: object) -> bytes:
+            raise ClusterError("away")
+
+    async def main() -> list[str]:
+        fleet = await Fleet.find(cast(KubeClient, client), module.SYSTEM_NAMESPACES, deadline_s=5)
+        seen = [fleet.agents["a"].name]
+        client.pods["nodeproxy_system"] = [pod("new", "a")]
+        await fleet.find_again()
+        seen.append(fleet.agents["a"].name)
+        fleet.client = cast(KubeClient, Broken())
+        await fleet.find_again()
+        return [*seen, fleet.agents["a"].name]
+
+    assert asyncio.run(main()) == ["old", "new", "new"]

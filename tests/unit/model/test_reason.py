@@ -10,6 +10,7 @@ import pytest
 from nodeproxy.model.reason import Reason, response_flags
 
 _DOCUMENT = Path(__file__).parents[3] / "docs" / "reasons.md"
+_PACKAGE = Path(__file__).parents[3] / "nodeproxy"
 _FLAGS = {"-", "DENY", "CONNECT", "TLS_FAILURE", "H2_HANDSHAKE_FAILURE", "NETWORK_POLICY", "IDENTITY_ERROR", "CERT_REVOKED"}
 
 
@@ -23,3 +24,9 @@ def test_is_documented_with_its_flag(reason: Reason) -> None:
 def test_no_row_without_a_reason() -> None:
     names = re.findall(r"^\| `(\w+)`", _DOCUMENT.read_text(), re.MULTILINE)
     assert names == [reason.value for reason in Reason]
+
+
+def test_every_reason_is_given_somewhere() -> None:
+    """A table that it is a key of is no place where it is given."""
+    code = "".join(path.read_text() for path in _PACKAGE.rglob("*.py"))
+    assert {reason.name for reason in Reason} == set(re.findall(r"\bReason\.([A-Z0-9_]+)\b(?!:)", code))
