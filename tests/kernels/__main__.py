@@ -247,15 +247,14 @@ def summary(shown: Shown) -> str:
     return f"{shown.name}: {told} of {shown.collected} in {shown.seconds:.0f} s.  {verdict(shown) or 'all well'}"
 
 
-def keep(shown: list[Shown], whole: bool) -> None:
+def keep(shown: Shown, whole: bool) -> None:
     """The record, with what earlier runs have shown, and what is made of it; whole: all tests ran, not some that were named."""
     known = {each.name: each for each in read(RECORD)}
-    for each in shown:
-        before = known.get(each.name)
-        if whole:
-            known[each.name] = each
-        elif before is not None and before.release == each.release:
-            known[each.name] = once_more(before, each)
+    before = known.get(shown.name)
+    if whole:
+        known[shown.name] = shown
+    elif before is not None and before.release == shown.release:
+        known[shown.name] = once_more(before, shown)
     record = [known[kernel.name] for kernel in KERNELS if kernel.name in known]
     write(RECORD, record)
     report.write(ROOT, record)
@@ -279,13 +278,15 @@ def main(argv: list[str]) -> int:
         # Else each process there would compile each module anew.
         subprocess.run([sys.executable, "-m", "compileall", "-q", tree, sources], check=True)
         compile_programs(sources, tree, tree.with_name("programs"))
-        shown = [run(kernel, options, pytests, tree, sources) for kernel in kernels]
+        shown = []
+        for kernel in kernels:
+            shown.append(run(kernel, options, pytests, tree, sources))
+            keep(shown[-1], whole=not pytests)  # whoever is interrupted has what was shown
     except Failure as failure:
         raise SystemExit(f"./dev test --kernels: {failure}") from failure
     lock.close()
     for each in shown:
         say(summary(each))
-    keep(shown, whole=not pytests)
     return 1 if any(verdict(each) for each in shown) else 0
 
 
