@@ -150,9 +150,11 @@ def status(conf_dir: Path, bin_dir: Path, instance: str, run_dir: str | None, ou
     if output == "json":
         print_json(found)
     else:
-        click.echo(f"chain    {found['file'] or 'none'}: {' → '.join(found['plugins'])}")
+        chain = f"{found['file']}: {' → '.join(found['plugins'])}" if found["file"] else f"none in {conf_dir}"
+        waits = ": pods of the mesh wait" if found["installed"] else ""
+        click.echo(f"chain    {chain}")
         click.echo(f"plug-in  {'in it' if found['installed'] else 'not in it'}; {found['program'] or 'its program is missing'}")
-        click.echo(f"agent    {'answers it' if found['answered'] else 'does not answer it: pods of the mesh wait'}")
+        click.echo(f"agent    {'answers it' if found['answered'] else f'does not answer it{waits}'}")
     click.get_current_context().exit(0 if found["installed"] and found["program"] and found["answered"] else 1)
 
 

@@ -105,3 +105,15 @@ def test_an_agent_that_keeps_it_there_is_to_be_stopped_first(node: Node, admin: 
         admin.answers["GET /status"] = (200, {"cni": part})
         assert node.run("uninstall").status == 0
     assert node.file.read_bytes() == CHAIN
+
+
+def test_a_node_without_a_chain(node: Node) -> None:
+    """Nobody waits for an agent where no runtime calls the plug-in."""
+    node.file.unlink()
+    result = node.run("status")
+    assert result.status == 1
+    assert result.out.splitlines() == [
+        f"chain    none in {node.file.parent}",
+        "plug-in  not in it; its program is missing",
+        "agent    does not answer it",
+    ]
