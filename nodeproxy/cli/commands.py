@@ -33,6 +33,7 @@ def nodeproxy() -> None:
     Try it:            nodeproxy demo
     Will it run here?  nodeproxy check
     Run a node:        nodeproxy ca init DIR, then nodeproxy run
+    See a cluster:     nodeproxy status --kubeconfig FILE, from anywhere
     """
 
 
