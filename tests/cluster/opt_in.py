@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 from tests.cluster.apiserver import ApiServer
 from tests.cluster.kubelet_mesh import KubeletMesh
@@ -29,6 +31,19 @@ class OptInMesh(KubeletMesh):
         super().__init__(make_control, namespace, account, definitions)
         for agent in self.cluster.agents:
             agent.arguments += ["--enrolment", "labels", "--node-dir", str(self.node_dir(agent))]
+
+    @classmethod
+    @contextmanager
+    def chained(cls, definitions: list[Path]) -> Iterator[Self]:
+        """One of nodeproxy's controller, whose agents run with the plug-in in their nodes' chains."""
+        made = cls.of_controller(definitions)
+        try:
+            made.chain()
+            made.start_agents()
+            made.wait_chained()
+            yield made
+        finally:
+            made.close()
 
     def node_dir(self, agent: Agent) -> Path:
         return self.cluster.directory / f"node-dir{agent.number}"

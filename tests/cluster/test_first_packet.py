@@ -24,14 +24,8 @@ MAX_CALL_MS = {True: 100.0, False: 20.0}  # in the mesh, outside of it
 
 @pytest.fixture(scope="module")
 def mesh(definitions: list[Path]) -> Iterator[OptInMesh]:
-    made = OptInMesh.of_controller(definitions)
-    try:
-        made.chain()
-        made.start_agents()
-        made.wait_chained()
+    with OptInMesh.chained(definitions) as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture

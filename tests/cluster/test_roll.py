@@ -19,14 +19,8 @@ PRE_STOP_S = 2
 
 @pytest.fixture(scope="module")
 def mesh(definitions: list[Path]) -> Iterator[OptInMesh]:
-    made = OptInMesh.of_controller(definitions)
-    try:
-        made.chain()
-        made.start_agents()
-        made.wait_chained()
+    with OptInMesh.chained(definitions) as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture

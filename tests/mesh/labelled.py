@@ -6,9 +6,10 @@ import itertools
 import os
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from nodeproxy.lab.topology import Host
 from nodeproxy.model.node_pod import Membership, MeshNamespace, NodePod
@@ -116,6 +117,22 @@ class LabelledCluster(ControlledCluster):
         made = RunningPod(self, self.pod(node, name, **more))
         self.running.append(made)
         return made
+
+    @classmethod
+    @contextmanager
+    def serving(cls) -> Iterator[Self]:
+        """A cluster whose agents run, with a server in the mesh on node 1 and namespace shop labelled."""
+        cluster = cls()
+        try:
+            cluster.pod(1, "server")
+            cluster.server.put(cluster.message(cluster.pods["server"]))
+            cluster.label()
+            cluster.serve()
+            cluster.start()
+            cluster.enrol(cluster.pods["server"])
+            yield cluster
+        finally:
+            cluster.close()
 
     def start(self) -> None:
         self.write()

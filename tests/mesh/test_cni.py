@@ -24,18 +24,9 @@ from tests.pace import PACE
 
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[CniCluster]:
-    cluster = CniCluster()
-    try:
-        cluster.pod(1, "server")
-        cluster.server.put(cluster.message(cluster.pods["server"]))
-        cluster.label()
-        cluster.serve()
-        cluster.start()
-        cluster.enrol(cluster.pods["server"])
+    with CniCluster.serving() as cluster:
         cluster.wait_installed()
         yield cluster
-    finally:
-        cluster.close()
 
 
 def test_the_agent_keeps_list_and_plug_in_in_their_places(mesh: CniCluster) -> None:

@@ -24,17 +24,8 @@ PORT = 9000
 
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[LabelledCluster]:
-    cluster = LabelledCluster()
-    try:
-        cluster.pod(1, "server")
-        cluster.server.put(cluster.message(cluster.pods["server"]))
-        cluster.label()
-        cluster.serve()
-        cluster.start()
-        cluster.enrol(cluster.pods["server"])
+    with LabelledCluster.serving() as cluster:
         yield cluster
-    finally:
-        cluster.close()
 
 
 _ports = iter(range(PORT, PORT + 1000))
