@@ -199,11 +199,11 @@ class Giving:
             for said in self._giver.said():
                 link.post(said)
             link.post(Yielded(), self._giver.locks())
-            received = await _done(link, process)
+            removed = await _done(link, process)
         except Exception:
             await self._giver.resume()
             raise
-        if received is None or not isinstance(received[0], Done):
+        if removed is None:
             log.error("the agent that was taking over is gone; this one serves on")
             await self._giver.resume()
             return
@@ -211,15 +211,29 @@ class Giving:
         self._stop_listening()
         self.given.set()
         self.settled.set()
+        for each in removed:
+            self._giver.removed(each)
         while (received := await link.receive()) is not None:
             if isinstance(received[0], PodRemoved):
                 self._giver.removed(received[0])
 
 
-async def _done(link: Link[FromSuccessor], process: int) -> tuple[FromSuccessor, list[int]] | None:
-    """What it says within DONE_S.  One that hangs is ended before this agent changes anything again."""
+async def _done(link: Link[FromSuccessor], process: int) -> list[PodRemoved] | None:
+    """The pods that it has taken out by the time that it serves, which is within DONE_S; None: it is gone.
+
+    One that hangs is ended before this agent changes anything again.
+    """
+    now = asyncio.get_running_loop().time
+    deadline = now() + DONE_S
+    removed: list[PodRemoved] = []
     try:
-        return await link.receive_within(DONE_S)
+        while (received := await link.receive_within(deadline - now())) is not None:
+            match received[0]:
+                case Done():
+                    return removed
+                case PodRemoved() as message:
+                    removed.append(message)
+        return None
     except TimeoutError:
         if process >= 0 and not link.ended.is_set():
             with contextlib.suppress(ProcessLookupError):

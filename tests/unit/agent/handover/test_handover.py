@@ -173,6 +173,19 @@ def test_all_is_passed_on(bench: Bench) -> None:
     close(taken)
 
 
+def test_a_pod_that_leaves_before_the_successor_serves_makes_nobody_serve_twice(bench: Bench) -> None:
+    predecessor = bench.ask()
+    taken = bench.take(predecessor)
+    assert taken is not None
+    removed = PodRemoved("in", 9, abort=True)
+    bench.runner.run(_call(lambda: predecessor.tell(removed)))
+    bench.runner.run(_call(predecessor.done))
+    bench.until(lambda: bench.agent.left == [removed])
+    assert bench.agent.calls == ["copy to state-2", "pause", "let go"]
+    os.close(taken.run_dir_lock)
+    close(taken)
+
+
 async def _call(what):  # noqa: ANN001, ANN202
     return what()
 
