@@ -53,7 +53,7 @@ class RunDir:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+            _mark(self._fd)
             self.held = True
             self.store = store or store_of(self.path)
             self._sign()
@@ -77,6 +77,7 @@ class RunDir:
         """Hold it by the lock that its holder has passed on, with that store."""
         os.close(self._fd)
         self._fd, self.held, self.store = lock, True, store
+        _mark(lock)  # an older agent passes it on without
         self._sign()
 
     def sign(self) -> None:
@@ -131,6 +132,10 @@ def store_of(path: Path) -> Path:
     """The store in use, or that was in use last."""
     lines = _lines(path)
     return path / (lines[1] if len(lines) > 1 and _STORE.fullmatch(lines[1]) else _FIRST_STORE)
+
+
+def _mark(lock: int) -> None:
+    fcntl.fcntl(lock, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
 
 
 def _lines(path: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -62,6 +63,17 @@ def test_a_lock_that_is_passed_on_is_never_free(tmp_path: Path) -> None:
     assert holder.hold()
     assert holder.store == copy, "whoever comes next goes on with it"
     holder.close()
+    other.close()
+
+
+def test_a_lock_that_came_without_a_mark_gets_it(tmp_path: Path) -> None:
+    successor, other = RunDir(tmp_path), RunDir(tmp_path)
+    lock = os.open(tmp_path / "lock", os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert other.is_free()
+    successor.take(lock, tmp_path / "state")
+    assert not other.is_free()
+    successor.close()
     other.close()
 
 
