@@ -182,7 +182,8 @@ class Enrolment:
                 pod = self.pods.get(uid)
                 if pod is not None and spec is not None and (pod.spec == spec or pod.inode == spec.inode):
                     pod.spec = spec  # perhaps another way to the same namespace
-                    self.failed.pop(uid, None)
+                    if self.failed.pop(uid, None) is not None:
+                        self._stay(pod)
                 elif pod is not None and not self._try_remove(pod, spec, abort=uid in ended):
                     continue  # it is tried again
                 elif spec is None:
@@ -210,9 +211,7 @@ class Enrolment:
                 self._owners.pop(address, None)
             self._owners.update(dict.fromkeys(pod.addresses, uid))
             self._before_enter(pod.cookie)
-            for slot in range(self._slots):
-                self._listen(pod, slot)
-            self._steering.enrol(PodSteering(pod.netns_fd, pod.cookie, pod.addresses))
+            self._steer(pod)
             log.info("pod %s has other addresses: %s", uid, ", ".join(pod.addresses))
             self._on_change(uid)
 
@@ -280,9 +279,7 @@ class Enrolment:
             self._successor = None
             for pod in list(self.pods.values()):
                 try:
-                    for slot in range(self._slots):
-                        self._listen(pod, slot)
-                    self._steering.enrol(PodSteering(pod.netns_fd, pod.cookie, pod.addresses))
+                    self._steer(pod)
                 except (NodeproxyError, OSError) as error:
                     log.error("pod %s can't be put in once more, and is closed: %s", pod.spec.uid, error)
         await self.reconcile()
@@ -385,6 +382,23 @@ class Enrolment:
         self.failed.pop(spec.uid, None)
         log.info("pod %s is in the mesh: %s, %s", spec.uid, spec.netns, ", ".join(pod.addresses))
         self._on_change(spec.uid)
+
+    def _steer(self, pod: EnrolledPod) -> None:
+        """Workers listen there, and what the pod sends comes to them, be it so already or not."""
+        for slot in range(self._slots):
+            self._listen(pod, slot)
+        self._steering.enrol(PodSteering(pod.netns_fd, pod.cookie, pod.addresses))
+
+    def _stay(self, pod: EnrolledPod) -> None:
+        """It could be taken out in part, and is to be in after all."""
+        try:
+            self._before_enter(pod.cookie)
+            self._steer(pod)
+        except (NodeproxyError, OSError) as error:
+            log.error("pod %s can't be put in once more, and is tried again: %s", pod.spec.uid, error)
+            self._fail(pod.spec, str(error))
+        else:
+            self._on_change(pod.spec.uid)
 
     def _forget_ended(self, pod: EnrolledPod) -> None:
         """Whoever had an address of this pod's before it, and is not there any more, must not keep it from it."""

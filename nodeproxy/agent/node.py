@@ -28,6 +28,7 @@ from nodeproxy.agent.identities import Identities
 from nodeproxy.agent.kubelet import KubeletWatch
 from nodeproxy.agent.node_state import NodeState
 from nodeproxy.agent.on_demand import OnDemand
+from nodeproxy.agent.pod_namespace import EnrolledPod
 from nodeproxy.agent.pods.address_watch import AddressWatch
 from nodeproxy.agent.pods.attachments import Attachments
 from nodeproxy.agent.pods.cni import CniPart
@@ -222,6 +223,8 @@ class Node:
         self.steering.take(self.steering.lock, own_cgroup_id=own_cgroup_id, workers=self.workers.count)
         self.direct.hold(close=True)
         await self.enrolment.thaw()
+        for uid, pod in self.enrolment.pods.items():
+            self._allow_kubelet(uid, pod)  # the successor may have taken it out
         self.steering.attach(cgroup_root)
         self.steering.forget_others()
         if self._kept is not None:
@@ -383,11 +386,12 @@ class Node:
             await self.enrolment.want(pods)
             await self.looked()
 
-    async def looked(self, others: Collection[int] = ()) -> None:
-        """Every pod that is known has been looked at.  others: cookies of namespaces that stay steered."""
+    async def looked(self, others: Collection[int] | None = ()) -> None:
+        """Every pod that is known has been looked at.  others: cookies of namespaces that stay steered; None: all do, for now."""
         if not self._reconciled:
             await self.enrolment.reconcile()  # what was said by command to the agent before: the source may not speak of it
-            await self.enrolment.release_strangers(others)
+            if others is not None:
+                await self.enrolment.release_strangers(others)
             self._reconciled = True
             self.direct.start()
             self.identities.manager.all_wanted()
@@ -406,8 +410,7 @@ class Node:
             else:
                 self.on_demand.leave(uid)
         if pod is not None:
-            told = self.roster.get(uid.partition("//Pod/")[2]) if self.roster is not None else None
-            self.kubelet.allow(uid, pod.cookie, told.probe_ports if told is not None else None)
+            self._allow_kubelet(uid, pod)
             self.direct.entered(pod)
             self.addresses.entered(pod)
             if pod.fresh:
@@ -416,6 +419,10 @@ class Node:
             self.addresses.left(uid)
             self.standing.left(uid)
         self._assign_identities([uid])
+
+    def _allow_kubelet(self, uid: str, pod: EnrolledPod) -> None:
+        told = self.roster.get(uid.partition("//Pod/")[2]) if self.roster is not None else None
+        self.kubelet.allow(uid, pod.cookie, told.probe_ports if told is not None else None)
 
     def _before_commit(self, touched: Touched) -> None:
         self.direct.before_change(touched)

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Set
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -53,6 +53,8 @@ _WATCH_S = 1.0
 # Without any process for so long a pod has ended, though nobody has said so; containers that crash come back within minutes, but
 # then the sandbox's process, or the CNI's mount of the namespace, is there.
 _ENDED_S = 30.0
+# For so long what an agent before has steered stays closed while a pod that is to be in is not found: it may be that pod's.
+_STRANGERS_S = 30.0
 # Pods that are put in without letting the CNI have its turn.
 _AT_ONCE = 16
 
@@ -101,7 +103,7 @@ class LabelEnrolment:
         attachments: Attachments,
         provisional: Provisional,
         *,
-        on_looked: Callable[[Collection[int]], Awaitable[None]],
+        on_looked: Callable[[Collection[int] | None], Awaitable[None]],
     ) -> None:
         self.waiting: dict[str, str] = {}  # pods that are to be in, "namespace/name", and why they are not
         self._node = node
@@ -113,6 +115,8 @@ class LabelEnrolment:
         self._provisional = provisional
         self._on_looked = on_looked
         self._looked = False
+        self._strangers = True  # there may be pods that an agent before has steered, and of which it is not known whose they are
+        self._began = time.monotonic()
         self._places: dict[str, tuple[NodePod, PodSpec]] = {}  # by "namespace/name": as it was told, and where it is
         self._lost: dict[str, float] = {}  # pods in whose namespace nobody seems to be, since when
         self._lock = asyncio.Lock()
@@ -170,10 +174,22 @@ class LabelEnrolment:
             for start in range(0, len(keys), _AT_ONCE):
                 async with self._lock:
                     await self._put_in({key: found[key] for key in keys[start : start + _AT_ONCE]})
+        await self._release_strangers({self._uid(pod) for pod in wanted.values() if pod.key in self.waiting})
+
+    async def _release_strangers(self, waiting: Set[str]) -> None:
+        """What an agent before has steered and nobody wants is plain, once it is known whose it is.
+
+        waiting: who is to be in and is not found yet.  The agent before may have put such a pod in after this one got its state.
+        """
+        steered = self._attachments.steered()
+        theirs = [cookie for uid, cookie in steered.items() if uid in waiting]
+        known = waiting <= steered.keys() or time.monotonic() > self._began + _STRANGERS_S
         if not self._looked:
             self._looked = True
-            waiting = {self._uid(pod) for pod in wanted.values() if pod.key in self.waiting}
-            await self._on_looked([cookie for uid, cookie in self._attachments.steered().items() if uid in waiting])
+            await self._on_looked(theirs if known else None)
+        elif self._strangers and known:
+            await self._enrolment.release_strangers(theirs)
+        self._strangers = self._strangers and not known
 
     # ── out ──
 

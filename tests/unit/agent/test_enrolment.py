@@ -23,12 +23,14 @@ class Kernel:
     def __init__(self) -> None:
         self.steered: set[int] = set()
         self.stuck: set[int] = set()
+        self.enrolled: list[int] = []
 
     def enrolled_cookies(self) -> frozenset[int]:
         return frozenset(self.steered)
 
     def enrol(self, pod: PodSteering) -> None:
         self.steered.add(pod.netns_cookie)
+        self.enrolled.append(pod.netns_cookie)
 
     def leave(self, cookie: int) -> None:
         if cookie in self.stuck:
@@ -87,6 +89,7 @@ def test_who_can_not_be_taken_out_is_tried_again_and_then_is_where_it_belongs(ke
             await enrolment.change({"b": None})
             await enrolment.change({"b": PodSpec("b", HERE, 3)})  # it is to be in after all
             assert (list(enrolment.pods), enrolment.failed) == (["b"], {})
+            assert kernel.enrolled == [1, 2, 3, 3], "what was taken out in part is put in again"
         assert ended[:2] == [True, True]
         assert not any(ended[2:])
         watching.cancel()

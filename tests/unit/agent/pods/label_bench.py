@@ -49,6 +49,7 @@ class FakeEnrolment:
         self.stuck = False
         self.ended: list[str] = []
         self.refreshed: list[str] = []
+        self.released_but: list[Collection[int]] = []
 
     async def change(self, specs: Mapping[str, PodSpec | None], ended: Collection[str] = ()) -> None:
         self.ended += ended
@@ -59,6 +60,9 @@ class FakeEnrolment:
                 self.failed[uid] = labels_failed(spec, self.error)
             elif spec is not None:
                 self.pods[uid] = Enrolled(spec, spec.inode)
+
+    async def release_strangers(self, others: Collection[int] = ()) -> None:
+        self.released_but.append(others)
 
     async def refresh(self, uid: str) -> None:
         self.refreshed.append(uid)
@@ -100,7 +104,7 @@ class Bench:
         self.path = path
         self.is_connected = True
         self.no_certificate = ""
-        self.kept_steered: list[Collection[int]] = []
+        self.kept_steered: list[Collection[int] | None] = []
         self.enrolment, self.finder = FakeEnrolment(), FakeFinder()
         self.events, self.full_times = FakeEvents(), 0
         self.standing = Standing(0, ends_them=False)
@@ -132,7 +136,7 @@ class Bench:
         self.enrolment = FakeEnrolment()
         self.open()
 
-    async def _looked(self, cookies: Collection[int]) -> None:
+    async def _looked(self, cookies: Collection[int] | None) -> None:
         self.kept_steered.append(cookies)
 
     def view(self) -> View:

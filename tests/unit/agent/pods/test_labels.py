@@ -225,6 +225,30 @@ def test_a_sandbox_that_was_replaced_is_removed_late(run: Run) -> None:
     run(scenario)
 
 
+def test_nobody_is_plain_because_the_agent_before_put_him_in_too_late_to_say_so(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.tell(told("late", uid="w", addresses=()))
+        await bench.labels.reconcile()
+        assert bench.kept_steered == [None]  # any of those that are steered may be this pod
+        await bench.labels.reconcile()
+        assert not bench.enrolment.released_but
+        bench.finder.there.add("w")
+        bench.tell(told("late", uid="w", addresses=("10.0.0.2",)))
+        await bench.labels.reconcile()
+        assert bench.enrolment.released_but == [[]]
+        await bench.labels.reconcile()
+        assert bench.enrolment.released_but == [[]], "once"
+        bench.restart()
+        monkeypatch.setattr(labels, "_STRANGERS_S", 0.0)
+        bench.tell(told("never", uid="v", addresses=()))
+        await bench.labels.reconcile()
+        assert bench.kept_steered[1:] == [[]]  # it is not waited for without end
+
+    run(scenario)
+
+
 def test_another_agent_finds_what_the_cni_brought(run: Run) -> None:
     async def scenario(bench: Bench) -> None:
         bench.tell(told(addresses=()), told("b", uid="w", addresses=("10.0.0.2",)))
