@@ -14,6 +14,7 @@ import pytest
 
 from nodeproxy.linux.netns import inside
 from tests.mesh.cluster import Agent, Cluster, MeshPod, exactly, wait_until
+from tests.pace import PACE
 
 PODS = 100
 
@@ -165,7 +166,7 @@ def test_a_pod_that_leaves_and_comes_back_at_once_is_whole(mesh: Cluster) -> Non
         assert agent.request("DELETE", f"/pods/{server.uid}")[0] == 200
         assert agent.request("POST", "/pods", {"uid": server.uid, "netns": server.host.netns_path})[0] == 200
         with server.listen(9100) as listener:
-            listener.settimeout(2)
+            listener.settimeout(2 * PACE)
             with client.connect(server.ip, 9100):
                 listener.accept()[0].close()
 
