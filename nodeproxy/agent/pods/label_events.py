@@ -41,7 +41,7 @@ class LabelEvents:
         self._entering.pop(uid, None)
 
     def counted(self, uid: str, standing: int, ended: bool) -> None:
-        """A pod is in, and had so many connections before.  ended: they were destroyed."""
+        """A pod is in, and so many connections from before go on; ended: all were destroyed, and so many there had been."""
         pod = self._entering.pop(uid, None)
         if pod is None:
             return

@@ -118,6 +118,7 @@ class LabelEnrolment:
         self._strangers = True  # there may be pods that an agent before has steered, and of which it is not known whose they are
         self._began = time.monotonic()
         self._places: dict[str, tuple[NodePod, PodSpec]] = {}  # by "namespace/name": as it was told, and where it is
+        self._going: dict[str, NodePod] = {}  # by uid: pods that go on and are to be out, and are not known to be
         self._lost: dict[str, float] = {}  # pods in whose namespace nobody seems to be, since when
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -198,7 +199,6 @@ class LabelEnrolment:
         async with self._lock:
             out: dict[str, None] = {}
             ended = set()
-            left: list[tuple[str, NodePod]] = []
             for key, (pod, spec) in list(self._places.items()):
                 now = self._roster.get(key)
                 if now is not None and now.pod_uid == pod.pod_uid and now.membership.in_mesh:
@@ -209,19 +209,26 @@ class LabelEnrolment:
                 if now is None or now.pod_uid != pod.pod_uid:
                     ended.add(spec.uid)
                 elif spec.uid in self._enrolment.pods:
-                    left.append((spec.uid, now))
+                    self._going[spec.uid] = now
                 self._forget(key, spec.uid)
             if out:
                 await self._enrolment.change(out, ended)
-            for uid, pod in left:
-                if uid not in self._enrolment.pods:
-                    self._events.left(pod)
+            self._tell_left()
             pods = self._roster.pods()
             here = {self._uid(pod) for pod in pods if pod.membership.in_mesh}
             await self._node.write(self._provisional.take_back(self._provisional.uids - here))
             over = [uid for uid in self._attachments.steered() if uid not in here and (self._looked or uid in out)]
             await self._node.keep(self._attachments.forget_steered(over))
             await self._node.keep(self._attachments.prune({pod.pod_uid for pod in pods}))
+
+    def _tell_left(self) -> None:
+        """Of whoever could not be taken out at once, when it is out: `Enrolment.watch` has tried again."""
+        for uid, pod in list(self._going.items()):
+            now = self._roster.get(pod.key)
+            if now is None or now.pod_uid != pod.pod_uid:
+                del self._going[uid]
+            elif uid not in self._enrolment.pods:
+                self._events.left(self._going.pop(uid))
 
     def _forget(self, key: str, uid: str) -> None:
         self._places.pop(key, None)
@@ -294,7 +301,7 @@ class LabelEnrolment:
             if (failed := self._enrolment.failed.get(spec.uid)) is not None:
                 self._events.failed(pod, failed.error)
             enrolled = self._enrolment.pods.get(spec.uid)
-            if enrolled is None or not enrolled.fresh:
+            if enrolled is not None and not enrolled.fresh:  # who is not in yet may be at the next try
                 self._events.forget(spec.uid)
 
     async def _drop_ended(self, put_in: Mapping[str, PodSpec]) -> None:
@@ -309,6 +316,7 @@ class LabelEnrolment:
     def _set_place(self, pod: NodePod, spec: PodSpec) -> None:
         self._places[pod.key] = pod, spec
         self._uids.add(spec.uid)
+        self._going.pop(spec.uid, None)
         self._lost.pop(pod.key, None)
         self.waiting.pop(pod.key, None)
 
@@ -329,8 +337,9 @@ class LabelEnrolment:
     # ── what becomes of pods that are in ──
 
     async def _watch(self) -> None:
-        """Follow pods whose namespace is not where it was."""
+        """Follow pods whose namespace is not where it was, and notice who is out at last."""
         async with self._lock:
+            self._tell_left()
             lost = {key: place for key, place in self._places.items() if not leads_to(place[1])}
             for key in self._lost.keys() - lost.keys():
                 del self._lost[key]

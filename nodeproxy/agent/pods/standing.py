@@ -2,7 +2,8 @@
 
 They are counted once a pod is steered, for only then can no more of them come; what is the proxy's own by then is told by the
 cgroup that made it.  They are left alone and counted until they end, or destroyed.
-Invariant: a look costs the kernel's walk of its connections, in a thread; what fails is told, and costs nothing else.
+Invariants: a look costs the kernel's walk of its connections, in a thread; what fails is logged, and costs nothing else; nothing
+is said of connections that could not be counted, and none is said to have ended that may go on.
 It must not know why a pod is enrolled.
 """
 
@@ -33,7 +34,6 @@ class Standing:
     """
 
     def __init__(self, own_cgroup_id: int, *, ends_them: bool) -> None:
-        self.destroyed = 0
         self._listener: Listener = lambda uid, standing, ended: None
         self._own_cgroup_id = own_cgroup_id
         self._ends_them = ends_them
@@ -42,7 +42,10 @@ class Standing:
         self._new: asyncio.Queue[EnrolledPod] = asyncio.Queue()
 
     def listen(self, listener: Listener) -> None:
-        """Have this called of each pod that is steered, with how many it had before, and whether they were ended."""
+        """Have this called of each pod that is steered: with how many it had before and False, or True if all of them were ended.
+
+        Where only some could be ended, the number is of those that may go on.
+        """
         self._listener = listener
 
     def entered(self, pod: EnrolledPod) -> None:
@@ -79,38 +82,53 @@ class Standing:
         if self._pods.get(uid) is not pod:
             return
         found = await self._ask(pod)
+        if found is None:
+            return
         mine = {each.socket for each in found if each.cgroup_id == self._own_cgroup_id}
         ends = {(each.local, each.remote) for each in mine}
         standing = [each.socket for each in found if each.socket not in mine and _is_foreign(each.socket, ends)]
         if self._pods.get(uid) is not pod:
             return
-        self._listener(uid, len(standing), self._ends_them)
+        go_on = await self._end(pod, standing) if self._ends_them else standing
+        if self._pods.get(uid) is not pod:
+            return
+        self._listener(uid, len(go_on or standing), self._ends_them and not go_on)
+        if go_on:
+            self._cookies[uid] = frozenset(each.cookie for each in go_on)
+            log.info("pod %s: %d connections from before it was enrolled go on outside the mesh", uid, len(go_on))
+
+    async def _end(self, pod: EnrolledPod, standing: list[TcpSocket]) -> list[TcpSocket]:
+        """Those that may go on."""
         if not standing:
-            return
-        if self._ends_them:
-            self.destroyed += await asyncio.to_thread(_destroy_all, os.dup(pod.netns_fd), standing)
-            log.info("pod %s: %d connections from before it was enrolled were ended", uid, len(standing))
-            return
-        self._cookies[uid] = frozenset(each.cookie for each in standing)
-        log.info("pod %s: %d connections from before it was enrolled go on outside the mesh", uid, len(standing))
+            return []
+        try:
+            go_on, error = await asyncio.to_thread(_destroy_all, os.dup(pod.netns_fd), standing)
+        except OSError as failure:
+            go_on, error = standing, failure
+        uid, ended = pod.spec.uid, len(standing) - len(go_on)
+        log.info("pod %s: %d connections from before it was enrolled were ended", uid, ended)
+        if error is not None:
+            log.error("pod %s: %d connections from before it was enrolled can't be ended: %s", uid, len(go_on), error)
+        return go_on
 
     async def _count_again(self, uid: str) -> None:
         pod, before = self._pods.get(uid), self._cookies[uid]
         if pod is None:
             return
-        now = before & {each.socket.cookie for each in await self._ask(pod)}
-        if self._cookies.get(uid) is before:
-            self._cookies[uid] = now
+        found = await self._ask(pod)
+        if found is not None and self._cookies.get(uid) is before:
+            now = self._cookies[uid] = before & {each.socket.cookie for each in found}
             if not now:
                 del self._cookies[uid]
 
-    async def _ask(self, pod: EnrolledPod) -> list[LiveSocket]:
+    async def _ask(self, pod: EnrolledPod) -> list[LiveSocket] | None:
+        """None: they can't be counted."""
         try:
             # A descriptor of its own: the pod may leave meanwhile.
             return await asyncio.to_thread(_live, os.dup(pod.netns_fd))
         except (NodeproxyError, OSError) as error:
             log.warning("pod %s: its connections can't be counted: %s", pod.spec.uid, error)
-            return []
+            return None
 
 
 def _is_foreign(each: TcpSocket, own: set[tuple[tuple[str, int], tuple[str, int]]]) -> bool:
@@ -127,13 +145,17 @@ def _live(netns_fd: int) -> list[LiveSocket]:
         os.close(netns_fd)
 
 
-def _destroy_all(netns_fd: int, connections: list[TcpSocket]) -> int:
-    ended = 0
+def _destroy_all(netns_fd: int, connections: list[TcpSocket]) -> tuple[list[TcpSocket], Exception | None]:
+    """Those that may go on, and why."""
+    go_on: list[TcpSocket] = []
+    why: Exception | None = None
     try:
         for each in connections:
-            ended += destroy(netns_fd, each)
-    except NodeproxyError as error:
-        log.error("connections from before a pod was enrolled can't be ended: %s", error)
+            try:
+                destroy(netns_fd, each)
+            except (NodeproxyError, OSError) as error:
+                go_on.append(each)
+                why = error
     finally:
         os.close(netns_fd)
-    return ended
+    return go_on, why

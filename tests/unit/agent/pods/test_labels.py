@@ -469,3 +469,37 @@ def test_nobody_is_told_again_of_what_an_agent_before_has_done(run: Run, monkeyp
         assert bench.events.told == []
 
     run(scenario)
+
+
+def test_whoever_looks_at_a_pod_that_comes_in_or_leaves_at_the_second_try_is_told_as_well(run: Run) -> None:
+    async def scenario(bench: Bench) -> None:
+        def reasons() -> list[str]:
+            return [reason for _, _, _, reason, _, _ in bench.events.told]
+
+        bench.finder.there.add("u")
+        bench.enrolment.error = "no room"
+        bench.tell(told())
+        await bench.labels.reconcile()
+        bench.enrolment.error = ""
+        await bench.enrolment.change({UID: PodSpec(UID, HERE, INODE)})  # as Enrolment.watch does
+        bench.standing._listener(UID, 2, False)
+        assert reasons() == ["EnrolmentFailed", "Enrolled", "StandingConnections"]
+        bench.events.told.clear()
+        for ended in (False, True):
+            bench.tell(told(membership=Membership.OPTED_OUT))
+            bench.enrolment.stuck = True
+            await bench.labels.reconcile()
+            await bench.labels._watch()
+            assert reasons() == []  # it is in still
+            bench.enrolment.stuck = False
+            await bench.enrolment.change({UID: None})
+            bench.tell(removed=["ns/a"] if ended else ())
+            await bench.labels._watch()
+            await bench.labels._watch()
+            assert reasons() == ([] if ended else ["Left"])
+            bench.events.told.clear()
+            bench.tell(told())
+            await bench.labels.reconcile()
+        assert not bench.labels._going
+
+    run(scenario)
