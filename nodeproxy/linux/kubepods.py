@@ -238,3 +238,16 @@ def _open_netns(process: _Process) -> int | None:
         return None
     finally:
         os.close(directory)
+
+
+def places(finder: PodFinder, wanted: Mapping[str, frozenset[str]]) -> tuple[dict[str, tuple[str, int]], dict[str, str]]:
+    """Path and inode of these pods' network namespaces, and why others are not found.
+
+    All of it in the caller's thread, so that no namespace stays open for who has been cancelled meanwhile.
+    """
+    found, missing = finder.find(wanted)
+    try:
+        return {uid: (namespace.path, netns_inode(namespace.netns_fd)) for uid, namespace in found.items()}, missing
+    finally:
+        for namespace in found.values():
+            os.close(namespace.netns_fd)

@@ -29,7 +29,7 @@ from nodeproxy.agent.pods.roster import Roster
 from nodeproxy.agent.pods.standing import Standing
 from nodeproxy.agent.sources.change import Change
 from nodeproxy.errors import EnrolmentError, NodeproxyError
-from nodeproxy.linux.kubepods import PodFinder
+from nodeproxy.linux.kubepods import PodFinder, places
 from nodeproxy.linux.netns import netns_inode, open_netns
 from nodeproxy.model.cni import Admission, Attachment, CniAdd
 from nodeproxy.model.delta import PodSpec
@@ -266,7 +266,7 @@ class LabelEnrolment:
         """By pods' uids; of those that are not found it is noted why."""
         if not wanted:
             return {}
-        found, missing = await asyncio.to_thread(_find, self._finder, wanted)
+        found, missing = await asyncio.to_thread(places, self._finder, wanted)
         keys = {pod.pod_uid: pod.key for pod in self._roster.pods()}
         for uid, why in missing.items():
             if uid in keys:
@@ -348,7 +348,7 @@ class LabelEnrolment:
 
     async def _follow(self, lost: Mapping[str, tuple[NodePod, PodSpec]]) -> None:
         addresses = {pod.pod_uid: frozenset(self._addresses(pod)) for pod, _ in lost.values()}
-        found, _ = await asyncio.to_thread(_find, self._finder, addresses)
+        found, _ = await asyncio.to_thread(places, self._finder, addresses)
         for key, (pod, spec) in lost.items():
             if pod.pod_uid in found:
                 path, inode = found[pod.pod_uid]
@@ -489,16 +489,3 @@ def _inode(netns: str) -> int:
         return netns_inode(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _find(finder: PodFinder, wanted: dict[str, frozenset[str]]) -> tuple[dict[str, tuple[str, int]], dict[str, str]]:
-    """Path and inode of these pods' namespaces, and why others are not found.
-
-    All of it in the finder's thread, so that no namespace stays open for who has been cancelled meanwhile.
-    """
-    found, missing = finder.find(wanted)
-    try:
-        return {uid: (namespace.path, netns_inode(namespace.netns_fd)) for uid, namespace in found.items()}, missing
-    finally:
-        for namespace in found.values():
-            os.close(namespace.netns_fd)
