@@ -196,6 +196,20 @@ def test_of_two_pods_of_one_name_the_later_is_in_and_the_other_when_that_has_gon
     assert pod.uid not in mesh.rows()
 
 
+def test_a_pod_that_can_not_come_in_for_one_that_goes_is_no_error_of_what_was_asked(mesh: ZdsCluster) -> None:
+    owner, owner_uid = mesh.come("twins-owner")
+    pod, uid = mesh.come("twins")
+    later, later_uid = mesh.come("twins-later", told=False)
+    assert mesh.add(owner, owner_uid) == ""
+    assert "enrolled already" in mesh.add(pod, uid, owner.host)
+    assert mesh.add(pod, later_uid, later.host) == ""
+    assert mesh.cni.delete(later_uid) == [""]
+    assert mesh.rows()[pod.uid]["addresses"] == []
+    assert any(pod.uid in why for why in mesh.agents[0].get("/status")["pending"])
+    assert mesh.cni.delete(uid) == mesh.cni.delete(owner_uid) == [""]
+    mesh.wait_ready()
+
+
 def test_what_istio_cni_says_is_counted(mesh: ZdsCluster) -> None:
     pod, uid = mesh.come("counted")
     before = mesh.metrics()

@@ -112,9 +112,9 @@ class Standing:
         return go_on
 
     async def _count_again(self, uid: str) -> None:
-        pod, before = self._pods.get(uid), self._cookies[uid]
-        if pod is None:
-            return
+        pod, before = self._pods.get(uid), self._cookies.get(uid)
+        if pod is None or before is None:
+            return  # it has left while another one was counted
         found = await self._ask(pod)
         if found is not None and self._cookies.get(uid) is before:
             now = self._cookies[uid] = before & {each.socket.cookie for each in found}

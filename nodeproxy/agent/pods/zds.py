@@ -16,7 +16,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -248,11 +248,7 @@ class ZdsEnrolment:
         """
         self._begin()
         async with self._lock:
-            for pod in list(self._pods.values()):
-                try:
-                    await self._put_in(pod)
-                except (NodeproxyError, OSError) as error:
-                    log.error("pod %s can't be taken over: %s", pod.add.key, error)
+            await self._put_in_all(list(self._pods.values()))
         if self._following is not None and not self._is_asked:  # else it ends with its answer
             self._following.cancel()
 
@@ -340,6 +336,14 @@ class ZdsEnrolment:
                 uid,
             )
 
+    async def _put_in_all(self, pods: Iterable[_Pod]) -> None:
+        """Each for itself: one's failure is neither another's, nor that of what istio-cni asks for."""
+        for pod in pods:
+            try:
+                await self._put_in(pod)
+            except (NodeproxyError, OSError) as error:
+                log.error("pod %s can't be put in: %s", pod.add.key, error)
+
     async def _make_known(self, pod: _Pod) -> None:
         """A workload for who starts: the control plane tells of it when it has an address, and that is after this.
 
@@ -418,8 +422,7 @@ class ZdsEnrolment:
             await self._node.keep(forgotten)
             await self._node.write(self._provisional.take_back(out))
             if self._active.is_set():
-                for other in others.values():
-                    await self._put_in(other)
+                await self._put_in_all(others.values())
                 if self._looked and len(forgotten) > len(pods):
                     await self._enrolment.release_strangers(self._waiting())
         finally:

@@ -6,8 +6,9 @@ A kernel that refuses is the test's: no real one does at will.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -95,3 +96,42 @@ def test_those_that_can_not_be_counted_again_are_as_many_as_before(kernel: Kerne
     kernel.counts = True
     asyncio.run(standing._count_again(UID))
     assert standing.count(UID) == 1
+
+
+def test_a_pod_that_leaves_while_another_one_is_counted_ends_nothing(
+    kernel: Kernel, pod: EnrolledPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        standing = Standing(9, ends_them=False)
+        other = dataclasses.replace(pod, spec=PodSpec("K//Pod/ns/b", "/dev/null", 1))
+        standing.entered(pod)
+        await standing._look(pod)
+        standing.entered(other)
+        await standing._look(other)
+        standing._new = asyncio.Queue()
+        monkeypatch.setattr(module, "_COUNT_S", 0.0)
+        counted = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def left_meanwhile(netns_fd: int) -> list[LiveSocket]:
+            asyncio.run_coroutine_threadsafe(_call(standing.left, other.spec.uid), loop).result()
+            loop.call_soon_threadsafe(counted.set)
+            return kernel.live(netns_fd)
+
+        monkeypatch.setattr(module, "live", left_meanwhile)
+        serving = asyncio.create_task(standing.run())
+        await counted.wait()
+        counted.clear()
+        waiting = asyncio.create_task(counted.wait())  # for the next round
+        await asyncio.wait([serving, waiting], return_when=asyncio.FIRST_COMPLETED, timeout=10)
+        assert not serving.done()
+        assert waiting.done()
+        serving.cancel()
+        await asyncio.wait([serving])
+        assert (standing.count(UID), standing.count(other.spec.uid)) == (3, 0)
+
+    asyncio.run(scenario())
+
+
+async def _call(call: Callable[[str], None], uid: str) -> None:
+    call(uid)
