@@ -67,10 +67,10 @@ def passes(mesh: Cluster, port: int = 9001) -> bool:
     """Whether a new connection carries bytes."""
     server = mesh.pods["server"]
     with server.listen(port) as listener:
-        listener.settimeout(0.5)
+        listener.settimeout(0.5 * PACE)
         try:
             with mesh.pods["client"].connect(server.ip, port) as ours:
-                ours.settimeout(2)
+                ours.settimeout(2 * PACE)
                 theirs, _ = listener.accept()
                 with theirs:
                     ours.sendall(b"?")
