@@ -54,9 +54,14 @@ class Shown(NamedTuple):
 
 
 def once_more(before: Shown, now: Shown) -> Shown:
-    """What is known of a kernel after some of its tests ran alone: of these the last outcome, and all else as it was."""
+    """What is known of a kernel after some of its tests ran alone: of these the last outcome, and all else as it was.
+
+    A run that was stopped is whole when what it had not reached has run as well.
+    """
     ran = {each.test: each for each in now.tests}
-    return before._replace(tests=[ran.get(each.test, each) for each in before.tests])
+    tests = [ran.pop(each.test, each) for each in before.tests] + list(ran.values())
+    left = "" if len(tests) >= before.collected else before.unfinished
+    return before._replace(tests=tests, unfinished=left, stopped=before.stopped if left else "")
 
 
 def read_lines(path: Path) -> tuple[int, list[Outcome], str]:

@@ -78,6 +78,14 @@ def test_what_ran_once_more_takes_the_place_of_what_was_and_all_else_stays() -> 
     assert once_more(before, now) == before._replace(tests=[Outcome("a", "passed", 3, ""), Outcome("b", "passed", 2, "")])
 
 
+def test_a_run_that_was_stopped_can_go_on() -> None:
+    before = shown(tests=[Outcome("a", "passed", 1, "")], collected=3, unfinished="b", stopped="stopped after 5 minutes")
+    some = once_more(before, shown(tests=[Outcome("b", "passed", 1, "")], collected=1))
+    assert (some.unfinished, some.stopped, len(some.tests)) == ("b", "stopped after 5 minutes", 2)
+    whole = once_more(some, shown(tests=[Outcome("c", "passed", 1, "")], collected=1))
+    assert (whole.unfinished, whole.stopped, len(whole.tests)) == ("", "", 3)
+
+
 @pytest.mark.parametrize(
     ("changes", "cell", "bad"),
     [
